@@ -1,0 +1,63 @@
+"""The FFN with sine activations that turns features of time into filter taps.
+
+Dimensions: K taps, E features, W width, O outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SineFFN(nn.Module):
+    """``E -> W -> … -> W -> O`` with ``sin(freq * x)`` between (arXiv 2302.10866, section 3.3; SIREN, arXiv 2006.09661).
+
+    One trainable ``freq`` vector is shared by all layers, as in the released code. The last layer has no bias.
+
+    Args:
+        emb_dim: features E.
+        width: hidden width W.
+        outputs: O, one for each filter channel.
+        inner_layers: hidden layers after the first.
+        freq: start of ``freq``.
+    """
+
+    def __init__(
+        self,
+        emb_dim: int,
+        width: int,
+        outputs: int,
+        *,
+        inner_layers: int = 2,
+        freq: float = 10.0,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if width < 1 or inner_layers < 0:
+            raise ValueError(f"width must be at least 1 and inner_layers at least 0, got {width} and {inner_layers}")
+        at = {"device": device, "dtype": dtype}
+        sizes = [emb_dim] + [width] * (1 + inner_layers)
+        self.hidden = nn.ModuleList(nn.Linear(a, b, **at) for a, b in zip(sizes, sizes[1:]))
+        self.out = nn.Linear(width, outputs, bias=False, **at)
+        self.initial_freq = freq
+        self.freq = nn.Parameter(torch.empty(width, **at))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """``nn.Linear``'s own initialisation, as in the released code, and ``freq`` at its start."""
+        for layer in [*self.hidden, self.out]:
+            layer.reset_parameters()
+        nn.init.constant_(self.freq, self.initial_freq)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(K, E) -> (K, O)`` in the dtype of ``features``, whatever the weights' own."""
+        dtype = features.dtype
+        x, freq = features, self.freq.to(dtype)
+        for layer in self.hidden:
+            x = torch.sin(freq * F.linear(x, layer.weight.to(dtype), layer.bias.to(dtype)))
+        return F.linear(x, self.out.weight.to(dtype))
+
+    def extra_repr(self) -> str:
+        return f"freq={self.initial_freq}"

@@ -1,0 +1,63 @@
+"""The window that gives a filter its decay.
+
+Dimensions: K taps, F filters, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class ExponentialWindow(nn.Module):
+    """``exp(-t |delta_c|) + shift``: some channels forget fast, others slowly (arXiv 2302.10866, section 3.3).
+
+    ``delta`` runs linearly from ``log(target) / slow_decay_pct`` to ``log(target) / fast_decay_pct`` over the channels: the
+    slowest has fallen to ``target`` after ``slow_decay_pct`` of ``l_max``, the fastest after ``fast_decay_pct``.
+    """
+
+    deltas: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        num_filters: int = 1,
+        *,
+        slow_decay_pct: float = 1.5,
+        fast_decay_pct: float = 0.3,
+        target: float = 1e-2,
+        shift: float = 0.0,
+        trainable: bool = False,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 < target < 1 or slow_decay_pct <= 0 or fast_decay_pct <= 0:
+            raise ValueError(
+                f"target must lie in (0, 1) and the decay percentages be positive, got target={target}, "
+                f"slow_decay_pct={slow_decay_pct}, fast_decay_pct={fast_decay_pct}"
+            )
+        self.num_filters, self.shift = num_filters, shift
+        self.ends = (math.log(target) / slow_decay_pct, math.log(target) / fast_decay_pct)
+        deltas = torch.empty(num_filters * channels, device=device, dtype=dtype)
+        if trainable:
+            self.deltas = nn.Parameter(deltas)
+        else:
+            self.register_buffer("deltas", deltas)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Spaces the decays again: the whole range for each filter."""
+        each = self.deltas.numel() // self.num_filters
+        row = torch.linspace(*self.ends, each, device=self.deltas.device, dtype=self.deltas.dtype)
+        with torch.no_grad():
+            self.deltas.copy_(row.repeat(self.num_filters))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Time ``(K,) -> (K, F * C)``."""
+        return torch.exp(-t[:, None] * self.deltas.to(t.dtype).abs()) + self.shift
+
+    def extra_repr(self) -> str:
+        return f"channels={self.deltas.numel()}, shift={self.shift}"

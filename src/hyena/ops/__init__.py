@@ -1,0 +1,9 @@
+"""The registered ops (``torch.ops.hyena``), with a checked Python call for each."""
+
+from hyena.ops._layout import compute_dtype, transform_length
+from hyena.ops.gated_conv import gated_conv
+from hyena.ops.mix import mix
+from hyena.ops.short_conv import short_conv
+from hyena.ops.spectrum import filter_spectrum
+
+__all__ = ["compute_dtype", "filter_spectrum", "gated_conv", "mix", "short_conv", "transform_length"]

@@ -1,0 +1,84 @@
+"""Memory order, dtypes and transform lengths: the rules that the fallback, the fakes and the kernels share."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of the arithmetic inside an op: float64 for float64, float32 for everything below it."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def is_channel_major(z: Tensor) -> bool:
+    """Whether ``z`` of shape ``(B, L, C)`` lies in memory as ``(B, C, L)``, the natural order of a GPU."""
+    return z.size(1) > 1 and z.size(2) > 1 and z.stride(1) == 1 and z.stride(2) != 1
+
+
+def empty_in_order_of(z: Tensor, channels: int) -> Tensor:
+    """An uninitialised ``(B, L, channels)`` tensor in the memory order (and dtype, device) of ``z``."""
+    b, length, _ = z.shape
+    if is_channel_major(z):
+        return z.new_empty(b, channels, length).transpose(1, 2)
+    return z.new_empty(b, length, channels)
+
+
+def to_order_of(y: Tensor, z: Tensor) -> Tensor:
+    """``y`` of shape ``(B, L, C)`` in the dtype and memory order of ``z``."""
+    y = y.to(z.dtype)
+    if is_channel_major(z):
+        return y.transpose(1, 2).contiguous().transpose(1, 2)
+    return y.contiguous()
+
+
+def _is_fast(size: int) -> bool:
+    # Above 64 points a multiple of 16, which keeps the radix-3 and radix-5 passes few; below, any smooth length is as good.
+    if size > 64 and size % 16 != 0:
+        return False
+    for factor in (2, 3, 5):
+        while size % factor == 0:
+            size //= factor
+    return size == 1
+
+
+def _next_fast(length: int) -> int:
+    size = length if length <= 64 else -(-length // 16) * 16
+    while not _is_fast(size):
+        size += 1 if size < 64 else 16
+    return size
+
+
+_cached_next_fast = lru_cache(maxsize=4096)(_next_fast)
+
+
+@lru_cache(maxsize=4096)
+def points_of(size: int) -> int:
+    """The transform length ``P`` of a spectrum with room for ``size`` points: the longest fast length that fits."""
+    while not _is_fast(size):
+        size -= 1 if size <= 64 or size % 16 == 0 else size % 16
+    return size
+
+
+def transform_length(length: int) -> int:
+    """Room to ask of a spectrum for rows of up to ``length`` positions: the next ``2^a 3^b 5^c``, as far as known.
+
+    ``P`` complex points hold a causal or two-sided convolution of ``P`` positions without wrap-around (a real transform
+    of ``2P`` points in the fallback), so ``L = 8209`` costs 8640 points and not 16384.
+
+    While ``torch.compile`` or ``torch.export`` traces with a symbolic length, the next fast length is not an expression
+    that can be traced; the answer is then an upper bound on it (the gap above a fast length is at most an eighth and 23),
+    and the ops take the longest fast length inside: :func:`points_of`.
+    """
+    if isinstance(length, int) and not torch.compiler.is_compiling():
+        if length < 1:
+            raise ValueError(f"a transform needs at least one position, got length={length}")
+        return _cached_next_fast(length)
+    # Imported here because it costs a third of a second, and only tracing needs it.
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    if has_static_value(length):
+        return _next_fast(int(length))
+    return length + length // 8 + 24

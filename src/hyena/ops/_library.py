@@ -1,0 +1,87 @@
+"""How an op is registered: schema, fallback, fake and backward in one call.
+
+Schemas live in Python so that the ops exist with or without the compiled extension; a kernel only adds an
+implementation for its device (``CPU`` or ``CUDA``) under the same name, and the dispatcher takes it from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("hyena", "DEF")
+OP_NAMES: list[str] = []
+
+
+def define(
+    schema: str,
+    fallback: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    backward: Callable[..., Any] | None = None,
+) -> None:
+    """Registers ``hyena::<name>`` with everything that eager, ``torch.compile`` and autograd ask of it.
+
+    Args:
+        schema: ``name(Tensor a, Tensor? b) -> Tensor``.
+        fallback: plain PyTorch, any device and dtype. It must be differentiable by autograd: second derivatives come
+            from it.
+        fake: shapes and strides only.
+        backward: ``(inputs, grads) -> grads of inputs``. Without it the op is taken to be a backward op itself, and its
+            derivative is autograd's, of ``fallback``.
+    """
+    name = schema[: schema.index("(")]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, fallback, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"hyena::{name}", fake, lib=LIBRARY)
+    derivative = backward if backward is not None else _derivative_of(fallback)
+
+    def run_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs = _restore(ctx)
+        if all(g is None for g in grads):
+            return (None,) * len(inputs)
+        out = derivative(inputs, grads)
+        return tuple(g if need else None for g, need in zip(out, ctx.needs_input_grad, strict=True))
+
+    torch.library.register_autograd(f"hyena::{name}", run_backward, setup_context=_save, lib=LIBRARY)
+    OP_NAMES.append(name)
+
+
+def _save(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.is_tensor = [isinstance(a, Tensor) for a in inputs]
+    ctx.others = [None if t else a for a, t in zip(inputs, ctx.is_tensor, strict=True)]
+    ctx.save_for_backward(*[a for a, t in zip(inputs, ctx.is_tensor, strict=True) if t])
+
+
+def _restore(ctx: Any) -> list[Any]:
+    tensors = iter(ctx.saved_tensors)
+    return [next(tensors) if t else a for t, a in zip(ctx.is_tensor, ctx.others, strict=True)]
+
+
+def _derivative_of(fallback: Callable[..., Any]) -> Callable[..., Any]:
+    """Differentiates a backward op by differentiating its fallback (used for double backward only)."""
+
+    def derivative(inputs: Sequence[Any], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("hyena ops have first and second derivatives, but no third: create_graph=True was nested twice")
+        with torch.enable_grad():
+            leaves = [
+                a.detach().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in inputs
+            ]
+            outputs = fallback(*leaves)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
+            wanted = [i for i, a in enumerate(leaves) if isinstance(a, Tensor) and a.requires_grad]
+            found = torch.autograd.grad(
+                [o for o, _ in pairs], [leaves[i] for i in wanted], [g for _, g in pairs], allow_unused=True
+            )
+        result: list[Tensor | None] = [None] * len(inputs)
+        for i, g in zip(wanted, found, strict=True):
+            result[i] = g
+        return result
+
+    return derivative

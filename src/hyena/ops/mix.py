@@ -1,0 +1,204 @@
+"""``hyena::mix``: the whole mixing step, from the projections ``z`` to ``y``.
+
+Short convolution, split into gates ``x^0 … x^{N-1}`` and value ``v``, then for each long filter a gate and a convolution,
+and the last gate. With ``F = N - 1`` filters this is the released code's recurrence, with ``F = N`` the paper's
+(eq. 4 of arXiv 2302.10866), which also convolves ``v`` before the first gate.
+
+Dimensions: B batch, L length, C channels, N order, F long filters, G filter channels, P transform length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hyena.ops._layout import empty_in_order_of, points_of, to_order_of
+from hyena.ops._library import define
+from hyena.ops._packing import map_rows, row_bounds
+from hyena.ops.gated_conv import check_spectrum, long_conv, long_conv_backward
+from hyena.ops.short_conv import check_row, short_conv_rows, short_conv_rows_backward
+from hyena.ops.spectrum import spectrum_gradient, spectrum_rows
+
+
+def _recurrence(x: Sequence[Tensor], v: Tensor, s: Tensor, d: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Inputs of each long convolution, and the values after each; all (B, C, L), the last value not yet gated by x[0]."""
+    value_filter = s.size(0) == len(x)
+    products, values = [], [v]
+    for i in range(s.size(0)):
+        # The gate of step i: none for the value filter, else x[N-1], x[N-2], …, x[1] in turn.
+        step = i - 1 if value_filter else i
+        p = values[-1] if step < 0 else x[len(x) - 1 - step] * values[-1]
+        products.append(p)
+        values.append(long_conv(p, s[i]) + d[i][:, None] * p)
+    return products, values
+
+
+def _mix_rows(z: Tensor, weight: Tensor, bias: Tensor | None, spectrum: Tensor, d: Tensor, mask: Tensor | None) -> Tensor:
+    parts = _split(short_conv_rows(z, weight, bias, mask), d.size(1))
+    s, d = spectrum_rows(spectrum), d.to(parts[0].dtype)
+    _, values = _recurrence(parts[:-1], parts[-1], s, d)
+    return (parts[0] * values[-1]).transpose(1, 2)
+
+
+def _split(zc: Tensor, channels: int) -> list[Tensor]:
+    return list(zc.transpose(1, 2).contiguous().split(channels, dim=1))
+
+
+def _mix_rows_backward(
+    dy: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    spectrum: Tensor,
+    d: Tensor,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Everything between z and y is computed again rather than kept from the forward pass."""
+    parts = _split(short_conv_rows(z, weight, bias, mask), d.size(1))
+    x, v = parts[:-1], parts[-1]
+    s, d = spectrum_rows(spectrum), d.to(v.dtype)
+    products, values = _recurrence(x, v, s, d)
+    g = dy.to(v.dtype).transpose(1, 2)
+    dx: list[Tensor] = [g * values[-1]] + [torch.zeros(0)] * (len(x) - 1)
+    ds, dd = [], []
+    g = g * x[0]
+    value_filter = s.size(0) == len(x)
+    for i in reversed(range(s.size(0))):
+        dp, ds_i = long_conv_backward(g, products[i], s[i])
+        ds.append(ds_i)
+        dd.append((g * products[i]).sum((0, 2)))
+        dp = dp + d[i][:, None] * g
+        step = i - 1 if value_filter else i
+        if step < 0:
+            g = dp
+        else:
+            gate = len(x) - 1 - step
+            dx[gate] = dp * values[i]
+            g = dp * x[gate]
+    dzc = torch.cat([*dx, g], dim=1).transpose(1, 2)
+    dz, dw, db = short_conv_rows_backward(dzc, z, weight, mask)
+    if not ds:
+        return dz, dw, db, torch.zeros_like(spectrum), torch.zeros_like(d)
+    return dz, dw, db, spectrum_gradient(torch.stack(ds[::-1]), spectrum), torch.stack(dd[::-1])
+
+
+def _mix(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    spectrum: Tensor,
+    d: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> Tensor:
+    if cu_seqlens is None:
+        return to_order_of(_mix_rows(z, weight, bias, spectrum, d, mask), z)
+    bounds = row_bounds(cu_seqlens, z.size(1), points_of(spectrum.size(2) - 1))
+    if not bounds:
+        return torch.zeros_like(empty_in_order_of(z, d.size(1)))
+    (y,) = map_rows(
+        lambda keep, rows, m: _mix_rows(rows, weight, bias, spectrum, d, keep if m is None else m), (z, mask), bounds
+    )
+    return to_order_of(y, z)
+
+
+def _mix_backward(
+    dy: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    spectrum: Tensor,
+    d: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if cu_seqlens is None:
+        dz, dw, db, ds, dd = _mix_rows_backward(dy, z, weight, bias, spectrum, d, mask)
+    else:
+        bounds = row_bounds(cu_seqlens, z.size(1), points_of(spectrum.size(2) - 1))
+        if not bounds:
+            zeros = [torch.zeros_like(t) for t in (weight, weight[:, 0], spectrum, d)]
+            return torch.zeros_like(empty_in_order_of(z, z.size(2))), *zeros
+        dz, dw, db, ds, dd = map_rows(
+            lambda keep, g, rows, m: _mix_rows_backward(
+                g, rows, weight, bias, spectrum, d, keep if m is None else m
+            ),
+            (dy, z, mask),
+            bounds,
+        )
+    return to_order_of(dz, z), dw.to(weight.dtype), db.to(weight.dtype), ds.contiguous(), dd.to(d.dtype)
+
+
+def _backward(inputs: Sequence, grads: Sequence[Tensor | None]) -> tuple:
+    z, weight, bias, spectrum, d, mask, cu_seqlens = inputs
+    dz, dw, db, ds, dd = torch.ops.hyena.mix_backward(grads[0], z, weight, bias, spectrum, d, mask, cu_seqlens)
+    return dz, dw, None if bias is None else db.to(bias.dtype), ds, dd, None, None
+
+
+define(
+    "mix(Tensor z, Tensor weight, Tensor? bias, Tensor spectrum, Tensor d, Tensor? mask, Tensor? cu_seqlens) -> Tensor",
+    _mix,
+    lambda z, weight, bias, spectrum, d, mask, cu_seqlens: empty_in_order_of(z, d.size(1)),
+    backward=_backward,
+)
+define(
+    "mix_backward(Tensor dy, Tensor z, Tensor weight, Tensor? bias, Tensor spectrum, Tensor d, Tensor? mask,"
+    " Tensor? cu_seqlens) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _mix_backward,
+    lambda dy, z, weight, bias, spectrum, d, mask, cu_seqlens: (
+        empty_in_order_of(z, z.size(2)),
+        weight.new_empty(weight.shape),
+        weight.new_empty(weight.size(0)),
+        spectrum.new_empty(spectrum.shape),
+        d.new_empty(d.shape),
+    ),
+)
+
+
+def mix(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    spectrum: Tensor,
+    d: Tensor,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Checked call of ``hyena::mix``: the mixing step of an order-``N`` Hyena operator.
+
+    Args:
+        z: ``(B, L, (N+1) C)`` projections, gates ``x^0 … x^{N-1}`` then value, any strides.
+        weight, bias: ``((N+1) C, taps)`` and ``((N+1) C,)`` of the short convolution; the last tap is the current position.
+        spectrum: ``(F, G, P+1, 2)`` from :func:`hyena.ops.filter_spectrum`, in order of use; ``F`` is ``N-1``, or ``N``
+            for the paper's recurrence.
+        d: ``(F, C)`` weight of each convolution's input in its output; for order 1 without filters ``(0, C)``.
+        mask: ``(B, L)`` bool, True where a position is kept: applied to ``z`` and after the short convolution.
+        cu_seqlens: offsets of packed rows; then ``B = 1``.
+
+    Returns:
+        ``(B, L, C)`` in the dtype and memory order of ``z``.
+
+    Raises:
+        ValueError: shapes, dtypes or sizes that do not fit, with the ones found.
+    """
+    check_row(z, mask, cu_seqlens)
+    channels = d.size(-1)
+    if d.dim() != 2 or spectrum.dim() != 4 or d.size(0) != spectrum.size(0):
+        raise ValueError(
+            f"d must be (F, C) and spectrum (F, G, P + 1, 2) with one F, got {tuple(d.shape)} and {tuple(spectrum.shape)}"
+        )
+    order = z.size(2) // max(channels, 1) - 1
+    if order < 1 or z.size(2) != (order + 1) * channels or d.size(0) not in (order - 1, order):
+        raise ValueError(
+            f"z of {z.size(2)} channels is not (N + 1) x {channels} for an order N with {d.size(0)} = N - 1 or N filters"
+        )
+    if weight.dim() != 2 or weight.size(0) != z.size(2) or (bias is not None and bias.shape != weight.shape[:1]):
+        shape = None if bias is None else tuple(bias.shape)
+        raise ValueError(
+            f"the short filter must be ({z.size(2)}, taps) with a bias of ({z.size(2)},) or None, got "
+            f"{tuple(weight.shape)} and {shape}"
+        )
+    check_spectrum(z, spectrum, channels, cu_seqlens is not None)
+    return torch.ops.hyena.mix(z, weight, bias, spectrum, d, mask, cu_seqlens)

@@ -1,0 +1,99 @@
+"""``hyena::filter_spectrum``: a filter's spectrum, computed once and used by every row of the batch.
+
+Dimensions: F filters, K taps, G filter channels, P transform length (see ``transform_length``).
+
+The result has shape ``(F, G, size + 1, 2)``, real, with ``P = points_of(size)`` (``size`` itself, if that is a fast length). What stands where belongs to the backend that made it: the fallback keeps
+the ``P + 1`` real-FFT coefficients of ``2P`` points, kernels keep ``P`` coefficients of the right-angle transform in
+permuted order. It is for handing back to ``gated_conv`` and ``mix`` on the same device, never for storing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hyena.ops._layout import compute_dtype, points_of
+from hyena.ops._library import define
+
+
+def _placed(h: Tensor, points: int, causal: bool) -> Tensor:
+    """Taps at their lags modulo ``2P``: (F, K, G) or (F, 2K-1, G) -> (F, G, 2P)."""
+    rows = h.to(compute_dtype(h)).transpose(1, 2)
+    if causal:
+        return torch.nn.functional.pad(rows, (0, 2 * points - rows.size(2)))
+    taps = (rows.size(2) + 1) // 2
+    gap = rows.new_zeros(*rows.shape[:2], 2 * points - rows.size(2))
+    return torch.cat([rows[..., taps - 1 :], gap, rows[..., : taps - 1]], dim=-1)
+
+
+def _filter_spectrum(h: Tensor, size: int, causal: bool) -> Tensor:
+    points = points_of(size)
+    s = torch.view_as_real(torch.fft.rfft(_placed(h, points, causal)))
+    return torch.nn.functional.pad(s, (0, 0, 0, size - points)).contiguous()
+
+
+def spectrum_rows(spectrum: Tensor) -> Tensor:
+    """The fallback's own view of a spectrum: the ``P + 1`` complex coefficients, ``(…, G, P + 1)``."""
+    return torch.view_as_complex(spectrum)[..., : points_of(spectrum.size(-2) - 1) + 1]
+
+
+def spectrum_gradient(ds: Tensor, spectrum: Tensor) -> Tensor:
+    """A gradient of ``spectrum_rows(spectrum)`` as a gradient of ``spectrum``."""
+    unused = spectrum.size(-2) - ds.size(-1)
+    return torch.nn.functional.pad(torch.view_as_real(ds), (0, 0, 0, unused)).contiguous()
+
+
+def _filter_spectrum_backward(ds: Tensor, h: Tensor, size: int, causal: bool) -> Tensor:
+    # The adjoint of rfft: the inner coefficients stand for two of the full transform each, so irfft must count them half.
+    g = spectrum_rows(ds.contiguous())
+    half = torch.full((g.size(-1),), 0.5, dtype=ds.dtype, device=ds.device)
+    half[0] = half[-1] = 1.0
+    placed = torch.fft.irfft(g * half, n=2 * (g.size(-1) - 1), norm="forward")
+    if causal:
+        dh = placed[..., : h.size(1)]
+    else:
+        taps = (h.size(1) + 1) // 2
+        dh = torch.cat([placed[..., placed.size(-1) - (taps - 1) :], placed[..., :taps]], dim=-1)
+    return dh.transpose(1, 2).to(h.dtype).contiguous()
+
+
+def _backward(inputs: Sequence, grads: Sequence[Tensor | None]) -> tuple:
+    h, size, causal = inputs
+    return torch.ops.hyena.filter_spectrum_backward(grads[0], h, size, causal), None, None
+
+
+define(
+    "filter_spectrum(Tensor h, SymInt size, bool causal) -> Tensor",
+    _filter_spectrum,
+    lambda h, size, causal: h.new_empty(h.size(0), h.size(2), size + 1, 2, dtype=compute_dtype(h)),
+    backward=_backward,
+)
+define(
+    "filter_spectrum_backward(Tensor ds, Tensor h, SymInt size, bool causal) -> Tensor",
+    _filter_spectrum_backward,
+    lambda ds, h, size, causal: h.new_empty(h.shape),
+)
+
+
+def filter_spectrum(h: Tensor, size: int, causal: bool = True) -> Tensor:
+    """Spectrum of filters for :func:`hyena.ops.gated_conv` and :func:`hyena.ops.mix`.
+
+    Args:
+        h: ``(F, K, G)`` taps of lags ``0 … K-1``; two-sided ``(F, 2K-1, G)``, lags ``-(K-1) … K-1``.
+        size: from ``transform_length``; rows of up to ``size`` positions can be convolved (``points_of(size)`` of them,
+            where ``size`` is not a fast length).
+        causal: whether ``h`` has lags from 0 on, or two-sided ones.
+
+    Raises:
+        ValueError: more taps than positions: cut the filter first, since it would wrap around.
+    """
+    if h.dim() != 3 or not h.is_floating_point():
+        raise ValueError(f"filters must be floating point of shape (F, K, G), got {h.dtype} of shape {tuple(h.shape)}")
+    if not causal and h.size(1) % 2 == 0:
+        raise ValueError(f"a two-sided filter has an odd number of taps, lags -(K-1) … K-1; got {h.size(1)}")
+    taps = h.size(1) if causal else (h.size(1) + 1) // 2
+    if taps > size:
+        raise ValueError(f"a filter of {taps} lags does not fit a transform of {size} positions: cut it to {size} lags")
+    return torch.ops.hyena.filter_spectrum(h, size, causal)
