@@ -185,7 +185,9 @@ class HyenaOperator(nn.Module):
         longest = u.size(1)
         if cu_seqlens is not None:
             if self.num_blocks > 1:
-                raise ValueError(f"packed rows cannot be cut into num_blocks={self.num_blocks} equal blocks; pad them instead")
+                raise ValueError(
+                    f"packed rows cannot be cut into num_blocks={self.num_blocks} equal blocks; pad them instead"
+                )
             if max_seqlen is None:
                 max_seqlen = int(cu_seqlens.diff().max())
             longest = min(longest, max(max_seqlen, 1))
@@ -355,6 +357,8 @@ def _check(
         raise ValueError(f"l_max={l_max} is not a multiple of num_blocks={num_blocks}")
     if filter_groups is not None:
         if num_heads > 1:
-            raise ValueError(f"num_heads={num_heads} already ties filters in heads; leave filter_groups={filter_groups} out")
+            raise ValueError(
+                f"num_heads={num_heads} already ties filters in heads; leave filter_groups={filter_groups} out"
+            )
         if filter_groups < 1 or width % filter_groups != 0:
             raise ValueError(f"the width {width} is not a multiple of filter_groups={filter_groups}")

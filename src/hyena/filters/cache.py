@@ -63,7 +63,9 @@ def may_cache(source: nn.Module) -> bool:
     weights = [*source.parameters(), *source.buffers()]
     if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
         return False
-    return all(type(w) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(w) for w in weights)
+    return all(
+        type(w) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(w) for w in weights
+    )
 
 
 def _fingerprint(t: Tensor) -> tuple[object, Tensor | None]:

@@ -57,7 +57,9 @@ class HyenaFilter(nn.Module):
     ) -> None:
         super().__init__()
         if channels < 1 or l_max < 1 or num_filters < 1:
-            raise ValueError(f"need channels >= 1, l_max >= 1, num_filters >= 1, got {channels}, {l_max}, {num_filters}")
+            raise ValueError(
+                f"need channels >= 1, l_max >= 1, num_filters >= 1, got {channels}, {l_max}, {num_filters}"
+            )
         at = {"device": device, "dtype": dtype}
         self.channels, self.l_max, self.num_filters, self.causal = channels, l_max, num_filters, causal
         rows = num_filters * (1 if causal else 2)

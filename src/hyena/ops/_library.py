@@ -67,7 +67,9 @@ def _derivative_of(fallback: Callable[..., Any]) -> Callable[..., Any]:
 
     def derivative(inputs: Sequence[Any], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         if torch.is_grad_enabled():
-            raise RuntimeError("hyena ops have first and second derivatives, but no third: create_graph=True was nested twice")
+            raise RuntimeError(
+                "hyena ops have first and second derivatives, but no third: create_graph=True was nested twice"
+            )
         with torch.enable_grad():
             leaves = [
                 a.detach().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in inputs

@@ -78,7 +78,9 @@ def map_rows(
 
 def _gather(t: Tensor, index: Tensor, keep: Tensor) -> Tensor:
     rows = t[0][index]
-    return torch.where(keep.view(*keep.shape, *([1] * (rows.dim() - 2))), rows, torch.zeros((), dtype=t.dtype, device=t.device))
+    return torch.where(
+        keep.view(*keep.shape, *([1] * (rows.dim() - 2))), rows, torch.zeros((), dtype=t.dtype, device=t.device)
+    )
 
 
 def _sum(parts: tuple[Tensor, ...]) -> Tensor:

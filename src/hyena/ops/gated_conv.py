@@ -61,9 +61,7 @@ def _long_conv_backward(dy: Tensor, x: Tensor, spectrum: Tensor) -> tuple[Tensor
     return dx, (dy_f * x_f.conj()).sum((0, 2)) * twice
 
 
-def gated_conv_rows(
-    v: Tensor, spectrum: Tensor, d: Tensor | None, pre: Tensor | None, post: Tensor | None
-) -> Tensor:
+def gated_conv_rows(v: Tensor, spectrum: Tensor, d: Tensor | None, pre: Tensor | None, post: Tensor | None) -> Tensor:
     """(B, L, C) in and out, in the compute dtype."""
     p = _gated(v, pre)
     y = long_conv(p, spectrum_rows(spectrum))

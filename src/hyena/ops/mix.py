@@ -35,7 +35,9 @@ def _recurrence(x: Sequence[Tensor], v: Tensor, s: Tensor, d: Tensor) -> tuple[l
     return products, values
 
 
-def _mix_rows(z: Tensor, weight: Tensor, bias: Tensor | None, spectrum: Tensor, d: Tensor, mask: Tensor | None) -> Tensor:
+def _mix_rows(
+    z: Tensor, weight: Tensor, bias: Tensor | None, spectrum: Tensor, d: Tensor, mask: Tensor | None
+) -> Tensor:
     parts = _split(short_conv_rows(z, weight, bias, mask), d.size(1))
     s, d = spectrum_rows(spectrum), d.to(parts[0].dtype)
     _, values = _recurrence(parts[:-1], parts[-1], s, d)
@@ -122,9 +124,7 @@ def _mix_backward(
             zeros = [torch.zeros_like(t) for t in (weight, weight[:, 0], spectrum, d)]
             return torch.zeros_like(empty_in_order_of(z, z.size(2))), *zeros
         dz, dw, db, ds, dd = map_rows(
-            lambda keep, g, rows, m: _mix_rows_backward(
-                g, rows, weight, bias, spectrum, d, keep if m is None else m
-            ),
+            lambda keep, g, rows, m: _mix_rows_backward(g, rows, weight, bias, spectrum, d, keep if m is None else m),
             (dy, z, mask),
             bounds,
         )

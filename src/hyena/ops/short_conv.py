@@ -43,7 +43,9 @@ def short_conv_rows(z: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor
     return masked(y, mask)
 
 
-def short_conv_rows_backward(dy: Tensor, z: Tensor, weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def short_conv_rows_backward(
+    dy: Tensor, z: Tensor, weight: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of z, weight and bias, in the compute dtype."""
     dtype = compute_dtype(z)
     x, w, g = masked(z.to(dtype), mask), weight.to(dtype), masked(dy.to(dtype), mask)
@@ -117,7 +119,9 @@ def short_conv(
     """Checked call of ``hyena::short_conv``; see :func:`hyena.functional.short_conv`."""
     check_row(z, mask, cu_seqlens)
     if weight.dim() != 2 or weight.size(0) != z.size(2) or weight.size(1) < 1:
-        raise ValueError(f"weight must be ({z.size(2)}, taps) for z of shape {tuple(z.shape)}, got {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight must be ({z.size(2)}, taps) for z of shape {tuple(z.shape)}, got {tuple(weight.shape)}"
+        )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be ({z.size(2)},), got {tuple(bias.shape)}")
     return torch.ops.hyena.short_conv(z, weight, bias, mask, cu_seqlens)
@@ -130,7 +134,9 @@ def check_row(z: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> None
         ValueError: the shapes or dtypes do not fit, with the ones found.
     """
     if z.dim() != 3 or not z.is_floating_point():
-        raise ValueError(f"expected a floating point tensor of shape (B, L, C), got {z.dtype} of shape {tuple(z.shape)}")
+        raise ValueError(
+            f"expected a floating point tensor of shape (B, L, C), got {z.dtype} of shape {tuple(z.shape)}"
+        )
     if z.size(1) < 1:
         raise ValueError(f"expected at least one position, got a tensor of shape {tuple(z.shape)}")
     if mask is not None and (mask.shape != z.shape[:2] or mask.dtype != torch.bool):
