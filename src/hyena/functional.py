@@ -46,8 +46,8 @@ def fft_conv(x: Tensor, h: Tensor, d: Tensor | None = None, *, causal: bool = Tr
 
     Args:
         x: ``(B, L, C)``, any strides.
-        h: ``(K, G)`` taps of lags ``0 … K-1``, or ``(2K-1, G)`` of lags ``-(K-1) … K-1`` with ``causal=False``. ``C`` is a
-            multiple of ``G``; channel ``c`` uses filter ``c // (C // G)``. Lags beyond the input do nothing.
+        h: ``(K, G)`` taps of lags ``0 … K-1``, or ``(2K-1, G)`` of lags ``-(K-1) … K-1`` with ``causal=False``. ``C``
+            is a multiple of ``G``; channel ``c`` uses filter ``c // (C // G)``. Lags beyond the input do nothing.
         d: ``(C,)`` weight of the input itself.
 
     Returns:
@@ -95,7 +95,7 @@ def gated_conv(
 
 
 def _cut(h: Tensor, length: int, causal: bool) -> Tensor:
-    """The lags of ``h`` (taps first) that can matter for rows of ``length`` positions; cut, so that none wraps around."""
+    """The lags of ``h`` (taps first) that matter for rows of ``length`` positions; cut, so that none wraps around."""
     if causal:
         return h[:length]
     if h.size(0) % 2 == 0:
@@ -128,25 +128,27 @@ def toeplitz(h: Tensor, length: int, *, causal: bool = True) -> Tensor:
 def hyena_matrix(
     gates: Tensor, h: Tensor, d: Tensor | None = None, *, causal: bool = True, num_heads: int = 1
 ) -> Tensor:
-    """The data-controlled matrix of the recurrence, ``H = D_0 T_F D_1 ⋯ T_1 (D_{N-1})`` (arXiv 2302.10866, section 3.2).
+    """The data-controlled matrix of the recurrence, ``H = D_0 T_F D_1 ⋯ T_1 (D_{N-1})`` (arXiv 2302.10866, sec. 3.2).
 
     ``y = torch.einsum("bcts,bsc->btc", hyena_matrix(gates, h, d), v)`` is what the fast path computes.
 
-    ``D_n`` is the diagonal matrix of gate ``x^n``, ``T_i`` the Toeplitz matrix of filter ``i`` with ``d_i`` added on the
-    diagonal. With ``F = N - 1`` filters the value meets gate ``x^{N-1}`` first, with ``F = N`` filter 1 (the paper's
-    recurrence). With ``num_heads = M > 1`` gates take turns: one forms the outer product with the value inside its
-    head, the next contracts it again (arXiv 2310.18780, section 3); if the last has nothing to contract, it multiplies.
+    ``D_n`` is the diagonal matrix of gate ``x^n``, ``T_i`` the Toeplitz matrix of filter ``i`` with ``d_i`` added on
+    the diagonal. With ``F = N - 1`` filters the value meets gate ``x^{N-1}`` first, with ``F = N`` filter 1 (the
+    paper's recurrence). With ``num_heads = M > 1`` gates take turns: one forms the outer product with the value inside
+    its head, the next contracts it again (arXiv 2310.18780, section 3); if the last has nothing to contract, it
+    multiplies.
 
     Args:
         gates: ``(B, N, L, C)``, gates ``x^0 … x^{N-1}``.
-        h: ``(F, K, G)``, two-sided ``(F, 2K-1, G)``, in order of use; ``C`` is a multiple of ``G``; ``G = M`` with heads.
+        h: ``(F, K, G)``, two-sided ``(F, 2K-1, G)``, in order of use; ``C`` is a multiple of ``G``; ``G = M`` with
+            heads.
         d: ``(F, G)`` or ``(F, C)``.
         num_heads: M.
 
     Returns:
         ``(B, C, L, L)``. It has ``L ** 2`` entries a channel: for looking and for tests.
     """
-    batch, order, length, channels = gates.shape
+    _, order, length, channels = gates.shape
     filters = h.size(0)
     if filters not in (order - 1, order):
         raise ValueError(f"{order} gates take {order - 1} filters, or {order} with a value filter; got {filters}")

@@ -7,6 +7,7 @@ P transform length.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class HyenaOperator(nn.Module):
     """Sub-quadratic sequence mixing in attention's place (Poli et al. 2023, arXiv 2302.10866).
 
-    ``z = u W_in + b_in`` and a short causal convolution give gates ``x^0 … x^{N-1}`` and a value ``v``; then for ``x`` in
-    ``x^{N-1} … x^1``: ``v = h_n * (x v) + d_n (x v)`` with ``*`` the long convolution, and ``(x^0 v) W_out + b_out``.
+    ``z = u W_in + b_in`` and a short causal convolution give gates ``x^0 … x^{N-1}`` and a value ``v``; then for ``x``
+    in ``x^{N-1} … x^1``: ``v = h_n * (x v) + d_n (x v)`` with ``*`` the long convolution, and ``(x^0 v) W_out +
+    b_out``.
 
     Args:
         d_model: D.
@@ -47,7 +49,8 @@ class HyenaOperator(nn.Module):
         emb_dim: features of the filter's positional encoding, odd.
         short_filter_order: taps of the short convolution, causal also in two-sided operators.
         dropout: probability of dropping an entry of a gate-value product, as in the released code.
-        activation: on the mixed values before the output projection: a name out of ``ACTIVATIONS``, a function, or None.
+        activation: on the mixed values before the output projection: a name out of ``ACTIVATIONS``, a function, or
+            None.
         causal: no output sees a later input. Otherwise filters are two-sided.
         value_filter: the recurrence of the paper's equation 4, which also convolves ``v`` before the first gate.
         filter_groups: ties the filters of contiguous groups of channels, so that there are only this many.
@@ -56,12 +59,15 @@ class HyenaOperator(nn.Module):
             (the short filter does). Input lengths must be a multiple.
         post_order_ffn: after each long convolution a trained M x M matrix mixes the heads; it starts as the identity.
         bias: whether the two projections have a bias.
-        filter: what to use instead of a :class:`HyenaFilter` made from the numbers above. Called with a length it returns
-            taps ``(F, length, G)`` (two-sided ``(F, 2 * length - 1, G)``), G being D, ``filter_groups`` or M.
+        filter: what to use instead of a :class:`HyenaFilter` made from the numbers above. Called with a length it
+            returns taps ``(F, length, G)`` (two-sided ``(F, 2 * length - 1, G)``), G being D, ``filter_groups`` or M.
 
     Raises:
         ValueError: numbers that do not fit together, with what would.
     """
+
+    filter: nn.Module | None
+    head_mixing: Tensor | None
 
     def __init__(
         self,
@@ -89,7 +95,7 @@ class HyenaOperator(nn.Module):
         super().__init__()
         width = d_model * inner_factor
         _check(d_model, l_max, order, num_heads, short_filter_order, dropout, filter_groups, inner_factor, num_blocks)
-        at = {"device": torch.device(device) if device is not None else None, "dtype": dtype}
+        at: dict[str, Any] = {"device": torch.device(device) if device is not None else None, "dtype": dtype}
         self.d_model, self.l_max, self.order, self.num_heads = d_model, l_max, order, num_heads
         self.width, self.num_blocks, self.causal, self.value_filter = width, num_blocks, causal, value_filter
         self.num_filters = order if value_filter else order - 1
@@ -124,8 +130,9 @@ class HyenaOperator(nn.Module):
         """Initialises every parameter again."""
         self.in_proj.reset_parameters()
         self.out_proj.reset_parameters()
-        if self.filter is not None and hasattr(self.filter, "reset_parameters"):
-            self.filter.reset_parameters()
+        reset = getattr(self.filter, "reset_parameters", None)
+        if reset is not None:
+            reset()
         self._reset_own_parameters()
 
     def _reset_own_parameters(self) -> None:
@@ -149,12 +156,12 @@ class HyenaOperator(nn.Module):
 
         Args:
             u: ``(B, L, D)``; packed rows also as ``(T, D)``.
-            mask: ``(B, L)`` bool, True = keep. Positions that are not kept take part in nothing, wherever they stand, and
-                come out as ``b_out``.
-            cu_seqlens: ``(rows + 1,)`` int32 or int64: rows packed one after the other into one, as in flash-attention's
-                varlen functions; no row sees another.
-            max_seqlen: longest packed row. Found from ``cu_seqlens`` if missing, which waits for the device and cannot be
-                traced by ``torch.compile``.
+            mask: ``(B, L)`` bool, True = keep. Positions that are not kept take part in nothing, wherever they stand,
+                and come out as ``b_out``.
+            cu_seqlens: ``(rows + 1,)`` int32 or int64: rows packed one after the other into one, as in
+                flash-attention's varlen functions; no row sees another.
+            max_seqlen: longest packed row. Found from ``cu_seqlens`` if missing, which waits for the device and cannot
+                be traced by ``torch.compile``.
 
         Returns:
             ``(B, L, D)``, or ``(T, D)`` as it came.
@@ -207,25 +214,25 @@ class HyenaOperator(nn.Module):
 
     def _spectrum(self, longest: int) -> Tensor:
         """Spectra of all filters for blocks of ``longest`` positions: (F, G, P+1, 2)."""
-        size = ops.transform_length(longest)
-        if self.filter is None:  # order 1: gates and the short filter alone
+        size, source = ops.transform_length(longest), self.filter
+        if source is None:  # order 1: gates and the short filter alone
             dtype = ops.compute_dtype(self.short_weight)
             return torch.zeros(0, 1, size + 1, 2, dtype=dtype, device=self.short_weight.device)
-        if may_cache(self.filter):
+        if may_cache(source):
             # As many taps as the transform holds, so that one spectrum serves every length that has this transform.
             taps = min(size, self.l_max // self.num_blocks)
-            return self._spectra.get(self.filter, size, lambda: self._compute_spectrum(taps, size))
-        return self._compute_spectrum(longest, size)
+            return self._spectra.get(source, size, lambda: self._compute_spectrum(source, taps, size))
+        return self._compute_spectrum(source, longest, size)
 
-    def _compute_spectrum(self, taps: int, size: int) -> Tensor:
-        h = self.filter(taps)
+    def _compute_spectrum(self, source: nn.Module, taps: int, size: int) -> Tensor:
+        h = source(taps)
         expected = (self.num_filters, taps if self.causal else 2 * taps - 1, self.filter_channels)
         if h.shape != expected:
             raise ValueError(f"the filter returned taps of shape {tuple(h.shape)}, this operator needs {expected}")
         return ops.filter_spectrum(h, size, self.causal)
 
     def clear_cache(self) -> None:
-        """Forgets cached spectra; needed only after writing through ``.data`` to weights on a device other than the CPU."""
+        """Forgets cached spectra: needed only after writing through ``.data`` to weights that are not on the CPU."""
         self._spectra.clear()
 
     def train(self, mode: bool = True) -> HyenaOperator:
@@ -345,8 +352,8 @@ def _check(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if not 1 <= order <= MAX_ORDER:
         raise ValueError(
-            f"order must be 1 to {MAX_ORDER}, got {order}: beyond that the product of {order + 1} activations leaves half "
-            "precision's range; use more layers instead"
+            f"order must be 1 to {MAX_ORDER}, got {order}: beyond that the product of {order + 1} activations leaves "
+            "half precision's range; use more layers instead"
         )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")

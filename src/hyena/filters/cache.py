@@ -15,8 +15,8 @@ _KEPT = 4
 class SpectrumCache:
     """Spectra by transform length, valid as long as the filter's weights are what they were.
 
-    On the CPU the weights are compared by value with a copy (a filter has few: about 20 microseconds for 60K), so even a
-    write through ``.data``, which autograd's version counter does not see, is noticed. On other devices a comparison
+    On the CPU the weights are compared by value with a copy (a filter has few: about 20 microseconds for 60K), so even
+    a write through ``.data``, which autograd's version counter does not see, is noticed. On other devices a comparison
     would wait for the device; there the version counter and the address of every weight are compared, and after a write
     through ``.data`` :meth:`clear` must be called.
 

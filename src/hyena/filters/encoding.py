@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 
 def positions(length: int, l_max: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Normalised time ``t`` of the first ``length`` of ``l_max`` positions: 0 at the first, 1 at the last of ``l_max``."""
+    """Normalised time of the first ``length`` of ``l_max`` positions: 0 at the first, 1 at the last of ``l_max``."""
     return torch.arange(length, device=device, dtype=dtype) / max(l_max - 1, 1)
 
 
 class PositionalEncoding(nn.Module):
     """``[t, Re exp(-i f w), Im exp(-i f w)]`` with ``w = 2 pi k / l_max`` (arXiv 2302.10866, eq. 8 and appendix D.3).
 
-    The frequencies ``f`` are ``(emb_dim - 1) / 2`` values from 1e-4 to ``(emb_dim - 1) / 2 - 1``, as in the released code.
-    Features are computed at every call, not stored: a model's state does not grow with ``l_max``, and the same weights
-    load at another ``l_max``.
+    The frequencies ``f`` are ``(emb_dim - 1) / 2`` values from 1e-4 to ``(emb_dim - 1) / 2 - 1``, as in the released
+    code. Features are computed at every call, not stored: a model's state does not grow with ``l_max``, and the same
+    weights load at another ``l_max``.
 
     Args:
         emb_dim: number of features E, odd and at least 3: time, and a cosine and a sine for each frequency.

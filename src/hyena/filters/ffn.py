@@ -5,13 +5,16 @@ Dimensions: K taps, E features, W width, O outputs.
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class SineFFN(nn.Module):
-    """``E -> W -> … -> W -> O`` with ``sin(freq * x)`` between (arXiv 2302.10866, section 3.3; SIREN, arXiv 2006.09661).
+    """``E -> W -> … -> W -> O`` with ``sin(freq * x)`` between (arXiv 2302.10866, sec. 3.3; SIREN, arXiv 2006.09661).
 
     One trainable ``freq`` vector is shared by all layers, as in the released code. The last layer has no bias.
 
@@ -37,9 +40,9 @@ class SineFFN(nn.Module):
         super().__init__()
         if width < 1 or inner_layers < 0:
             raise ValueError(f"width must be at least 1 and inner_layers at least 0, got {width} and {inner_layers}")
-        at = {"device": device, "dtype": dtype}
+        at: dict[str, Any] = {"device": device, "dtype": dtype}
         sizes = [emb_dim] + [width] * (1 + inner_layers)
-        self.hidden = nn.ModuleList(nn.Linear(a, b, **at) for a, b in zip(sizes, sizes[1:]))
+        self.hidden = nn.ModuleList(nn.Linear(a, b, **at) for a, b in pairwise(sizes))
         self.out = nn.Linear(width, outputs, bias=False, **at)
         self.initial_freq = freq
         self.freq = nn.Parameter(torch.empty(width, **at))
@@ -56,6 +59,7 @@ class SineFFN(nn.Module):
         dtype = features.dtype
         x, freq = features, self.freq.to(dtype)
         for layer in self.hidden:
+            assert isinstance(layer, nn.Linear)
             x = torch.sin(freq * F.linear(x, layer.weight.to(dtype), layer.bias.to(dtype)))
         return F.linear(x, self.out.weight.to(dtype))
 

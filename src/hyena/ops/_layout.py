@@ -35,7 +35,8 @@ def to_order_of(y: Tensor, z: Tensor) -> Tensor:
 
 
 def _is_fast(size: int) -> bool:
-    # Above 64 points a multiple of 16, which keeps the radix-3 and radix-5 passes few; below, any smooth length is as good.
+    # Above 64 points a multiple of 16, which keeps the radix-3 and radix-5 passes few; below, any smooth length is as
+    # good.
     if size > 64 and size % 16 != 0:
         return False
     for factor in (2, 3, 5):
@@ -69,8 +70,8 @@ def transform_length(length: int) -> int:
     of ``2P`` points in the fallback), so ``L = 8209`` costs 8640 points and not 16384.
 
     While ``torch.compile`` or ``torch.export`` traces with a symbolic length, the next fast length is not an expression
-    that can be traced; the answer is then an upper bound on it (the gap above a fast length is at most an eighth and 23),
-    and the ops take the longest fast length inside: :func:`points_of`.
+    that can be traced; the answer is then an upper bound on it (the gap above a fast length is at most an eighth and
+    23), and the ops take the longest fast length inside: :func:`points_of`.
     """
     if isinstance(length, int) and not torch.compiler.is_compiling():
         if length < 1:

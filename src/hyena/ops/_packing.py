@@ -7,6 +7,7 @@ padding at most doubles the work whatever the mixture of lengths.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -30,9 +31,9 @@ def row_bounds(cu_seqlens: Tensor, total: int, longest: int) -> list[tuple[int, 
         ValueError: offsets that do not run from 0 to ``total`` without decreasing, or a row longer than ``longest``.
     """
     offsets = cu_seqlens.tolist()
-    if offsets[0] != 0 or offsets[-1] != total or any(a > b for a, b in zip(offsets, offsets[1:])):
+    if offsets[0] != 0 or offsets[-1] != total or any(a > b for a, b in pairwise(offsets)):
         raise ValueError(f"cu_seqlens must rise from 0 to the packed length {total}, got {offsets[:8]}…{offsets[-1]}")
-    bounds = [(a, b) for a, b in zip(offsets, offsets[1:]) if b > a]
+    bounds = [(a, b) for a, b in pairwise(offsets) if b > a]
     worst = max((b - a for a, b in bounds), default=0)
     if worst > longest:
         raise ValueError(

@@ -21,6 +21,9 @@ from hyena.ops.spectrum import spectrum_gradient, spectrum_rows
 # done in turn, so that a million positions need not hold every channel's transform at once.
 _CHUNK = 1 << 25
 
+# Of v, pre, post, spectrum and d.
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
 
 def _pieces(x: Tensor, spectrum: Tensor) -> list[tuple[slice, slice]]:
     """(filter channels, channels) of each piece."""
@@ -80,7 +83,7 @@ def _gated(v: Tensor, pre: Tensor | None) -> Tensor:
 
 def gated_conv_rows_backward(
     dy: Tensor, v: Tensor, spectrum: Tensor, d: Tensor | None, pre: Tensor | None, post: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Gradients:
     """Gradients of v, pre, post (B, L, C), spectrum and d; zeros of no size stand for absent inputs."""
     p, s = _gated(v, pre), spectrum_rows(spectrum)
     g = dy.to(p.dtype).transpose(1, 2)
@@ -122,7 +125,7 @@ def _gated_conv_backward(
     pre: Tensor | None,
     post: Tensor | None,
     cu_seqlens: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Gradients:
     if cu_seqlens is None:
         dv, dpre, dpost, ds, dd = gated_conv_rows_backward(dy, v, spectrum, d, pre, post)
     else:
@@ -134,15 +137,23 @@ def _gated_conv_backward(
     return dv, dpre, dpost, ds.contiguous(), dd
 
 
-def _packed_backward(dy, v, spectrum, d, pre, post, cu_seqlens):  # noqa: ANN001, ANN202 (as _gated_conv_backward)
+def _packed_backward(
+    dy: Tensor,
+    v: Tensor,
+    spectrum: Tensor,
+    d: Tensor | None,
+    pre: Tensor | None,
+    post: Tensor | None,
+    cu_seqlens: Tensor,
+) -> Gradients:
     bounds = row_bounds(cu_seqlens, v.size(1), points_of(spectrum.size(1) - 1))
     width = v.size(2)
     absent = v.new_zeros(1, v.size(1), 0)
     if not bounds:
-        zeros = [absent if t is None else torch.zeros_like(t) for t in (pre, post)]
-        return torch.zeros_like(v), *zeros, torch.zeros_like(spectrum), v.new_zeros(0 if d is None else width)
+        dpre, dpost = (absent if t is None else torch.zeros_like(t) for t in (pre, post))
+        return torch.zeros_like(v), dpre, dpost, torch.zeros_like(spectrum), v.new_zeros(0 if d is None else width)
 
-    def rows(_, g, a, b, c):  # noqa: ANN001, ANN202
+    def rows(_: Tensor, g: Tensor, a: Tensor, b: Tensor | None, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         dv, dpre, dpost, ds, dd = gated_conv_rows_backward(g, a, spectrum, d, b, c)
         return torch.cat([dv, dpre, dpost], dim=2), ds, dd
 
@@ -151,7 +162,15 @@ def _packed_backward(dy, v, spectrum, d, pre, post, cu_seqlens):  # noqa: ANN001
     return dv, dpre, dpost, ds, dd
 
 
-def _fake_backward(dy, v, spectrum, d, pre, post, cu_seqlens):  # noqa: ANN001, ANN202 (as _gated_conv_backward)
+def _fake_backward(
+    dy: Tensor,
+    v: Tensor,
+    spectrum: Tensor,
+    d: Tensor | None,
+    pre: Tensor | None,
+    post: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> Gradients:
     absent = (v.size(0), v.size(1), 0)
     return (
         empty_in_order_of(v, v.size(2)),
@@ -176,8 +195,8 @@ define(
     backward=_backward,
 )
 define(
-    "gated_conv_backward(Tensor dy, Tensor v, Tensor spectrum, Tensor? d, Tensor? pre, Tensor? post, Tensor? cu_seqlens)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "gated_conv_backward(Tensor dy, Tensor v, Tensor spectrum, Tensor? d, Tensor? pre, Tensor? post,"
+    " Tensor? cu_seqlens) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _gated_conv_backward,
     _fake_backward,
 )
@@ -192,8 +211,8 @@ def check_spectrum(z: Tensor, spectrum: Tensor, channels: int, packed: bool) -> 
     dtype = compute_dtype(z)
     if spectrum.size(-1) != 2 or spectrum.dtype != dtype or spectrum.device != z.device:
         raise ValueError(
-            f"the spectrum must be a {dtype} tensor of shape (…, G, P + 1, 2) on {z.device}, as filter_spectrum makes it; "
-            f"got {spectrum.dtype} of shape {tuple(spectrum.shape)} on {spectrum.device}"
+            f"the spectrum must be a {dtype} tensor of shape (…, G, P + 1, 2) on {z.device}, as filter_spectrum makes "
+            f"it; got {spectrum.dtype} of shape {tuple(spectrum.shape)} on {spectrum.device}"
         )
     if channels % spectrum.size(-3) != 0:
         raise ValueError(f"{channels} channels cannot share {spectrum.size(-3)} filters: not a multiple")
@@ -230,7 +249,8 @@ def gated_conv(
     for name, gate in (("pre", pre), ("post", post)):
         if gate is not None and (gate.shape != v.shape or gate.dtype != v.dtype):
             raise ValueError(
-                f"{name} must be {v.dtype} of shape {tuple(v.shape)} like v, got {gate.dtype} of shape {tuple(gate.shape)}"
+                f"{name} must be {v.dtype} of shape {tuple(v.shape)} like v, got {gate.dtype} of shape "
+                f"{tuple(gate.shape)}"
             )
     if d is not None and d.shape != v.shape[2:]:
         raise ValueError(f"d must be ({v.size(2)},), got {tuple(d.shape)}")

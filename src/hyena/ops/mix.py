@@ -1,8 +1,8 @@
 """``hyena::mix``: the whole mixing step, from the projections ``z`` to ``y``.
 
-Short convolution, split into gates ``x^0 … x^{N-1}`` and value ``v``, then for each long filter a gate and a convolution,
-and the last gate. With ``F = N - 1`` filters this is the released code's recurrence, with ``F = N`` the paper's
-(eq. 4 of arXiv 2302.10866), which also convolves ``v`` before the first gate.
+Short convolution, split into gates ``x^0 … x^{N-1}`` and value ``v``, then for each long filter a gate and a
+convolution, and the last gate. With ``F = N - 1`` filters this is the released code's recurrence, with ``F = N`` the
+paper's (eq. 4 of arXiv 2302.10866), which also convolves ``v`` before the first gate.
 
 Dimensions: B batch, L length, C channels, N order, F long filters, G filter channels, P transform length.
 """
@@ -23,7 +23,7 @@ from hyena.ops.spectrum import spectrum_gradient, spectrum_rows
 
 
 def _recurrence(x: Sequence[Tensor], v: Tensor, s: Tensor, d: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs of each long convolution, and the values after each; all (B, C, L), the last value not yet gated by x[0]."""
+    """Inputs of each long convolution, and the values after each: (B, C, L); x[0] has not met the last value yet."""
     value_filter = s.size(0) == len(x)
     products, values = [], [v]
     for i in range(s.size(0)):
@@ -121,8 +121,8 @@ def _mix_backward(
     else:
         bounds = row_bounds(cu_seqlens, z.size(1), points_of(spectrum.size(2) - 1))
         if not bounds:
-            zeros = [torch.zeros_like(t) for t in (weight, weight[:, 0], spectrum, d)]
-            return torch.zeros_like(empty_in_order_of(z, z.size(2))), *zeros
+            dw, db, ds, dd = (torch.zeros_like(t) for t in (weight, weight[:, 0], spectrum, d))
+            return torch.zeros_like(empty_in_order_of(z, z.size(2))), dw, db, ds, dd
         dz, dw, db, ds, dd = map_rows(
             lambda keep, g, rows, m: _mix_rows_backward(g, rows, weight, bias, spectrum, d, keep if m is None else m),
             (dy, z, mask),
@@ -170,7 +170,8 @@ def mix(
 
     Args:
         z: ``(B, L, (N+1) C)`` projections, gates ``x^0 … x^{N-1}`` then value, any strides.
-        weight, bias: ``((N+1) C, taps)`` and ``((N+1) C,)`` of the short convolution; the last tap is the current position.
+        weight, bias: ``((N+1) C, taps)`` and ``((N+1) C,)`` of the short convolution; the last tap is the current
+            position.
         spectrum: ``(F, G, P+1, 2)`` from :func:`hyena.ops.filter_spectrum`, in order of use; ``F`` is ``N-1``, or ``N``
             for the paper's recurrence.
         d: ``(F, C)`` weight of each convolution's input in its output; for order 1 without filters ``(0, C)``.
@@ -187,12 +188,14 @@ def mix(
     channels = d.size(-1)
     if d.dim() != 2 or spectrum.dim() != 4 or d.size(0) != spectrum.size(0):
         raise ValueError(
-            f"d must be (F, C) and spectrum (F, G, P + 1, 2) with one F, got {tuple(d.shape)} and {tuple(spectrum.shape)}"
+            f"d must be (F, C) and spectrum (F, G, P + 1, 2) with one F, got {tuple(d.shape)} and "
+            f"{tuple(spectrum.shape)}"
         )
     order = z.size(2) // max(channels, 1) - 1
     if order < 1 or z.size(2) != (order + 1) * channels or d.size(0) not in (order - 1, order):
         raise ValueError(
-            f"z of {z.size(2)} channels is not (N + 1) x {channels} for an order N with {d.size(0)} = N - 1 or N filters"
+            f"z of {z.size(2)} channels is not (N + 1) x {channels} for an order N with {d.size(0)} = N - 1 or N "
+            "filters"
         )
     if weight.dim() != 2 or weight.size(0) != z.size(2) or (bias is not None and bias.shape != weight.shape[:1]):
         shape = None if bias is None else tuple(bias.shape)

@@ -103,7 +103,8 @@ define(
     backward=_backward,
 )
 define(
-    "short_conv_backward(Tensor dy, Tensor z, Tensor weight, Tensor? mask, Tensor? cu_seqlens) -> (Tensor, Tensor, Tensor)",
+    "short_conv_backward(Tensor dy, Tensor z, Tensor weight, Tensor? mask, Tensor? cu_seqlens)"
+    " -> (Tensor, Tensor, Tensor)",
     _short_conv_backward,
     lambda dy, z, weight, mask, cu_seqlens: (
         empty_in_order_of(z, z.size(2)),
@@ -141,8 +142,8 @@ def check_row(z: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> None
         raise ValueError(f"expected at least one position, got a tensor of shape {tuple(z.shape)}")
     if mask is not None and (mask.shape != z.shape[:2] or mask.dtype != torch.bool):
         raise ValueError(
-            f"mask must be a bool tensor of shape {tuple(z.shape[:2])}, True where a position is kept; got {mask.dtype} of "
-            f"shape {tuple(mask.shape)}"
+            f"mask must be a bool tensor of shape {tuple(z.shape[:2])}, True where a position is kept; got "
+            f"{mask.dtype} of shape {tuple(mask.shape)}"
         )
     if cu_seqlens is not None:
         check_cu_seqlens(cu_seqlens, z.size(0), z.size(1))

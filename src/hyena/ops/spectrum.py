@@ -2,9 +2,10 @@
 
 Dimensions: F filters, K taps, G filter channels, P transform length (see ``transform_length``).
 
-The result has shape ``(F, G, size + 1, 2)``, real, with ``P = points_of(size)`` (``size`` itself, if that is a fast length). What stands where belongs to the backend that made it: the fallback keeps
-the ``P + 1`` real-FFT coefficients of ``2P`` points, kernels keep ``P`` coefficients of the right-angle transform in
-permuted order. It is for handing back to ``gated_conv`` and ``mix`` on the same device, never for storing.
+The result has shape ``(F, G, size + 1, 2)``, real, with ``P = points_of(size)`` (``size`` itself, if that is a fast
+length). What stands where belongs to the backend that made it: the fallback keeps the ``P + 1`` real-FFT coefficients
+of ``2P`` points, kernels keep ``P`` coefficients of the right-angle transform in permuted order. It is for handing back
+to ``gated_conv`` and ``mix`` on the same device, never for storing.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def spectrum_gradient(ds: Tensor, spectrum: Tensor) -> Tensor:
 
 
 def _filter_spectrum_backward(ds: Tensor, h: Tensor, size: int, causal: bool) -> Tensor:
-    # The adjoint of rfft: the inner coefficients stand for two of the full transform each, so irfft must count them half.
+    # The adjoint of rfft: the inner coefficients stand for two of the full transform each, so irfft must count them
+    # half.
     g = spectrum_rows(ds.contiguous())
     half = torch.full((g.size(-1),), 0.5, dtype=ds.dtype, device=ds.device)
     half[0] = half[-1] = 1.0
