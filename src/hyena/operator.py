@@ -60,7 +60,8 @@ class HyenaOperator(nn.Module):
         post_order_ffn: after each long convolution a trained M x M matrix mixes the heads; it starts as the identity.
         bias: whether the two projections have a bias.
         filter: what to use instead of a :class:`HyenaFilter` made from the numbers above. Called with a length it
-            returns taps ``(F, length, G)`` (two-sided ``(F, 2 * length - 1, G)``), G being D, ``filter_groups`` or M.
+            returns taps ``(F, length, G)`` (two-sided ``(F, 2 * length - 1, G)``), G being D, ``filter_groups`` or M. A
+            filter whose taps change with the length (normalised over it, say) sets ``depends_on_length = True``.
 
     Raises:
         ValueError: numbers that do not fit together, with what would.

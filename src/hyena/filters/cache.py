@@ -57,8 +57,12 @@ class SpectrumCache:
 
 
 def may_cache(source: nn.Module) -> bool:
-    """Whether a spectrum of ``source`` can be kept: eager eval mode, and no gradient can be asked of its weights."""
-    if source.training or torch.compiler.is_compiling():
+    """Whether a spectrum of ``source`` can be kept: eager eval mode, and no gradient can be asked of its weights.
+
+    A filter whose taps change with the number of taps asked for has an attribute ``depends_on_length = True``: one spectrum
+    cannot serve several lengths then, and none is kept.
+    """
+    if source.training or torch.compiler.is_compiling() or getattr(source, "depends_on_length", False):
         return False
     weights = [*source.parameters(), *source.buffers()]
     if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
