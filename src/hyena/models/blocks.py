@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hyena.ops.short_conv import check_row
+
 
 class MLP(nn.Module):
     """``D -> I -> D`` with a GELU between.
@@ -51,8 +53,8 @@ class Block(nn.Module):
     """Pre-norm residual block: ``x + mixer(norm1(x))``, then ``x + mlp(norm2(x))``, each with dropout before the sum.
 
     Args:
-        mixer: ``(B, L, D) -> (B, L, D)``: :class:`hyena.HyenaOperator`, :class:`Attention`, or anything else that is called
-            with the keywords given to :meth:`forward`.
+        mixer: ``(B, L, D) -> (B, L, D)``: :class:`hyena.HyenaOperator`, :class:`Attention`, or anything else that is
+            called with the keywords given to :meth:`forward`.
         d_model: D.
         d_inner: I, ``4 * D`` if missing.
         dropout: probability of dropping an entry of what is added to the residual stream.
@@ -82,14 +84,14 @@ class Block(nn.Module):
         self.mlp = MLP(d_model, 4 * d_model if d_inner is None else d_inner, bias=bias, approximate=approximate, **at)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, **mixing: Any) -> Tensor:  # noqa: ANN401 (the mixer's own keywords)
+    def forward(self, x: Tensor, **mixing: Any) -> Tensor:
         """``(B, L, D) -> (B, L, D)``; ``mixing`` (``mask``, ``cu_seqlens``, …) goes to the mixer."""
         x = x + self.dropout(self.mixer(self.norm1(x), **mixing))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention by ``F.scaled_dot_product_attention``, called as :class:`hyena.HyenaOperator` is.
+    """Causal multi-head self-attention by ``F.scaled_dot_product_attention``, called as a Hyena operator is.
 
     Here so that a model with attention can be compared with the same model with Hyena. Packed rows are kept apart by
     an ``L x L`` mask.
@@ -135,7 +137,11 @@ class Attention(nn.Module):
 
         Returns:
             ``(B, L, D)``.
+
+        Raises:
+            ValueError: shapes or dtypes that do not fit.
         """
+        check_row(u, mask, cu_seqlens)
         q, k, v = (p.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for p in self.in_proj(u).chunk(3, dim=2))
         allowed = _allowed(u.size(1), mask, cu_seqlens, u.device)
         y = F.scaled_dot_product_attention(
@@ -155,7 +161,7 @@ def row_starts(cu_seqlens: Tensor, length: int) -> Tensor:
 
 
 def _allowed(length: int, mask: Tensor | None, cu_seqlens: Tensor | None, device: torch.device) -> Tensor | None:
-    """Which key each query may see, for a mask or packed rows: ``(B, 1, L, L)`` or ``(L, L)``; None for plain causal."""
+    """Which key each query may see, ``(B, 1, L, L)`` or ``(L, L)``; None if it is every earlier one."""
     if mask is None and cu_seqlens is None:
         return None
     allowed = torch.ones(length, length, dtype=torch.bool, device=device).tril()

@@ -1,0 +1,5 @@
+"""Sampling from models."""
+
+from hyena.generation.sampling import generate, sample
+
+__all__ = ["generate", "sample"]

@@ -1,0 +1,83 @@
+"""Choosing the next token, and text from a model by choosing again and again.
+
+Dimensions: B batch, L length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def sample(
+    logits: Tensor, *, temperature: float = 1.0, top_k: int | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """One token for each row, drawn from ``softmax(logits / temperature)``.
+
+    Args:
+        logits: ``(B, V)``.
+        temperature: below 1 the likely tokens become likelier; 0 takes the likeliest.
+        top_k: only the ``top_k`` likeliest tokens can be drawn; all of them if missing, or if V is no more.
+        generator: where the random numbers come from.
+
+    Returns:
+        ``(B,)`` int64.
+
+    Raises:
+        ValueError: a negative temperature, or ``top_k`` below 1.
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.size(-1):
+        kept, where = logits.topk(top_k)
+        drawn = torch.multinomial(kept.softmax(-1), 1, generator=generator)
+        return where.gather(-1, drawn)[:, 0]
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    tokens: Tensor,
+    new_tokens: int,
+    *,
+    window: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Continues each row, computing the whole window again for every token.
+
+    Args:
+        model: ``(B, L) -> (logits (B, L, V), …)``, as :class:`hyena.models.HyenaLM`. It runs in eval mode, and is left in
+            the mode it came in.
+        tokens: ``(B, L)``, at least one a row.
+        new_tokens: how many to add.
+        window: how many of the last tokens the model sees, at most its ``l_max``.
+        temperature, top_k, generator: see :func:`sample`.
+
+    Returns:
+        ``(B, L + new_tokens)``.
+
+    Raises:
+        ValueError: an empty prompt, or a window below 1.
+    """
+    if tokens.dim() != 2 or tokens.size(1) < 1:
+        raise ValueError(f"tokens must be (B, L) with at least one position, got {tuple(tokens.shape)}")
+    if window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    training = model.training
+    model.eval()
+    try:
+        for _ in range(new_tokens):
+            logits = model(tokens[:, -window:])[0][:, -1]
+            drawn = sample(logits, temperature=temperature, top_k=top_k, generator=generator)
+            tokens = torch.cat([tokens, drawn[:, None]], dim=1)
+    finally:
+        model.train(training)
+    return tokens

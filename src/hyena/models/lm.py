@@ -1,0 +1,195 @@
+"""A causal language model with Hyena, or attention to compare with: token ids in, logits out.
+
+Dimensions: B batch, L length, D channels (d_model), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from hyena.models.blocks import Attention, Block, row_starts
+from hyena.operator import HyenaOperator
+
+# Targets with this value are not predicted: F.cross_entropy's own default.
+IGNORED = -100
+
+# Standard deviation of the initial weights, as in GPT-2 (Radford et al. 2019) and nanoGPT.
+INIT_STD = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class HyenaLMConfig:
+    """What a :class:`HyenaLM` is built from; :meth:`to_dict` and :meth:`from_dict` are for checkpoints.
+
+    Args:
+        vocab_size: V.
+        l_max: longest input. It is part of what a filter means (time runs to 1 at ``l_max``), so train and use a model with
+            one value.
+        d_model: D.
+        n_layer: number of blocks.
+        mixer: ``"hyena"``, or ``"attention"``: the same model with :class:`hyena.models.Attention` and learned positions.
+        num_heads: of the attention. Hyena's own heads are an option in ``operator``.
+        d_inner: inner width of the MLP, ``4 * D`` if missing.
+        dropout: of the residual branches, the embedding and the attention weights.
+        tie_embeddings: the output layer's weight is the embedding's.
+        gradient_checkpointing: in training, keep only the blocks' inputs and compute the rest again in the backward pass.
+        operator: keywords for :class:`hyena.HyenaOperator`.
+    """
+
+    vocab_size: int
+    l_max: int
+    d_model: int = 128
+    n_layer: int = 4
+    mixer: str = "hyena"
+    num_heads: int = 4
+    d_inner: int | None = None
+    dropout: float = 0.0
+    tie_embeddings: bool = True
+    gradient_checkpointing: bool = False
+    operator: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks the numbers that no layer checks.
+
+        Raises:
+            ValueError: an unknown mixer, or a size below 1.
+        """
+        if self.mixer not in ("hyena", "attention"):
+            raise ValueError(f"mixer must be 'hyena' or 'attention', got {self.mixer!r}")
+        if self.mixer == "attention" and self.operator:
+            raise ValueError(f"mixer='attention' has no Hyena operator that could take {sorted(self.operator)}")
+        for name in ("vocab_size", "l_max", "d_model", "n_layer"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> HyenaLMConfig:
+        """The config that :meth:`to_dict` was called on.
+
+        Raises:
+            ValueError: keys that are not fields, listed.
+        """
+        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown fields in a HyenaLMConfig: {unknown}")
+        return cls(**values)
+
+
+class HyenaLM(nn.Module):
+    """Embedding, pre-norm blocks, LayerNorm, output layer.
+
+    Hyena needs no positions: its filters know them. With attention, learned positions are added to the embedding; they count
+    the kept positions of each row, so that left padding and packing change nothing.
+    """
+
+    def __init__(
+        self, config: HyenaLMConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        at: dict[str, Any] = {"device": device, "dtype": dtype}
+        c = self.config = config
+        self.embedding = nn.Embedding(c.vocab_size, c.d_model, **at)
+        self.positions = nn.Embedding(c.l_max, c.d_model, **at) if c.mixer == "attention" else None
+        self.dropout = nn.Dropout(c.dropout)
+        self.blocks = nn.ModuleList(
+            Block(_mixer(c, at), c.d_model, d_inner=c.d_inner, dropout=c.dropout, **at) for _ in range(c.n_layer)
+        )
+        self.norm = nn.LayerNorm(c.d_model, **at)
+        self.head = nn.Linear(c.d_model, c.vocab_size, bias=False, **at)
+        if c.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self._reset_own_parameters()
+
+    @torch.no_grad()
+    def _reset_own_parameters(self) -> None:
+        residual = INIT_STD / math.sqrt(2 * self.config.n_layer)
+        for table in (self.embedding, self.positions, self.head):
+            if table is not None:
+                nn.init.normal_(table.weight, std=INIT_STD)
+        for block in self.blocks:
+            for layer, std in (
+                (block.mixer.in_proj, INIT_STD),
+                (block.mixer.out_proj, residual),
+                (block.mlp.fc1, INIT_STD),
+                (block.mlp.fc2, residual),
+            ):
+                nn.init.normal_(layer.weight, std=std)
+                nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits for the token after each one.
+
+        Args:
+            tokens: ``(B, L)`` integers below V.
+            targets: ``(B, L)`` int64, the token that follows each one; -100 where none is to be predicted.
+            mask: ``(B, L)`` bool, True = keep.
+            cu_seqlens: ``(rows + 1,)`` offsets of rows packed into one; then ``B = 1``.
+            max_seqlen: the longest packed row, see :meth:`hyena.HyenaOperator.forward`.
+
+        Returns:
+            Logits ``(B, L, V)``, and the mean cross-entropy in nats over the targets that are kept, None without targets.
+
+        Raises:
+            ValueError: an input longer than ``l_max``, or shapes that do not fit.
+        """
+        if tokens.dim() != 2 or (targets is not None and targets.shape != tokens.shape):
+            shape = None if targets is None else tuple(targets.shape)
+            raise ValueError(f"tokens and targets must be (B, L), got {tuple(tokens.shape)} and {shape}")
+        x = self.embedding(tokens)  # (B, L, D)
+        if self.positions is not None:
+            x = x + self.positions(self._count(tokens, mask, cu_seqlens, max_seqlen))
+        x = self.dropout(x)
+        mixing = {"mask": mask, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+        for block in self.blocks:
+            if self.config.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False, **mixing)
+            else:
+                x = block(x, **mixing)
+        logits = self.head(self.norm(x))
+        if targets is None:
+            return logits, None
+        if mask is not None:
+            targets = targets.masked_fill(~mask, IGNORED)
+        flat = logits.flatten(0, 1)
+        # The sum over the vocabulary needs float32, whatever the weights are.
+        flat = flat if flat.dtype == torch.float64 else flat.float()
+        return logits, F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED)
+
+    def _count(self, tokens: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int | None) -> Tensor:
+        """The position of each token in its row, not counting padding: ``(L,)`` or ``(B, L)``."""
+        length, limit = tokens.size(1), self.config.l_max
+        at = torch.arange(length, device=tokens.device)
+        if cu_seqlens is not None:
+            length = int(cu_seqlens.diff().max()) if longest is None else longest
+            at = at - row_starts(cu_seqlens, at.numel())
+        elif mask is not None:
+            at = (mask.cumsum(1) - 1).clamp_min(0)
+        if length > limit:
+            raise ValueError(f"a row of {length} positions is longer than this model's l_max={limit}")
+        return at
+
+
+def _mixer(c: HyenaLMConfig, at: dict[str, Any]) -> nn.Module:
+    if c.mixer == "attention":
+        return Attention(c.d_model, c.num_heads, dropout=c.dropout, **at)
+    return HyenaOperator(c.d_model, c.l_max, **c.operator, **at)
