@@ -6,6 +6,7 @@ Dimensions: B batch, L length, D channels (d_model), V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -30,16 +31,18 @@ class HyenaLMConfig:
 
     Args:
         vocab_size: V.
-        l_max: longest input. It is part of what a filter means (time runs to 1 at ``l_max``), so train and use a model with
-            one value.
+        l_max: longest input. It is part of what a filter means (time runs to 1 at ``l_max``), so a model is trained and
+            used with one value.
         d_model: D.
         n_layer: number of blocks.
-        mixer: ``"hyena"``, or ``"attention"``: the same model with :class:`hyena.models.Attention` and learned positions.
+        mixer: ``"hyena"``, or ``"attention"``: the same model with :class:`hyena.models.Attention` and learned
+            positions.
         num_heads: of the attention. Hyena's own heads are an option in ``operator``.
         d_inner: inner width of the MLP, ``4 * D`` if missing.
         dropout: of the residual branches, the embedding and the attention weights.
         tie_embeddings: the output layer's weight is the embedding's.
-        gradient_checkpointing: in training, keep only the blocks' inputs and compute the rest again in the backward pass.
+        gradient_checkpointing: in training, keep only the blocks' inputs and compute the rest again in the backward
+            pass.
         operator: keywords for :class:`hyena.HyenaOperator`.
     """
 
@@ -65,6 +68,8 @@ class HyenaLMConfig:
             raise ValueError(f"mixer must be 'hyena' or 'attention', got {self.mixer!r}")
         if self.mixer == "attention" and self.operator:
             raise ValueError(f"mixer='attention' has no Hyena operator that could take {sorted(self.operator)}")
+        if "filter" in self.operator:
+            raise ValueError("operator takes plain values; a filter module would be shared by all layers")
         for name in ("vocab_size", "l_max", "d_model", "n_layer"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -91,8 +96,8 @@ class HyenaLMConfig:
 class HyenaLM(nn.Module):
     """Embedding, pre-norm blocks, LayerNorm, output layer.
 
-    Hyena needs no positions: its filters know them. With attention, learned positions are added to the embedding; they count
-    the kept positions of each row, so that left padding and packing change nothing.
+    Hyena needs no positions: its filters know them. With attention, learned positions are added to the embedding; they
+    count the kept positions of each row, so that left padding and packing change nothing.
     """
 
     def __init__(
@@ -119,14 +124,10 @@ class HyenaLM(nn.Module):
         for table in (self.embedding, self.positions, self.head):
             if table is not None:
                 nn.init.normal_(table.weight, std=INIT_STD)
-        for block in self.blocks:
-            for layer, std in (
-                (block.mixer.in_proj, INIT_STD),
-                (block.mixer.out_proj, residual),
-                (block.mlp.fc1, INIT_STD),
-                (block.mlp.fc2, residual),
-            ):
-                nn.init.normal_(layer.weight, std=std)
+        for name, layer in self.blocks.named_modules():
+            # The filters' own layers keep their initialisation, which gives them unit norm.
+            if isinstance(layer, nn.Linear) and ".filter." not in name:
+                nn.init.normal_(layer.weight, std=residual if name.endswith((".out_proj", ".fc2")) else INIT_STD)
                 nn.init.zeros_(layer.bias)
 
     def forward(
@@ -147,7 +148,8 @@ class HyenaLM(nn.Module):
             max_seqlen: the longest packed row, see :meth:`hyena.HyenaOperator.forward`.
 
         Returns:
-            Logits ``(B, L, V)``, and the mean cross-entropy in nats over the targets that are kept, None without targets.
+            Logits ``(B, L, V)``, and the mean cross-entropy in nats over the targets that are kept, None without
+            targets.
 
         Raises:
             ValueError: an input longer than ``l_max``, or shapes that do not fit.
@@ -162,7 +164,7 @@ class HyenaLM(nn.Module):
         mixing = {"mask": mask, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
         for block in self.blocks:
             if self.config.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False, **mixing)
+                x = checkpoint(functools.partial(block, **mixing), x, use_reentrant=False)
             else:
                 x = block(x, **mixing)
         logits = self.head(self.norm(x))

@@ -1,0 +1,66 @@
+"""Everything that decides how a run turns out, but for the text and the number of threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from hyena.models import HyenaLMConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The defaults are nanoGPT's for Shakespeare on a CPU, with Hyena in attention's place."""
+
+    mixer: str = "hyena"
+    seed: int = 0
+    steps: int = 2000
+    batch: int = 12
+    context: int = 64
+    layers: int = 4
+    width: int = 128
+    heads: int = 4  # of attention
+    dropout: float = 0.0
+    lr: float = 1e-3
+    min_lr: float = 1e-4
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.99
+    clip: float = 1.0  # largest norm of the gradient; 0 leaves it as it is
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "context", "layers", "width", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "min_lr", "weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number that is not negative, got {getattr(self, name)}")
+
+    def model(self, vocab_size: int) -> HyenaLMConfig:
+        """The model of this run."""
+        return HyenaLMConfig(
+            vocab_size=vocab_size,
+            l_max=self.context,
+            d_model=self.width,
+            n_layer=self.layers,
+            mixer=self.mixer,
+            num_heads=self.heads,
+            dropout=self.dropout,
+        )
+
+    def lr_factor(self, step: int) -> float:
+        """What every learning rate is multiplied by in ``step`` (from 0): a linear rise, then a cosine from 1 down.
+
+        The rise takes a twentieth of the steps, so 100 of 2000, as nanoGPT has it.
+        """
+        rise = self.steps // 20
+        if step < rise:
+            return (step + 1) / (rise + 1)
+        cosine = 0.5 * (1.0 + math.cos(math.pi * (step - rise) / (self.steps - rise)))
+        floor = self.min_lr / self.lr if self.lr > 0 else 1.0
+        return floor + cosine * (1.0 - floor)
+
+    def changed(self) -> dict[str, Any]:
+        """The settings that are not at their default."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
