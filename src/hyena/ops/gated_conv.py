@@ -57,11 +57,12 @@ def _long_conv_backward(dy: Tensor, x: Tensor, spectrum: Tensor) -> tuple[Tensor
     groups, points = spectrum.size(0), 2 * (spectrum.size(1) - 1)
     dy_f = torch.fft.rfft(dy, n=points).unflatten(1, (groups, -1))
     x_f = torch.fft.rfft(x, n=points).unflatten(1, (groups, -1))
-    dx = torch.fft.irfft((dy_f * spectrum.conj()[:, None]).flatten(1, 2), n=points)[..., : x.size(2)]
+    # conj_physical, because a lazy conj is lost inside a TorchDispatchMode (a flop counter, selective checkpointing).
+    dx = torch.fft.irfft((dy_f * spectrum.conj_physical()[:, None]).flatten(1, 2), n=points)[..., : x.size(2)]
     # irfft reads each inner coefficient twice (once conjugated), the first and the last once.
     twice = torch.full((spectrum.size(1),), 2.0 / points, dtype=x.dtype, device=x.device)
     twice[0] = twice[-1] = 1.0 / points
-    return dx, (dy_f * x_f.conj()).sum((0, 2)) * twice
+    return dx, (dy_f * x_f.conj_physical()).sum((0, 2)) * twice
 
 
 def gated_conv_rows(v: Tensor, spectrum: Tensor, d: Tensor | None, pre: Tensor | None, post: Tensor | None) -> Tensor:
@@ -87,8 +88,8 @@ def gated_conv_rows_backward(
     """Gradients of v, pre, post (B, L, C), spectrum and d; zeros of no size stand for absent inputs."""
     p, s = _gated(v, pre), spectrum_rows(spectrum)
     g = dy.to(p.dtype).transpose(1, 2)
-    absent = p.new_zeros(p.size(0), p.size(2), 0)
-    dpost = absent
+    absent = (p.size(0), p.size(2), 0)  # one tensor each: outputs of an op may not share memory
+    dpost = p.new_zeros(absent)
     if post is not None:
         inner = long_conv(p, s)
         if d is not None:
@@ -101,7 +102,7 @@ def gated_conv_rows_backward(
         dd = (g * p).sum((0, 2))
     dp = dp.transpose(1, 2)
     if pre is None:
-        return dp, absent, dpost, spectrum_gradient(ds, spectrum), dd
+        return dp, p.new_zeros(absent), dpost, spectrum_gradient(ds, spectrum), dd
     return dp * pre.to(p.dtype), dp * v.to(p.dtype), dpost, spectrum_gradient(ds, spectrum), dd
 
 
@@ -148,9 +149,8 @@ def _packed_backward(
 ) -> Gradients:
     bounds = row_bounds(cu_seqlens, v.size(1), points_of(spectrum.size(1) - 1))
     width = v.size(2)
-    absent = v.new_zeros(1, v.size(1), 0)
     if not bounds:
-        dpre, dpost = (absent if t is None else torch.zeros_like(t) for t in (pre, post))
+        dpre, dpost = (v.new_zeros(1, v.size(1), 0) if t is None else torch.zeros_like(t) for t in (pre, post))
         return torch.zeros_like(v), dpre, dpost, torch.zeros_like(spectrum), v.new_zeros(0 if d is None else width)
 
     def rows(_: Tensor, g: Tensor, a: Tensor, b: Tensor | None, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

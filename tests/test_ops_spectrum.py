@@ -1,0 +1,68 @@
+"""``hyena::filter_spectrum``. What stands where in a spectrum is its backend's own affair: how it convolves is tested
+with ``gated_conv`` and ``mix``, here only what every backend owes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from cases import DTYPES, Tier, rand
+
+from hyena import ops
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])
+def test_shape_and_dtype(tier: Tier, dtype: torch.dtype, causal: bool) -> None:
+    h = rand(3, 7, 5).to(tier.device, dtype)
+    with tier():
+        spectrum = ops.filter_spectrum(h, 10, causal)
+    assert spectrum.shape == (3, 5, 11, 2)
+    assert spectrum.dtype == torch.promote_types(dtype, torch.float32)
+    assert spectrum.is_contiguous()
+    assert spectrum.isfinite().all()
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])
+def test_it_is_linear_and_sees_every_tap(tier: Tier, causal: bool) -> None:
+    """Distinct taps have distinct spectra, and strides do not matter."""
+    h = rand(4, 3, 9).to(tier.device).transpose(1, 2)[:, :, ::2]  # (4, 9, 2), no stride is 1
+    with tier():
+        whole = ops.filter_spectrum(h, 16, causal)
+        parts = sum(ops.filter_spectrum(h * (torch.arange(9, device=tier.device) == k)[:, None], 16, causal) for k in range(9))
+        torch.testing.assert_close(whole, parts)
+        torch.testing.assert_close(whole, ops.filter_spectrum(h.contiguous(), 16, causal), rtol=0, atol=0)
+        jacobian = torch.autograd.functional.jacobian(lambda x: ops.filter_spectrum(x, 16, causal), h[:1, :, :1])
+    assert torch.linalg.matrix_rank(jacobian.reshape(-1, 9)) == 9
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])
+@pytest.mark.parametrize("size", [5, 8, 67])
+def test_gradgradcheck(tier: Tier, causal: bool, size: int) -> None:
+    h = rand(2, 5, 3).to(tier.device).requires_grad_()
+    fn = partial(ops.filter_spectrum, size=size, causal=causal)
+    with tier():
+        assert torch.autograd.gradcheck(fn, h)
+        assert torch.autograd.gradgradcheck(fn, h)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])
+def test_opcheck(device: str, causal: bool) -> None:
+    h = rand(3, 2, 5).to(device, torch.float32).transpose(1, 2).requires_grad_()
+    torch.library.opcheck(torch.ops.hyena.filter_spectrum.default, (h, 8, causal))
+    ds = torch.ones(3, 2, 9, 2, device=device)
+    torch.library.opcheck(torch.ops.hyena.filter_spectrum_backward.default, (ds, h.detach(), 8, causal))
+
+
+def test_errors_name_the_numbers() -> None:
+    with pytest.raises(ValueError, match=r"shape \(F, K, G\), got torch.float32 of shape \(7, 3\)"):
+        ops.filter_spectrum(torch.zeros(7, 3), 8)
+    with pytest.raises(ValueError, match=r"floating point.*got torch.int64"):
+        ops.filter_spectrum(torch.zeros(1, 7, 3, dtype=torch.long), 8)
+    with pytest.raises(ValueError, match=r"a filter of 9 lags does not fit a transform of 8 positions: cut it to 8"):
+        ops.filter_spectrum(torch.zeros(1, 9, 3), 8)
+    with pytest.raises(ValueError, match=r"a filter of 9 lags does not fit a transform of 8"):
+        ops.filter_spectrum(torch.zeros(1, 17, 3), 8, False)
+    with pytest.raises(ValueError, match=r"odd number of taps.*got 8"):
+        ops.filter_spectrum(torch.zeros(1, 8, 3), 8, False)
