@@ -54,8 +54,8 @@ def generate(
     """Continues each row, computing the whole window again for every token.
 
     Args:
-        model: ``(B, L) -> (logits (B, L, V), …)``, as :class:`hyena.models.HyenaLM`. It runs in eval mode, and is left in
-            the mode it came in.
+        model: ``(B, L) -> (logits (B, L, V), …)``, as :class:`hyena.models.HyenaLM`. It runs in eval mode, and is left
+            in the mode it came in.
         tokens: ``(B, L)``, at least one a row.
         new_tokens: how many to add.
         window: how many of the last tokens the model sees, at most its ``l_max``.

@@ -157,6 +157,11 @@ class HyenaLM(nn.Module):
         if tokens.dim() != 2 or (targets is not None and targets.shape != tokens.shape):
             shape = None if targets is None else tuple(targets.shape)
             raise ValueError(f"tokens and targets must be (B, L), got {tuple(tokens.shape)} and {shape}")
+        if mask is not None and (mask.shape != tokens.shape or mask.dtype != torch.bool):
+            raise ValueError(
+                f"mask must be a bool tensor of shape {tuple(tokens.shape)}, True where a token is kept; got {mask.dtype} of "
+                f"shape {tuple(mask.shape)}"
+            )
         x = self.embedding(tokens)  # (B, L, D)
         if self.positions is not None:
             x = x + self.positions(self._count(tokens, mask, cu_seqlens, max_seqlen))
