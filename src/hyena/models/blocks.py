@@ -86,8 +86,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, **mixing: Any) -> Tensor:
         """``(B, L, D) -> (B, L, D)``; ``mixing`` (``mask``, ``cu_seqlens``, …) goes to the mixer."""
-        x = x + self.dropout(self.mixer(self.norm1(x), **mixing))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        # A residual stream may be of a higher precision than the weights; what is added to it then leaves it so.
+        x = x + self.dropout(self.mixer(self.norm1(x.to(self.norm1.weight.dtype)), **mixing))
+        return x + self.dropout(self.mlp(self.norm2(x.to(self.norm2.weight.dtype))))
 
 
 class Attention(nn.Module):

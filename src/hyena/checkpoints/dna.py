@@ -1,0 +1,340 @@
+"""HyenaDNA's released models: the original checkpoints, and their ``-hf`` versions for transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyena.checkpoints import safari
+from hyena.checkpoints.files import Source, check_keys, check_names, read_config, read_weights, rename
+from hyena.checkpoints.settings import Settings, settings_from
+from hyena.models.hyenadna import WINDOW_SHIFT, HyenaDNA, HyenaDNAConfig
+
+# Settings of the original code that say how it trains and runs, not what it computes.
+_ORIGINAL_WITHOUT_EFFECT = {
+    "device",
+    "dtype",
+    "fused_dropout_add_ln",
+    "fused_mlp",
+    "initializer_cfg",
+    "return_hidden_state",
+}
+# Settings of the original code that are taken with one value only: the others belong to models with attention, to
+# models split over devices, or to none that was released.
+_ORIGINAL_FIXED: dict[str, tuple[Any, ...]] = {
+    "_name_": ("lm", "lm_simple", "dna_embedding"),
+    "attn_cfg": (None,),
+    "attn_layer_idx": (None, [], ()),
+    "identity_mlp": (False,),
+    "max_position_embeddings": (0,),
+    "process_group": (None,),
+    "sequence_parallel": (True, False),
+}
+_ORIGINAL = {
+    "d_model",
+    "n_layer",
+    "d_inner",
+    "vocab_size",
+    "layer",
+    "resid_dropout",
+    "embed_dropout",
+    "layer_norm_epsilon",
+    "residual_in_fp32",
+    "pad_vocab_size_multiple",
+    "use_head",
+    "n_classes",
+    "checkpoint_mixer",
+    "checkpoint_mlp",
+}
+
+# The -hf configs' names for an operator's keywords.
+_HF_OPERATOR = {
+    "d_model": "d_model",
+    "max_seq_len": "l_max",
+    "hyena_order": "order",
+    "filter_order": "filter_order",
+    "emb_dim": "emb_dim",
+    "num_inner_mlps": "num_inner_mlps",
+    "activation_freq": "w",
+    "short_filter_order": "short_filter_order",
+    "hyena_dropout": "dropout",
+    "hyena_filter_dropout": "filter_dropout",
+}
+# Defaults of their HyenaConfig, where a config.json may leave the value out.
+_HF_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 12,
+    "d_model": 256,
+    "max_seq_len": 1024,
+    "emb_dim": 3,
+    "n_layer": 12,
+    "embed_dropout": 0.1,
+    "layer_norm_epsilon": 1e-5,
+    "pad_vocab_size_multiple": 8,
+    # Of transformers' own PretrainedConfig.
+    "tie_word_embeddings": True,
+}
+# What transformers writes into every config.json and the model does not read, or reads for its interface only;
+# use_bias is read by no layer.
+_HF_WITHOUT_EFFECT = {
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "bos_token_id",
+    "cls_token_id",
+    "dtype",
+    "eos_token_id",
+    "id2label",
+    "initializer_range",
+    "label2id",
+    "mask_token_id",
+    "model_type",
+    "num_labels",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "return_dict",
+    "sep_token_id",
+    "torch_dtype",
+    "transformers_version",
+    "unk_token_id",
+    "use_bias",
+    "use_cache",
+    "use_return_dict",
+}
+
+_LAYERS = "backbone.layers."
+_EMBEDDING = "backbone.embeddings.word_embeddings.weight"
+# Parts of a block that have the same names here and there.
+_BLOCK_PARTS = [f"{part}.{kind}" for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2") for kind in ("weight", "bias")]
+
+
+def hyenadna(
+    state_dict_or_path: Source,
+    config: Source | None = None,
+    *,
+    head: str | None = "auto",
+    learned_encoding: bool | None = None,
+    layout: str = "standalone",
+) -> HyenaDNA:
+    """A :class:`hyena.models.HyenaDNA` with the weights and outputs of a released model.
+
+    Takes the checkpoints of ``LongSafari/hyenadna-*`` (``weights.ckpt``, a Lightning checkpoint) and of
+    ``LongSafari/hyenadna-*-hf`` (``model.safetensors``), and what the HyenaDNA code (HazyResearch/hyena-dna,
+    Apache-2.0) saves. Safari's own language models have the same names: give ``layout="safari"`` for them.
+
+    Args:
+        state_dict_or_path: a state dict, a checkpoint that holds one under ``"state_dict"``, or the path of a
+            ``.safetensors`` file, of one that ``torch.load`` reads with ``weights_only``, or of a folder with one of
+            them. Names may have prefixes (``model.``, ``module.``, ``hyena.``, ``backbone.``) and the ``.layer.`` of
+            activation checkpointing.
+        config: the settings as a dict, or the path of the ``config.json``; found beside the weights if missing.
+        head: what the model returns: None for hidden states, ``"lm"`` for next-token logits, ``"classes"`` for class
+            logits. ``"auto"`` does what the released code does with the config: classes if it says ``use_head``,
+            logits if its ``architectures`` name a causal language model, else hidden states.
+        learned_encoding: as for :func:`operator_from_safari`. The ``-hf`` code makes positions trainable that were not
+            trained; by default they are computed unless the checkpoint's have been trained.
+        layout: how filters are laid out from order 3 on: ``"standalone"`` as in ``standalone_hyenadna.py``,
+            ``"safari"`` as in the training code (and with its window, which decays to 0, not to 0.05). No released
+            model has such an order.
+
+    Returns:
+        The model, in the dtype and on the device of its weights, in training mode.
+
+    Raises:
+        ValueError: keys of the weights or of the config that fit nowhere, missing keys, other shapes, all listed;
+            positions for another ``l_max``; an output layer that differs from the embedding it is tied to.
+    """
+    values = _config_of(state_dict_or_path, config)
+    is_hf = "layer" not in values
+    model_config, settings = (_hf if is_hf else _original)(values, head, layout)
+    tensors = _canonical(read_weights(state_dict_or_path))
+    _check_output_layer(tensors, model_config)
+
+    parts = [_inside(tensors, f"{_LAYERS}{i}.mixer.") for i in range(model_config.n_layer)]
+    each = [safari.with_positions(settings, part, learned_encoding) for part in parts]
+    if is_hf:  # Their code trains the table, so one that is not what would be computed goes on being trained.
+        each = [dataclasses.replace(s, positions="trained") if s.positions == "frozen" else s for s in each]
+    check_names(tensors, *_expected(model_config, each))
+
+    like = tensors[_EMBEDDING]
+    mixers = [safari.shell(s, like.dtype) for s in each]
+    model = HyenaDNA(model_config, mixers, device="meta", dtype=like.dtype).to_empty(device=like.device)
+    model.tie_embeddings()
+    state = _our_names(tensors, model_config)
+    for i, (s, part) in enumerate(zip(each, parts, strict=True)):
+        state |= {f"blocks.{i}.mixer.{name}": t for name, t in safari.weights(s, part, layout).items()}
+        safari.freeze(mixers[i], s)
+    if model_config.head == "classes" and "head.weight" not in state:
+        warnings.warn("the checkpoint has no classification head: the model's starts at random", stacklevel=2)
+        model.reset_head()
+        assert model.head is not None  # for mypy: there is one with head="classes"
+        state |= {f"head.{name}": p.detach().clone() for name, p in model.head.named_parameters()}
+    model.load_state_dict(state)
+    return model
+
+
+def _config_of(weights: Source, config: Source | None) -> dict[str, Any]:
+    if config is not None:
+        return read_config(config)
+    if isinstance(weights, Mapping):
+        raise ValueError("a state dict does not say what model it is of: pass its config, as a dict or a path")
+    path = Path(weights)
+    return read_config(path if path.is_dir() else path.parent / "config.json")
+
+
+def _original(config: dict[str, Any], head: str | None, layout: str) -> tuple[HyenaDNAConfig, Settings]:
+    """The settings of the original code, with the operator's under ``layer``."""
+    check_keys(config, _ORIGINAL | _ORIGINAL_WITHOUT_EFFECT | set(_ORIGINAL_FIXED), "a HyenaDNA model")
+    for name, allowed in _ORIGINAL_FIXED.items():
+        if name in config and config[name] not in allowed:
+            raise ValueError(f"{name}={config[name]!r} cannot be loaded, only one of {list(allowed)}")
+    if lacking := [name for name in ("d_model", "n_layer", "vocab_size") if name not in config]:
+        raise ValueError(f"the config of a HyenaDNA model needs {', '.join(lacking)}")
+    layer = dict(config["layer"])
+    if layer.setdefault("d_model", config["d_model"]) != config["d_model"]:
+        raise ValueError(f"d_model={config['d_model']}, but layer has d_model={layer['d_model']}")
+    settings = settings_from(layer, layout, **({"shift": WINDOW_SHIFT} if layout == "standalone" else {}))
+    if head == "auto":
+        head = "classes" if config.get("use_head") else None
+    return (
+        _model_config(
+            settings,
+            head,
+            vocab_size=config["vocab_size"],
+            n_layer=config["n_layer"],
+            d_inner=config.get("d_inner"),
+            dropout=config.get("resid_dropout", 0.0),
+            embed_dropout=config.get("embed_dropout", 0.1),
+            norm_eps=config.get("layer_norm_epsilon", 1e-5),
+            pad_vocab_size_multiple=config.get("pad_vocab_size_multiple", 1),
+            residual_in_fp32=config.get("residual_in_fp32", False),
+            n_classes=config.get("n_classes", 2),
+            gradient_checkpointing=bool(config.get("checkpoint_mixer") or config.get("checkpoint_mlp")),
+        ),
+        settings,
+    )
+
+
+def _hf(config: dict[str, Any], head: str | None, layout: str) -> tuple[HyenaDNAConfig, Settings]:
+    """The settings of the ``-hf`` models, in one level."""
+    check_keys(
+        config,
+        set(_HF_OPERATOR) | set(_HF_DEFAULTS) | _HF_WITHOUT_EFFECT | {"d_inner", "train_freq"},
+        "an -hf HyenaDNA model",
+    )
+    c = {**_HF_DEFAULTS, **config}
+    # Other values run into that code's constants: filters for one order only, a padding of 2, LayerNorms of 1e-5.
+    for name, value in (("hyena_order", 2), ("short_filter_order", 3), ("layer_norm_epsilon", 1e-5)):
+        if c.get(name, value) != value:
+            raise ValueError(f"{name}={c[name]} cannot be loaded, only {value}: the -hf code works with no other")
+    operator = {ours: c[theirs] for theirs, ours in _HF_OPERATOR.items() if theirs in c}
+    settings = settings_from(operator, layout, shift=WINDOW_SHIFT, lr_pos_emb=0.0)
+    settings = dataclasses.replace(settings, train_freq=c.get("train_freq", True))
+    if head == "auto":
+        head = "lm" if any(name.endswith("ForCausalLM") for name in c.get("architectures") or ()) else None
+    return (
+        _model_config(
+            settings,
+            head,
+            vocab_size=c["vocab_size"],
+            n_layer=c["n_layer"],
+            d_inner=c.get("d_inner"),
+            embed_dropout=c["embed_dropout"],
+            pad_vocab_size_multiple=c["pad_vocab_size_multiple"],
+            residual_in_fp32=True,
+            tie_embeddings=c["tie_word_embeddings"],
+        ),
+        settings,
+    )
+
+
+def _model_config(s: Settings, head: str | None, **others: Any) -> HyenaDNAConfig:
+    return HyenaDNAConfig(
+        l_max=s.l_max,
+        d_model=s.d_model,
+        order=s.order,
+        emb_dim=s.emb_dim,
+        filter_order=s.filter_order,
+        short_filter_order=s.short_filter_order,
+        head=head,
+        **others,
+    )
+
+
+def _canonical(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names as in the original model: ``backbone.…``, ``lm_head.weight`` and ``head.output_transform.…``."""
+    tensors = rename(tensors, lambda name: re.sub(r"\.(mixer|mlp)\.layer\.", r".\1.", name))
+    table = _EMBEDDING.removeprefix("backbone.")
+    prefixes = [name.removesuffix(table) for name in tensors if name == table or name.endswith("." + table)]
+    if len(prefixes) > 1:
+        raise ValueError(f"the state dict holds {len(prefixes)} models, under {', '.join(sorted(prefixes))}; pass one")
+    backbone = prefixes[0] if prefixes else "backbone."
+    heads = re.compile(r"(?:^|.*\.)(lm_head\.weight|head\.output_transform\.(?:weight|bias))")
+
+    def canonical(name: str) -> str:
+        if match := heads.fullmatch(name):
+            return match[1]
+        return "backbone." + name.removeprefix(backbone) if name.startswith(backbone) else name
+
+    return rename(tensors, canonical)
+
+
+def _check_output_layer(tensors: dict[str, Tensor], config: HyenaDNAConfig) -> None:
+    """Takes out an output layer that the model does not have, or has as its embedding."""
+    if config.head == "lm" and not config.tie_embeddings:
+        return
+    weight, table = tensors.pop("lm_head.weight", None), tensors.get(_EMBEDDING)
+    if config.head == "lm" and weight is not None and table is not None and not torch.equal(weight, table):
+        raise ValueError(
+            "lm_head.weight differs from the embedding that this model ties it to; the config of an -hf model says "
+            "tie_word_embeddings=False if it is a layer of its own"
+        )
+
+
+def _inside(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _expected(c: HyenaDNAConfig, each: list[Settings]) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Names and shapes of a model's weights: those that must be there, and those that can be computed."""
+    d, inner = c.d_model, c.d_inner or 4 * c.d_model
+    required: dict[str, tuple[int, ...]] = {
+        _EMBEDDING: (c.padded_vocab_size, d),
+        "backbone.ln_f.weight": (d,),
+        "backbone.ln_f.bias": (d,),
+    }
+    optional: dict[str, tuple[int, ...]] = {}
+    for i, s in enumerate(each):
+        block = f"{_LAYERS}{i}."
+        required |= {f"{block}norm{n}.{kind}": (d,) for n in (1, 2) for kind in ("weight", "bias")}
+        required |= {f"{block}mlp.fc1.weight": (inner, d), f"{block}mlp.fc1.bias": (inner,)}
+        required |= {f"{block}mlp.fc2.weight": (d, inner), f"{block}mlp.fc2.bias": (d,)}
+        needed, computed = safari.expected(s)
+        required |= {f"{block}mixer.{name}": shape for name, shape in needed.items()}
+        optional |= {f"{block}mixer.{name}": shape for name, shape in computed.items()}
+    if c.head == "lm" and not c.tie_embeddings:
+        required["lm_head.weight"] = (c.padded_vocab_size, d)
+    if c.head == "classes":
+        optional |= {"head.output_transform.weight": (c.n_classes, d), "head.output_transform.bias": (c.n_classes,)}
+    return required, optional
+
+
+def _our_names(tensors: Mapping[str, Tensor], c: HyenaDNAConfig) -> dict[str, Tensor]:
+    """Everything but the mixers, by our names."""
+    ours = {"embedding.weight": tensors[_EMBEDDING]}
+    ours |= {f"norm.{kind}": tensors[f"backbone.ln_f.{kind}"] for kind in ("weight", "bias")}
+    for i in range(c.n_layer):
+        ours |= {f"blocks.{i}.{part}": tensors[f"{_LAYERS}{i}.{part}"] for part in _BLOCK_PARTS}
+    if c.head == "lm":
+        ours["head.weight"] = tensors[_EMBEDDING if c.tie_embeddings else "lm_head.weight"]
+    for kind in ("weight", "bias"):
+        if f"head.output_transform.{kind}" in tensors:
+            ours[f"head.{kind}"] = tensors[f"head.output_transform.{kind}"]
+    return ours
