@@ -1,6 +1,7 @@
 """Whole models built from the layers."""
 
 from hyena.models.blocks import MLP, Attention, Block
+from hyena.models.hyenadna import HyenaDNA, HyenaDNAConfig
 from hyena.models.lm import HyenaLM, HyenaLMConfig
 
-__all__ = ["MLP", "Attention", "Block", "HyenaLM", "HyenaLMConfig"]
+__all__ = ["MLP", "Attention", "Block", "HyenaDNA", "HyenaDNAConfig", "HyenaLM", "HyenaLMConfig"]
