@@ -1,0 +1,144 @@
+"""Parameter groups for optimizers: learning rates and weight decay by what a parameter does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from hyena.filters import HyenaFilter, LearnedEncoding
+from hyena.operator import HyenaOperator
+
+# The released code's learning rate for trained positions (lr_pos_emb of its HyenaFilter).
+ENCODING_LR = 1e-5
+
+_NORMS = (
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    nn.modules.batchnorm._NormBase,  # every BatchNorm and InstanceNorm
+)
+
+
+def param_groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    *,
+    filter_lr: float | None = None,
+    encoding_lr: float | None = None,
+) -> list[dict[str, Any]]:
+    """Groups for any ``torch.optim`` optimizer: ``AdamW(param_groups(model, lr=6e-4, weight_decay=0.1))``.
+
+    Parameters are told apart by the modules that hold them, so deep copies (EMA), compiled, wrapped and adapted models
+    get the same groups. Every parameter that requires a gradient is in one group, shared ones too; frozen ones are in
+    none.
+
+    ==============  ===============  ================  ======================================================
+    name            learning rate    weight decay      what
+    ==============  ===============  ================  ======================================================
+    ``decay``       ``lr``           ``weight_decay``  matrices and other weights, the short convolution's too
+    ``no_decay``    ``lr``           0                 biases, norms, embeddings, anything of one dimension, and an
+                                                       operator's head mixing (which starts as the identity)
+    ``filters``     ``filter_lr``    0                 what is inside a Hyena filter: FFN, sine frequency, window
+    ``encodings``   ``encoding_lr``  0                 trained positions inside a filter (:class:`LearnedEncoding`)
+    ==============  ===============  ================  ======================================================
+
+    No decay of filters, and a rate of 1e-5 for their positions, are the released code's defaults (arXiv 2302.10866;
+    ``wd`` and ``lr_pos_emb`` in HazyResearch/safari); every released experiment trains the filters at the model's rate.
+    No decay of biases, norms and embeddings is what its image models ask for; its language models decay them. An output
+    layer that shares the embedding's weight is treated as the embedding.
+
+    Args:
+        model: any module, whole or wrapped.
+        lr: of the ``decay`` and ``no_decay`` groups.
+        weight_decay: of the ``decay`` group.
+        filter_lr: of the ``filters`` group; ``lr`` if missing.
+        encoding_lr: of the ``encodings`` group; 1e-5 if missing.
+
+    Returns:
+        The groups that have parameters, each with ``params``, ``lr``, ``weight_decay`` and its ``name``, in the table's
+        order.
+
+    Warns:
+        UserWarning: a group has no parameters: the model has no trainable Hyena filter, nothing to decay, or no trained
+            positions although ``encoding_lr`` was given.
+
+    Raises:
+        ValueError: a negative number, or a model without any trainable parameter.
+    """
+    rates = {
+        "decay": (lr, weight_decay),
+        "no_decay": (lr, 0.0),
+        "filters": (lr if filter_lr is None else filter_lr, 0.0),
+        "encodings": (ENCODING_LR if encoding_lr is None else encoding_lr, 0.0),
+    }
+    given = {"lr": lr, "weight_decay": weight_decay, "filter_lr": filter_lr, "encoding_lr": encoding_lr}
+    for name, value in given.items():
+        if value is not None and value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+
+    params: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+    for p, group in _assigned(model):
+        params[group].append(p)
+    if not any(params.values()):
+        raise ValueError(f"{type(model).__name__} has no parameter that requires a gradient")
+    _warn_of_empty(params, encoding_lr is not None)
+    return [
+        {"params": params[name], "lr": rate, "weight_decay": decay, "name": name}
+        for name, (rate, decay) in rates.items()
+        if params[name]
+    ]
+
+
+def _assigned(model: nn.Module) -> Iterator[tuple[nn.Parameter, str]]:
+    """Every trainable parameter once, in the model's order, with its group.
+
+    A parameter with several places (tied weights) gets the group of the most particular of them.
+    """
+    particular: dict[int, str] = {}
+    for module in model.modules():
+        for group, p in _claims(module):
+            if _RANK[group] > _RANK[particular.get(id(p), "decay")]:
+                particular[id(p)] = group
+    for p in model.parameters():
+        if p.requires_grad:
+            yield p, particular.get(id(p), "decay")
+
+
+# Which group wins where several claim a parameter.
+_RANK = {"decay": 0, "no_decay": 1, "filters": 2, "encodings": 3}
+
+
+def _claims(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """What a module says about the parameters in it."""
+    if isinstance(module, LearnedEncoding):
+        yield from (("encodings", p) for p in module.parameters())
+    if isinstance(module, HyenaFilter):
+        yield from (("filters", p) for p in module.parameters())
+    if isinstance(module, HyenaOperator):
+        # Whatever a user put in a filter's place is one.
+        if module.filter is not None:
+            yield from (("filters", p) for p in module.filter.parameters())
+        if isinstance(module.head_mixing, nn.Parameter):
+            yield "no_decay", module.head_mixing
+    undecayed = isinstance(module, (nn.Embedding, nn.EmbeddingBag, *_NORMS))
+    for name, p in module.named_parameters(recurse=False):
+        if undecayed or p.dim() < 2 or name.endswith("bias"):
+            yield "no_decay", p
+
+
+def _warn_of_empty(params: dict[str, list[nn.Parameter]], encodings_wanted: bool) -> None:
+    reasons = {
+        "decay": "every trainable parameter is a bias, a norm, an embedding or part of a filter",
+        "no_decay": "there are no trainable biases, norms or embeddings",
+        "filters": "the model has no trainable Hyena filter, so filter_lr has no effect",
+        "encodings": "no filter has trained positions (a LearnedEncoding), so encoding_lr has no effect",
+    }
+    for name, reason in reasons.items():
+        # Computed positions are the usual case: they are worth a warning only to whoever asked for a rate of their own.
+        if not params[name] and (name != "encodings" or encodings_wanted):
+            warnings.warn(f"the parameter group {name!r} is empty: {reason}", stacklevel=3)
