@@ -34,6 +34,11 @@ class Corpus:
             raise ValueError(f"{self.path} has no {unknown}, so the model cannot read them")
         return torch.tensor([ids[character] for character in text])
 
+    @property
+    def start(self) -> Tensor:
+        """What text begins after: a line break, or in a text without one its first character."""
+        return self.encode("\n") if "\n" in self.vocabulary else self.train[:1]
+
     def decode(self, ids: Tensor) -> str:
         return "".join(self.vocabulary[i] for i in ids.tolist())
 

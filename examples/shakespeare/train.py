@@ -60,7 +60,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=min(torch.get_num_threads(), MOST_THREADS), help="CPU threads")
     parser.add_argument("--save-every", type=int, default=50, help="steps between checkpoints")
     parser.add_argument("--eval-every", type=int, default=500, help="steps between evaluations, 0 for one at the end")
-    parser.add_argument("--prompt", default="\n", help="what the sample goes on from")
+    parser.add_argument("--prompt", default="", help="what the sample goes on from; a new line if empty")
     parser.add_argument("--sample", type=int, default=500, help="characters to sample at the end")
     parser.add_argument("--temperature", type=float, default=0.8, help="of the sample")
     for f in dataclasses.fields(Settings):
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
         device = _device(options.device)
         corpus = load_corpus(options.data, settings.context)
-        prompt = corpus.encode(options.prompt or "\n")
+        prompt = corpus.encode(options.prompt) if options.prompt else corpus.start
         trainer = Trainer(settings, corpus, device)
         out = options.out or default_out(settings, options.data)
         out.mkdir(parents=True, exist_ok=True)

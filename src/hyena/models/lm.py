@@ -159,8 +159,8 @@ class HyenaLM(nn.Module):
             raise ValueError(f"tokens and targets must be (B, L), got {tuple(tokens.shape)} and {shape}")
         if mask is not None and (mask.shape != tokens.shape or mask.dtype != torch.bool):
             raise ValueError(
-                f"mask must be a bool tensor of shape {tuple(tokens.shape)}, True where a token is kept; got {mask.dtype} of "
-                f"shape {tuple(mask.shape)}"
+                f"mask must be a bool tensor of shape {tuple(tokens.shape)}, True where a token is kept; got {mask.dtype} "
+                f"of shape {tuple(mask.shape)}"
             )
         x = self.embedding(tokens)  # (B, L, D)
         if self.positions is not None:
