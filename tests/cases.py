@@ -1,17 +1,19 @@
-"""What the op tests run on: tiers, dtypes, memory layouts, masks and packed rows; and the comparison with the oracle."""
+"""What the op tests run on: tiers, dtypes, memory layouts, masks, packed rows; and the comparison with the oracle."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
-from oracle import Rows
-from tolerances import TOLERANCE, error
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from oracle import Rows
+from tolerances import TOLERANCE, error
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LENGTHS = [1, 2, 3, 17, 63, 64, 65, 127, 1009, 4096, 8209]
@@ -35,9 +37,7 @@ class Tier:
 class _Fallback(TorchDispatchMode):
     """Sends the library's ops to their plain PyTorch version, whatever kernels are registered."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func.namespace == "hyena":
             return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -79,8 +79,8 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
 
 
 def strides(x: Tensor) -> tuple[int, ...]:
-    """Strides of ``x``, 0 for what has one entry only (it has no stride to speak of)."""
-    return tuple(step if size > 1 else 0 for step, size in zip(x.stride(), x.shape, strict=True))
+    """Strides of ``x`` where they have a meaning: 0 for a dimension of one entry, and all over an empty tensor."""
+    return tuple(step if size > 1 and x.numel() else 0 for step, size in zip(x.stride(), x.shape, strict=True))
 
 
 def natural_strides(z: Tensor, channels: int) -> tuple[int, ...]:
@@ -118,7 +118,7 @@ def rows_of(cu_seqlens: Tensor | None) -> Rows | None:
     if cu_seqlens is None:
         return None
     at = cu_seqlens.tolist()
-    return list(zip(at, at[1:], strict=False))
+    return list(pairwise(at))
 
 
 @dataclass
@@ -127,6 +127,10 @@ class Result:
 
     output: Tensor
     gradients: dict[str, Tensor]
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Of the output and of each gradient, under the names that errors have."""
+        return {"output": self.output.dtype} | {"d " + name: g.dtype for name, g in self.gradients.items()}
 
 
 def run(fn: Callable[..., Tensor], inputs: dict[str, Tensor | None], dy: Tensor) -> Result:
@@ -137,8 +141,11 @@ def run(fn: Callable[..., Tensor], inputs: dict[str, Tensor | None], dy: Tensor)
     }
     output = fn(**leaves)
     wanted = {name: t for name, t in leaves.items() if t is not None and t.requires_grad}
+    # Order 1 without a value filter has no taps to reach.
+    unused = {name: torch.zeros_like(t) for name, t in wanted.items() if t.numel() == 0}
+    wanted = {name: t for name, t in wanted.items() if name not in unused}
     found = torch.autograd.grad(output, list(wanted.values()), dy)
-    return Result(output.detach(), dict(zip(wanted, found, strict=True)))
+    return Result(output.detach(), dict(zip(wanted, found, strict=True)) | unused)
 
 
 @dataclass
@@ -154,17 +161,17 @@ class Judge:
         squares = {name: t.square() if t is not None and t.is_floating_point() else t for name, t in inputs.items()}
         return cls(run(oracle, inputs, dy), run(oracle, squares, dy.square()))
 
-    def errors(self, got: Result) -> dict[str, float]:
+    def errors(self, got: Result, measure: Callable[[Tensor, Tensor, Tensor], float] = error) -> dict[str, float]:
         """Error of the output and of each gradient (see ``tolerances.py``)."""
         assert got.gradients.keys() == self.want.gradients.keys()
-        result = {"output": error(got.output, self.want.output, self.size.output)}
+        result = {"output": measure(got.output, self.want.output, self.size.output)}
         for name, g in got.gradients.items():
-            result["d " + name] = error(g, self.want.gradients[name], self.size.gradients[name])
+            result["d " + name] = measure(g, self.want.gradients[name], self.size.gradients[name])
         return result
 
     def check(self, got: Result) -> None:
         """Fails where an error is above the tolerance of the tensor's own dtype."""
-        dtypes = {"output": got.output.dtype} | {"d " + name: g.dtype for name, g in got.gradients.items()}
+        dtypes = got.dtypes()
         wrong = {
             name: f"{e:.1e} > {TOLERANCE[dtypes[name]]:.1e}"
             for name, e in self.errors(got).items()

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cases import Tier, has_kernel
 from hypothesis import HealthCheck, settings
 
 import hyena
+from cases import Tier, has_kernel
 
 settings.register_profile(
     "default",

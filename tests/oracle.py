@@ -1,4 +1,4 @@
-"""Hyena's operations by definition: explicit Toeplitz matrices in float64, ``O(L^2)``, sharing no code with the library.
+"""Hyena's operations by definition: explicit Toeplitz matrices in float64, sharing no code with the library.
 
 Everything here is a sum of products of its inputs, so autograd through it gives the gradients to compare with, and the
 same function of squared inputs gives the size that rounding errors are measured against (see ``tolerances.py``).
@@ -21,7 +21,7 @@ Rows = list[tuple[int, int]]
 
 
 def toeplitz_block(h: Tensor, first: int, offset: int, size: int) -> Tensor | None:
-    """``T[c, t, s] = h[lag (offset + t - s)]`` with ``h[0]`` at lag ``first``: (K, C) -> (C, size, size), None if zero."""
+    """``T[c, t, s]`` = the tap at lag ``offset + t - s``, ``h[0]`` being at lag ``first``; None if all zero."""
     at = torch.arange(size)
     index = offset + at[:, None] - at - first
     inside = (index >= 0) & (index < h.size(0))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from functools import lru_cache, partial
 
-import oracle
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, LENGTHS, Judge, Tier, compare, laid_out, offsets, place, rand, rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import oracle
+from cases import DTYPES, LAYOUTS, LENGTHS, Judge, Tier, compare, laid_out, offsets, place, rand, rows_of
 from hyena import ops
 
 
@@ -95,7 +95,10 @@ def test_anything(tier: Tier, data: st.DataObject) -> None:
 def test_packed_rows(tier: Tier, data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(0, 70), min_size=1, max_size=6).filter(sum))
     causal, dtype = data.draw(st.booleans()), data.draw(st.sampled_from(DTYPES))
-    groups, gates = data.draw(st.sampled_from([1, 2, 4])), data.draw(st.sampled_from(["", "d", "pre post", "d pre post"]))
+    groups, gates = (
+        data.draw(st.sampled_from([1, 2, 4])),
+        data.draw(st.sampled_from(["", "d", "pre post", "d pre post"])),
+    )
     taps = data.draw(st.integers(1, max(sizes)))
     x = inputs(1, sum(sizes), 4, taps, groups, causal=causal, gates=gates)
     x["cu_seqlens"] = offsets(sizes, data.draw(st.sampled_from([torch.int32, torch.int64])))
@@ -113,6 +116,10 @@ def test_room_for_more_than_the_row(tier: Tier, size: int, causal: bool) -> None
     x = inputs(2, 29, 3, 33, 3, causal=causal)
     fn = partial(convolve, causal=causal, size=size)
     compare(fn, partial(matrices, causal=causal), x, rand(2, 29, 3), tier, torch.float32)
+
+
+def test_an_empty_batch(tier: Tier) -> None:
+    compare(convolve, matrices, inputs(0, 9, 4, 9, 2), rand(0, 9, 4), tier, torch.float32)
 
 
 def test_pieces_of_channels_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +168,8 @@ def test_a_third_derivative_raises(tier: Tier) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gates", "layout"), [("d pre post", "contiguous"), ("d pre post", "channel_major"), ("", "sliced"), ("post", "channel_major")]
+    ("gates", "layout"),
+    [("d pre post", "contiguous"), ("d pre post", "channel_major"), ("", "sliced"), ("post", "channel_major")],
 )
 def test_opcheck(device: str, gates: str, layout: str) -> None:
     layouts = {"v": layout, "pre": "contiguous", "post": layout}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, LENGTHS, MASKS, Tier, compare, laid_out, make_mask, offsets, place, rand, rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import oracle
+from cases import DTYPES, LAYOUTS, LENGTHS, MASKS, Tier, compare, laid_out, make_mask, offsets, place, rand, rows_of
 from hyena import ops
 
 
@@ -26,9 +26,7 @@ def inputs(batch: int, length: int, channels: int, taps: int, *, bias: bool = Tr
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_lengths(tier: Tier, dtype: torch.dtype, length: int) -> None:
-    compare(
-        ops.short_conv, oracle.short_conv, inputs(2, length, 3, 3, mask="random"), rand(2, length, 3), tier, dtype
-    )
+    compare(ops.short_conv, oracle.short_conv, inputs(2, length, 3, 3, mask="random"), rand(2, length, 3), tier, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -72,6 +70,10 @@ def test_packed_rows(tier: Tier, data: st.DataObject) -> None:
 
     layouts = {"z": data.draw(st.sampled_from(LAYOUTS))}
     compare(ops.short_conv, packed, x, rand(1, sum(sizes), channels), tier, dtype, layouts)
+
+
+def test_an_empty_batch(tier: Tier) -> None:
+    compare(ops.short_conv, oracle.short_conv, inputs(0, 9, 4, 3), rand(0, 9, 4), tier, torch.float32)
 
 
 def test_the_last_tap_is_the_current_position(tier: Tier) -> None:

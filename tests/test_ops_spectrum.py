@@ -1,5 +1,6 @@
 """``hyena::filter_spectrum``. What stands where in a spectrum is its backend's own affair: how it convolves is tested
-with ``gated_conv`` and ``mix``, here only what every backend owes."""
+with ``gated_conv`` and ``mix``, here only what every backend owes.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ from functools import partial
 
 import pytest
 import torch
-from cases import DTYPES, Tier, rand
 
+from cases import DTYPES, Tier, rand
 from hyena import ops
 
 
@@ -30,7 +31,9 @@ def test_it_is_linear_and_sees_every_tap(tier: Tier, causal: bool) -> None:
     h = rand(4, 3, 9).to(tier.device).transpose(1, 2)[:, :, ::2]  # (4, 9, 2), no stride is 1
     with tier():
         whole = ops.filter_spectrum(h, 16, causal)
-        parts = sum(ops.filter_spectrum(h * (torch.arange(9, device=tier.device) == k)[:, None], 16, causal) for k in range(9))
+        parts = sum(
+            ops.filter_spectrum(h * (torch.arange(9, device=tier.device) == k)[:, None], 16, causal) for k in range(9)
+        )
         torch.testing.assert_close(whole, parts)
         torch.testing.assert_close(whole, ops.filter_spectrum(h.contiguous(), 16, causal), rtol=0, atol=0)
         jacobian = torch.autograd.functional.jacobian(lambda x: ops.filter_spectrum(x, 16, causal), h[:1, :, :1])

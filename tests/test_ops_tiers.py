@@ -1,0 +1,64 @@
+"""Kernels beside the fallback: both against the oracle, on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import pytest
+import torch
+from torch import Tensor
+
+import oracle
+import test_ops_gated_conv as gated_conv
+import test_ops_mix as mix
+import test_ops_short_conv as short_conv
+from cases import DTYPES, Judge, Tier, place, rand, run
+from hyena import ops
+from tolerances import kernel_limit, mean_error
+
+
+@lru_cache
+def case(name: str) -> tuple[Callable[..., Tensor], dict, Tensor, Judge]:
+    """(op, inputs, gradient of the output, what the oracle says)."""
+    kind, length = name.split("-")[0], int(name.split("-")[1])
+    if kind == "short_conv":
+        fn, want, x = ops.short_conv, oracle.short_conv, short_conv.inputs(2, length, 9, 3, mask="random")
+    elif kind == "gated_conv":
+        fn, want, x = gated_conv.convolve, gated_conv.matrices, gated_conv.inputs(2, length, 9, length, 9)
+    else:
+        causal = kind == "mix"
+        x = mix.inputs(2, length, 9, order=3, causal=causal, mask="random")
+        fn, want = partial(mix.convolve, causal=causal), partial(mix.matrices, order=3, causal=causal)
+    dy = rand(2, length, 9)
+    return fn, x, dy, Judge.of(want, x, dy)
+
+
+CASES = [f"{kind}-{length}" for kind in ("short_conv", "gated_conv", "mix", "two_sided_mix") for length in (65, 1009)]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_kernel_is_at_most_twice_as_wrong(tier: Tier, dtype: torch.dtype, name: str) -> None:
+    fn, inputs, dy, judge = case(name)
+    x = place(inputs, tier, dtype, h=torch.promote_types(dtype, torch.float32))
+    errors = {}
+    for each in (tier, Tier("fallback", tier.device)):
+        with each():
+            got = run(fn, x, dy.to(tier.device, dtype))
+        errors[each] = judge.errors(got, mean_error)
+    limits = {key: kernel_limit(e, got.dtypes()[key]) for key, e in errors[each].items()}
+    wrong = {key: (e, limits[key]) for key, e in errors[tier].items() if e > limits[key]}
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_call_gives_the_same_bits(tier: Tier, name: str) -> None:
+    """Nothing depends on which thread is first."""
+    fn, inputs, dy, _ = case(name)
+    x = place(inputs, tier, torch.float32)
+    with tier():
+        first, second = (run(fn, x, dy.to(tier.device, torch.float32)) for _ in range(2))
+    assert torch.equal(first.output, second.output)
+    for key, g in first.gradients.items():
+        assert torch.equal(g, second.gradients[key]), key
