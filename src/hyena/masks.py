@@ -1,0 +1,163 @@
+"""Attention's masks, read for what Hyena can do with them: leave positions out (padding), and be causal.
+
+Values are looked at, because a mask that Hyena cannot follow must not pass silently. On a GPU a look waits for the
+device, so a mask that was found good is remembered: the layers of a model, which get the same tensor, look once. Under
+``torch.compile`` and ``torch.export`` the condition becomes an assertion inside the graph, which waits for nothing.
+
+Dimensions: B batch, L length, S keys, Q queries, M heads.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Good masks of late, with the version they had: enough for the two or three masks of an encoder-decoder model.
+_GOOD: deque[tuple[weakref.ref, int, str]] = deque(maxlen=8)
+
+
+def keep_from_padding(mask: Tensor, batch: int, length: int) -> Tensor:
+    """``nn.MultiheadAttention``'s ``key_padding_mask`` as ``(B, L)`` bool, True = keep.
+
+    Args:
+        mask: ``(B, L)`` bool, True = ignore, or floating point, ``-inf`` = ignore and 0 = keep.
+        batch: B.
+        length: L.
+
+    Raises:
+        ValueError: another shape or dtype, or a number that is neither 0 nor ``-inf``.
+    """
+    if mask.shape != (batch, length):
+        raise ValueError(f"key_padding_mask must be of shape {(batch, length)}, got {tuple(mask.shape)}")
+    _bool_or_float(mask, "key_padding_mask")
+    if mask.dtype == torch.bool:
+        return ~mask
+    require(
+        lambda: ((mask == 0) | (mask == -torch.inf)).all(),
+        "Hyena can leave a position out or keep it, not weigh it: a floating point key_padding_mask holds -inf "
+        "(ignore) and 0 (keep) only; use a bool mask",
+        mask,
+        "padding",
+        lambda: f"; got {_other_value(mask)}",
+    )
+    return mask == 0
+
+
+def check_causal_mask(mask: Tensor, batch: int, heads: int, length: int) -> None:
+    """Checks that an ``attn_mask`` is the causal one, which is the only one that Hyena can follow.
+
+    Args:
+        mask: ``(L, L)`` or ``(B * M, L, L)``, bool (True = may not attend) or floating point (``-inf`` and 0).
+        batch: B.
+        heads: M.
+        length: L.
+
+    Raises:
+        ValueError: another shape or dtype, or anything else masked.
+    """
+    if mask.shape not in ((length, length), (batch * heads, length, length)):
+        raise ValueError(
+            f"attn_mask must be of shape {(length, length)} or {(batch * heads, length, length)}, got "
+            f"{tuple(mask.shape)}"
+        )
+    _bool_or_float(mask, "attn_mask")
+
+    def is_causal() -> Tensor:
+        above = torch.ones(length, length, dtype=torch.bool, device=mask.device).triu(1)
+        if mask.dtype == torch.bool:
+            return (mask == above).all()
+        return torch.where(above, mask == -torch.inf, mask == 0).all()
+
+    require(
+        is_causal,
+        "Hyena cannot follow an attn_mask other than the causal one (everything above the diagonal and nothing else): "
+        "its convolution has the same reach from every position. Pass padding as key_padding_mask, rows that must not "
+        "see each other as rows of the batch or as cu_seqlens of a HyenaOperator, and keep attention where another "
+        "pattern is needed",
+        mask,
+        "causal",
+    )
+
+
+def keep_from_model_mask(mask: Tensor, batch: int, queries: int, keys: int, causal: bool) -> Tensor:
+    """The ``(B, S)`` padding, True = keep, inside the mask that a ``transformers`` model hands its attention.
+
+    Args:
+        mask: ``(B, S)`` with 0 = padding; or ``(B or 1, …, Q or 1, S)`` bool (True = attend) or floating point (0 =
+            attend, the dtype's lowest number or ``-inf`` = not), with any number of heads, all alike.
+        batch: B.
+        queries: Q, the last positions of S.
+        keys: S.
+        causal: whether the model's attention is causal, and the mask with it.
+
+    Raises:
+        ValueError: a mask that is more than padding and causality.
+    """
+    if not isinstance(mask, Tensor):
+        raise ValueError(
+            f"Hyena cannot read an attention mask of type {type(mask).__name__}; load the model with "
+            "attn_implementation='sdpa' or 'eager'"
+        )
+    if mask.dim() == 2 and mask.shape == (batch, keys):
+        return mask != 0
+    fits = mask.dim() == 4 and mask.size(3) == keys and mask.size(0) in (1, batch) and mask.size(2) in (1, queries)
+    if not fits:
+        raise ValueError(
+            f"an attention mask of shape {tuple(mask.shape)} does not fit {batch} rows of {queries} new positions out "
+            f"of {keys}: expected {(batch, keys)} or {(batch, 1, queries, keys)}"
+        )
+    attend = mask if mask.dtype == torch.bool else mask == 0
+    keep = attend[:, 0, -1].expand(batch, -1)  # (B, S): the last position may attend to all that is kept
+
+    def is_padding() -> Tensor:
+        want = keep[:, None, None]
+        if causal and mask.size(2) > 1:
+            want = want & torch.ones(queries, keys, dtype=torch.bool, device=mask.device).tril(keys - queries)
+        good = (attend == want).all()
+        if mask.dtype != torch.bool:
+            good = good & (attend | (mask <= torch.finfo(mask.dtype).min)).all()
+        return good
+
+    if mask.size(1) > 1 or mask.size(2) > 1 or mask.dtype != torch.bool:
+        require(
+            is_padding,
+            f"an attention mask of shape {tuple(mask.shape)} is more than padding{' and causality' if causal else ''} "
+            "(packed rows, a window, a prefix, a bias?), which is all that Hyena can follow: give packed rows a place "
+            "of their own in the batch, and pass attention_mask as (B, L)",
+            mask,
+            f"model {causal} {queries}",
+        )
+    return keep
+
+
+def require(
+    good: Callable[[], Tensor], message: str, tensor: Tensor, question: str, detail: Callable[[], str] | None = None
+) -> None:
+    """Raises ``ValueError`` unless ``good()``; what was good is not asked again of the same unchanged ``tensor``.
+
+    Inside a compiled or exported graph it is an assertion, a ``RuntimeError`` of the running graph, without ``detail``.
+    """
+    if torch.compiler.is_compiling():
+        torch._assert_async(good(), message)
+        return
+    version = -1 if tensor.is_inference() else tensor._version
+    if version >= 0 and any(ref() is tensor and (v, q) == (version, question) for ref, v, q in tuple(_GOOD)):
+        return
+    if not good():
+        raise ValueError(message + (detail() if detail is not None else ""))
+    if version >= 0:
+        _GOOD.append((weakref.ref(tensor), version, question))
+
+
+def _bool_or_float(mask: Tensor, name: str) -> None:
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(f"{name} must be bool or floating point, got {mask.dtype}")
+
+
+def _other_value(mask: Tensor) -> float:
+    """The first entry that is neither 0 nor ``-inf``."""
+    return float(mask[(mask != 0) & (mask != -torch.inf)][0])
