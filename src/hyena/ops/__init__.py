@@ -6,4 +6,6 @@ from hyena.ops.mix import mix
 from hyena.ops.short_conv import short_conv
 from hyena.ops.spectrum import filter_spectrum
 
-__all__ = ["compute_dtype", "filter_spectrum", "gated_conv", "mix", "short_conv", "transform_length"]
+from hyena.ops._extension import backend_report  # isort: skip  (after the ops it implements)
+
+__all__ = ["backend_report", "compute_dtype", "filter_spectrum", "gated_conv", "mix", "short_conv", "transform_length"]

@@ -22,22 +22,24 @@ def define(
     fake: Callable[..., Any],
     *,
     backward: Callable[..., Any] | None = None,
+    differentiable: Callable[..., Any] | None = None,
 ) -> None:
     """Registers ``hyena::<name>`` with everything that eager, ``torch.compile`` and autograd ask of it.
 
     Args:
         schema: ``name(Tensor a, Tensor? b) -> Tensor``.
-        fallback: plain PyTorch, any device and dtype. It must be differentiable by autograd: second derivatives come
-            from it.
+        fallback: plain PyTorch, any device and dtype.
         fake: shapes and strides only.
         backward: ``(inputs, grads) -> grads of inputs``. Without it the op is taken to be a backward op itself, and its
-            derivative is autograd's, of ``fallback``.
+            derivative is autograd's, of ``differentiable``.
+        differentiable: the same function as ``fallback``, in operations that autograd can differentiate, for any
+            backend's spectra; ``fallback`` itself if missing.
     """
     name = schema[: schema.index("(")]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, fallback, "CompositeExplicitAutograd")
     torch.library.register_fake(f"hyena::{name}", fake, lib=LIBRARY)
-    derivative = backward if backward is not None else _derivative_of(fallback)
+    derivative = backward if backward is not None else _derivative_of(differentiable or fallback)
 
     def run_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = _restore(ctx)
@@ -62,8 +64,14 @@ def _restore(ctx: Any) -> list[Any]:
     return [next(tensors) if t else a for t, a in zip(ctx.is_tensor, ctx.others, strict=True)]
 
 
-def _derivative_of(fallback: Callable[..., Any]) -> Callable[..., Any]:
-    """Differentiates a backward op by differentiating its fallback (used for double backward only)."""
+def has_kernel(name: str, device: torch.device) -> bool:
+    """Whether ``hyena::<name>`` has a compiled kernel for this kind of device."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device.type)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"hyena::{name}", key)
+
+
+def _derivative_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Differentiates a backward op by differentiating plain PyTorch (used for double backward only)."""
 
     def derivative(inputs: Sequence[Any], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         if torch.is_grad_enabled():
@@ -74,7 +82,7 @@ def _derivative_of(fallback: Callable[..., Any]) -> Callable[..., Any]:
             leaves = [
                 a.detach().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in inputs
             ]
-            outputs = fallback(*leaves)
+            outputs = function(*leaves)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
             wanted = [i for i, a in enumerate(leaves) if isinstance(a, Tensor) and a.requires_grad]

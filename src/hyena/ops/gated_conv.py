@@ -15,7 +15,7 @@ from hyena.ops._layout import compute_dtype, empty_in_order_of, points_of, to_or
 from hyena.ops._library import define
 from hyena.ops._packing import map_rows, row_bounds
 from hyena.ops.short_conv import check_row
-from hyena.ops.spectrum import spectrum_gradient, spectrum_rows
+from hyena.ops.spectrum import from_fallback_layout, spectrum_gradient, spectrum_rows, to_fallback_layout
 
 # Complex numbers that the fallback holds in one piece of a transform (256 MiB in complex64): more channels than fit are
 # done in turn, so that a million positions need not hold every channel's transform at once.
@@ -35,6 +35,8 @@ def _pieces(x: Tensor, spectrum: Tensor) -> list[tuple[slice, slice]]:
 
 def long_conv(x: Tensor, spectrum: Tensor) -> Tensor:
     """``h conv x``: x (B, C, L) in the compute dtype, spectrum (G, P+1) complex -> (B, C, L)."""
+    if x.numel() == 0:  # FFT libraries refuse empty batches
+        return torch.zeros_like(x)
     out = [_long_conv(x[:, c], spectrum[g]) for g, c in _pieces(x, spectrum)]
     return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
@@ -47,6 +49,8 @@ def _long_conv(x: Tensor, spectrum: Tensor) -> Tensor:
 
 def long_conv_backward(dy: Tensor, x: Tensor, spectrum: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the spectrum: (B, C, L) and (G, P+1) complex (real gradient of re and im)."""
+    if x.numel() == 0:
+        return torch.zeros_like(x), torch.zeros_like(spectrum)
     out = [_long_conv_backward(dy[:, c], x[:, c], spectrum[g]) for g, c in _pieces(x, spectrum)]
     if len(out) == 1:
         return out[0]
@@ -162,6 +166,11 @@ def _packed_backward(
     return dv, dpre, dpost, ds, dd
 
 
+def _differentiable_backward(dy: Tensor, v: Tensor, spectrum: Tensor, *rest: Tensor | None) -> tuple[Tensor, ...]:
+    dv, dpre, dpost, ds, dd = _gated_conv_backward(dy, v, to_fallback_layout(spectrum), *rest)
+    return dv, dpre, dpost, from_fallback_layout(ds), dd
+
+
 def _fake_backward(
     dy: Tensor,
     v: Tensor,
@@ -199,6 +208,7 @@ define(
     " Tensor? cu_seqlens) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _gated_conv_backward,
     _fake_backward,
+    differentiable=_differentiable_backward,
 )
 
 

@@ -19,7 +19,7 @@ from hyena.ops._library import define
 from hyena.ops._packing import map_rows, row_bounds
 from hyena.ops.gated_conv import check_spectrum, long_conv, long_conv_backward
 from hyena.ops.short_conv import check_row, short_conv_rows, short_conv_rows_backward
-from hyena.ops.spectrum import spectrum_gradient, spectrum_rows
+from hyena.ops.spectrum import from_fallback_layout, spectrum_gradient, spectrum_rows, to_fallback_layout
 
 
 def _recurrence(x: Sequence[Tensor], v: Tensor, s: Tensor, d: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -131,6 +131,13 @@ def _mix_backward(
     return to_order_of(dz, z), dw.to(weight.dtype), db.to(weight.dtype), ds.contiguous(), dd.to(d.dtype)
 
 
+def _differentiable_backward(
+    dy: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, spectrum: Tensor, *rest: Tensor | None
+) -> tuple[Tensor, ...]:
+    dz, dw, db, ds, dd = _mix_backward(dy, z, weight, bias, to_fallback_layout(spectrum), *rest)
+    return dz, dw, db, from_fallback_layout(ds), dd
+
+
 def _backward(inputs: Sequence, grads: Sequence[Tensor | None]) -> tuple:
     z, weight, bias, spectrum, d, mask, cu_seqlens = inputs
     dz, dw, db, ds, dd = torch.ops.hyena.mix_backward(grads[0], z, weight, bias, spectrum, d, mask, cu_seqlens)
@@ -154,6 +161,7 @@ define(
         spectrum.new_empty(spectrum.shape),
         d.new_empty(d.shape),
     ),
+    differentiable=_differentiable_backward,
 )
 
 

@@ -11,12 +11,13 @@ to ``gated_conv`` and ``mix`` on the same device, never for storing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hyena.ops._layout import compute_dtype, points_of
-from hyena.ops._library import define
+from hyena.ops._library import define, has_kernel
 
 
 def _placed(h: Tensor, points: int, causal: bool) -> Tensor:
@@ -31,6 +32,8 @@ def _placed(h: Tensor, points: int, causal: bool) -> Tensor:
 
 def _filter_spectrum(h: Tensor, size: int, causal: bool) -> Tensor:
     points = points_of(size)
+    if h.size(0) == 0 or h.size(2) == 0:  # FFT libraries refuse empty batches
+        return h.new_zeros(h.size(0), h.size(2), size + 1, 2, dtype=compute_dtype(h))
     s = torch.view_as_real(torch.fft.rfft(_placed(h, points, causal)))
     return torch.nn.functional.pad(s, (0, 0, 0, size - points)).contiguous()
 
@@ -49,6 +52,8 @@ def spectrum_gradient(ds: Tensor, spectrum: Tensor) -> Tensor:
 def _filter_spectrum_backward(ds: Tensor, h: Tensor, size: int, causal: bool) -> Tensor:
     # The adjoint of rfft: the inner coefficients stand for two of the full transform each, so irfft must count them
     # half.
+    if h.numel() == 0:
+        return torch.zeros_like(h, memory_format=torch.contiguous_format)
     g = spectrum_rows(ds.contiguous())
     half = torch.full((g.size(-1),), 0.5, dtype=ds.dtype, device=ds.device)
     half[0] = half[-1] = 1.0
@@ -61,9 +66,45 @@ def _filter_spectrum_backward(ds: Tensor, h: Tensor, size: int, causal: bool) ->
     return dh.transpose(1, 2).to(h.dtype).contiguous()
 
 
+def to_fallback_layout(spectrum: Tensor) -> Tensor:
+    """A spectrum of whatever backend as the fallback would have made it; differentiable.
+
+    Every backend's transform is a multiple of an isometry on filters of lags ``-(P-1) … P-1``: its adjoint brings the
+    taps back.
+    """
+    if not has_kernel("filter_spectrum", spectrum.device):
+        return spectrum
+    size = spectrum.size(-2) - 1
+    stacked = spectrum.reshape(-1, *spectrum.shape[-3:])
+    points = points_of(size)
+    like = spectrum.new_empty(stacked.size(0), 2 * points - 1, stacked.size(1))
+    h = torch.ops.hyena.filter_spectrum_backward(stacked, like, size, False) * points
+    return _filter_spectrum(h, size, False).view(spectrum.shape)
+
+
+def from_fallback_layout(ds: Tensor) -> Tensor:
+    """A gradient of ``to_fallback_layout(spectrum)`` as a gradient of ``spectrum``; differentiable."""
+    if not has_kernel("filter_spectrum", ds.device):
+        return ds
+    size = ds.size(-2) - 1
+    stacked = ds.reshape(-1, *ds.shape[-3:])
+    points = points_of(size)
+    like = ds.new_empty(stacked.size(0), 2 * points - 1, stacked.size(1))
+    h = _filter_spectrum_backward(stacked, like, size, False) * points
+    return torch.ops.hyena.filter_spectrum(h, size, False).view(ds.shape)
+
+
 def _backward(inputs: Sequence, grads: Sequence[Tensor | None]) -> tuple:
     h, size, causal = inputs
     return torch.ops.hyena.filter_spectrum_backward(grads[0], h, size, causal), None, None
+
+
+def _backward_of_backward(inputs: Sequence[Any], grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    # Linear, and the adjoint of the forward op: its own adjoint is the forward op.
+    ds, _, size, causal = inputs
+    g = grads[0]
+    assert g is not None
+    return torch.ops.hyena.filter_spectrum(g.to(ds.dtype), size, causal), None, None, None
 
 
 define(
@@ -76,6 +117,7 @@ define(
     "filter_spectrum_backward(Tensor ds, Tensor h, SymInt size, bool causal) -> Tensor",
     _filter_spectrum_backward,
     lambda ds, h, size, causal: h.new_empty(h.shape),
+    backward=_backward_of_backward,
 )
 
 

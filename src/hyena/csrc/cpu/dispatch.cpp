@@ -1,0 +1,34 @@
+// Which kernels this machine can run.
+
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace hyena {
+namespace {
+
+const Kernels& choose() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    const char* wanted = std::getenv("HYENA_CPU");
+    const bool lesser = wanted && std::strcmp(wanted, "avx512") != 0;
+    if (avx512 && !lesser) return kernels_avx512();
+    if (avx2 && !(wanted && std::strcmp(wanted, "baseline") == 0)) return kernels_avx2();
+#endif
+    return kernels_baseline();
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+    static const Kernels& chosen = choose();
+    return chosen;
+}
+
+}  // namespace hyena
+
+extern "C" __attribute__((visibility("default"))) const char* hyena_cpu_kernels() { return hyena::kernels().name; }

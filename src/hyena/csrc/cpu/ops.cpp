@@ -1,0 +1,329 @@
+// Registers the CPU kernels under the ops that Python defines. Stable ABI: this file serves every torch from 2.11 on.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+
+namespace hyena {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+Storage storage_of(const Tensor& t) {
+    switch (t.scalar_type()) {
+        case ScalarType::Float: return Storage::kFloat;
+        case ScalarType::Double: return Storage::kDouble;
+        case ScalarType::BFloat16: return Storage::kBFloat16;
+        case ScalarType::Half: return Storage::kFloat16;
+        default: STD_TORCH_CHECK(false, "hyena: expected float64, float32, bfloat16 or float16");
+    }
+}
+
+ScalarType compute_type(const Tensor& t) {
+    return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+Pool pool() {
+    return {int(torch::stable::get_num_threads()), [](int64_t count, void (*body)(void*, int64_t), void* context) {
+                torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+                    for (int64_t i = begin; i < end; ++i) body(context, i);
+                });
+            }};
+}
+
+// ---- memory order: channels contiguous for the kernels, the caller's order outside ---------------------------------
+
+bool is_channel_major(const Tensor& z) {
+    return z.size(1) > 1 && z.size(2) > 1 && z.stride(1) == 1 && z.stride(2) != 1;
+}
+
+Tensor channels_last(const Tensor& t) {
+    return t.size(2) == 1 || t.stride(2) == 1 ? t : torch::stable::contiguous(t);
+}
+
+Array array(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
+
+Tensor empty(const Tensor& like, int64_t channels) {
+    return torch::stable::new_empty(like, {like.size(0), like.size(1), channels});
+}
+
+// `y`, made contiguous by a kernel, in the order of `z`.
+Tensor in_order_of(const Tensor& y, const Tensor& z) {
+    if (!is_channel_major(z)) return y;
+    Tensor swapped = torch::stable::new_empty(y, {y.size(0), y.size(2), y.size(1)});
+    Tensor view = torch::stable::transpose(swapped, 1, 2);
+    torch::stable::copy_(view, y);
+    return view;
+}
+
+// Parameters in arithmetic precision, contiguous.
+Tensor parameter(const Tensor& t, ScalarType type) {
+    Tensor converted = t.scalar_type() == type ? t : torch::stable::to(t, type);
+    return torch::stable::contiguous(converted);
+}
+
+Tensor back(const Tensor& gradient, const Tensor& like) {
+    return gradient.scalar_type() == like.scalar_type() ? gradient : torch::stable::to(gradient, like.scalar_type());
+}
+
+// ---- rows -----------------------------------------------------------------------------------------------------------
+
+// Everything about the sequences of a call; holds the tensors that its pointers point into.
+struct Rows {
+    std::vector<Row> rows;
+    Tensor mask;
+    Sequence sequence;
+
+    Rows(const Tensor& z, const Optional& given, const Optional& cu_seqlens, int64_t longest) {
+        const int64_t batch = z.size(0), length = z.size(1);
+        if (cu_seqlens) {
+            Tensor offsets = parameter(*cu_seqlens, ScalarType::Long);
+            const int64_t* at = static_cast<const int64_t*>(offsets.const_data_ptr());
+            const int64_t count = offsets.size(0);
+            STD_TORCH_CHECK(batch == 1 && count >= 2 && at[0] == 0 && at[count - 1] == length,
+                            "hyena: cu_seqlens must rise from 0 to the packed length ", length, " of one row");
+            for (int64_t i = 0; i + 1 < count; ++i) {
+                STD_TORCH_CHECK(at[i] <= at[i + 1] && at[i + 1] - at[i] <= longest, "hyena: cu_seqlens holds a row of ",
+                                at[i + 1] - at[i], " positions, but its spectrum serves rows of 0 to ", longest);
+                if (at[i] < at[i + 1]) rows.push_back({0, at[i], at[i + 1] - at[i]});
+            }
+        } else {
+            STD_TORCH_CHECK(length <= longest, "hyena: a row of ", length, " positions needs a spectrum of that size, not ",
+                            longest);
+            for (int64_t b = 0; b < batch; ++b) rows.push_back({b, 0, length});
+        }
+        const uint8_t* keep = nullptr;
+        if (given) {
+            mask = torch::stable::contiguous(*given);
+            keep = static_cast<const uint8_t*>(mask.const_data_ptr());
+        }
+        sequence = {rows.data(), int64_t(rows.size()), keep, length, storage_of(z), pool()};
+    }
+};
+
+// The longest fast length (2^a 3^b 5^c, above 64 a multiple of 16) that a spectrum of `size` points has room for.
+int64_t points_of(int64_t size) {
+    const auto fast = [](int64_t n) {
+        if (n > 64 && n % 16 != 0) return false;
+        for (int64_t p : {2, 3, 5})
+            while (n % p == 0) n /= p;
+        return n == 1;
+    };
+    while (!fast(size)) size -= size <= 64 || size % 16 == 0 ? 1 : size % 16;
+    return size;
+}
+
+// (…, G, size + 1, 2).
+Spectra spectra(const Tensor& t, int64_t filters) {
+    const int64_t channels = t.size(t.dim() - 3), size = t.size(t.dim() - 2) - 1;
+    return {t.data_ptr(), channels * (size + 1) * 2, filters, channels, points_of(size)};
+}
+
+ShortFilter short_filter(const Tensor& weight, const Tensor& bias) {
+    return {weight.data_ptr(), bias.data_ptr(), weight.size(1)};
+}
+
+Tensor bias_or_zeros(const Optional& bias, const Tensor& weight, ScalarType type) {
+    return bias ? parameter(*bias, type) : torch::stable::new_zeros(weight, {weight.size(0)}, type);
+}
+
+// ---- ops ------------------------------------------------------------------------------------------------------------
+
+constexpr int64_t kAnyLength = int64_t(1) << 62;
+
+Tensor short_conv(const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in, const Optional& mask,
+                  const Optional& cu_seqlens) {
+    const Tensor z = channels_last(z_in), weight = parameter(weight_in, compute_type(z_in));
+    const Tensor bias = bias_or_zeros(bias_in, weight, compute_type(z_in));
+    Tensor y = empty(z, z.size(2));
+    const Rows rows(z, mask, cu_seqlens, kAnyLength);
+    ShortConvArgs args{};
+    args.seq = rows.sequence;
+    args.channels = z.size(2);
+    args.z = array(z);
+    args.y = array(y);
+    args.filter = short_filter(weight, bias);
+    kernels().short_conv(args);
+    return in_order_of(y, z_in);
+}
+
+std::tuple<Tensor, Tensor, Tensor> short_conv_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_in,
+                                                       const Optional& mask, const Optional& cu_seqlens) {
+    const ScalarType type = compute_type(z_in);
+    const Tensor z = channels_last(z_in), dy = channels_last(dy_in), weight = parameter(weight_in, type);
+    Tensor dz = empty(z, z.size(2));
+    Tensor dweight = torch::stable::new_zeros(weight, weight.sizes(), type);
+    Tensor dbias = torch::stable::new_zeros(weight, {weight.size(0)}, type);
+    const Rows rows(z, mask, cu_seqlens, kAnyLength);
+    ShortConvArgs args{};
+    args.seq = rows.sequence;
+    args.channels = z.size(2);
+    args.z = array(z);
+    args.dy = array(dy);
+    args.dz = array(dz);
+    args.filter = short_filter(weight, dbias);
+    args.dweight = dweight.data_ptr();
+    args.dbias = dbias.data_ptr();
+    kernels().short_conv_backward(args);
+    return {in_order_of(dz, z_in), back(dweight, weight_in), back(dbias, weight_in)};
+}
+
+SpectrumArgs spectrum_args(const Tensor& h, const Tensor& spectrum, bool causal) {
+    SpectrumArgs args{};
+    args.spectra = spectra(spectrum, h.size(0));
+    args.taps = h.data_ptr();
+    args.lags = causal ? h.size(1) : (h.size(1) + 1) / 2;
+    args.causal = causal;
+    args.is_double = h.scalar_type() == ScalarType::Double;
+    args.pool = pool();
+    return args;
+}
+
+Tensor filter_spectrum(const Tensor& h_in, int64_t size, bool causal) {
+    const Tensor h = parameter(h_in, compute_type(h_in));
+    Tensor spectrum = torch::stable::new_empty(h, {h.size(0), h.size(2), size + 1, 2});
+    kernels().spectrum(spectrum_args(h, spectrum, causal));
+    return spectrum;
+}
+
+Tensor filter_spectrum_backward(const Tensor& ds_in, const Tensor& h_in, int64_t, bool causal) {
+    const Tensor ds = torch::stable::contiguous(ds_in);
+    Tensor dh = torch::stable::new_empty(ds, h_in.sizes());
+    kernels().spectrum_backward(spectrum_args(dh, ds, causal));
+    return back(dh, h_in);
+}
+
+Array optional_array(const Optional& t) { return t ? array(*t) : Array{}; }
+
+Optional channels_last(const Optional& t) {
+    if (!t) return std::nullopt;
+    return channels_last(*t);
+}
+
+Tensor gated_conv(const Tensor& v_in, const Tensor& spectrum_in, const Optional& d_in, const Optional& pre_in,
+                  const Optional& post_in, const Optional& cu_seqlens) {
+    const Tensor v = channels_last(v_in), spectrum = torch::stable::contiguous(spectrum_in);
+    const Optional pre = channels_last(pre_in), post = channels_last(post_in);
+    Optional d;
+    if (d_in) d = parameter(*d_in, compute_type(v_in));
+    Tensor y = empty(v, v.size(2));
+    GatedConvArgs args{};
+    args.spectra = spectra(spectrum, 1);
+    const Rows rows(v, std::nullopt, cu_seqlens, args.spectra.points);
+    args.seq = rows.sequence;
+    args.channels = v.size(2);
+    args.v = array(v);
+    args.pre = optional_array(pre);
+    args.post = optional_array(post);
+    args.y = array(y);
+    args.d = d ? d->data_ptr() : nullptr;
+    kernels().gated_conv(args);
+    return in_order_of(y, v_in);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gated_conv_backward(const Tensor& dy_in, const Tensor& v_in,
+                                                                       const Tensor& spectrum_in, const Optional& d_in,
+                                                                       const Optional& pre_in, const Optional& post_in,
+                                                                       const Optional& cu_seqlens) {
+    const ScalarType type = compute_type(v_in);
+    const Tensor dy = channels_last(dy_in), v = channels_last(v_in), spectrum = torch::stable::contiguous(spectrum_in);
+    const Optional pre = channels_last(pre_in), post = channels_last(post_in);
+    Optional d;
+    if (d_in) d = parameter(*d_in, type);
+    Tensor dv = empty(v, v.size(2)), dpre = empty(v, pre ? v.size(2) : 0), dpost = empty(v, post ? v.size(2) : 0);
+    Tensor dspectrum = torch::stable::new_zeros(spectrum, spectrum.sizes(), type);
+    Tensor dd = torch::stable::new_zeros(spectrum, {d ? v.size(2) : 0}, type);
+    GatedConvArgs args{};
+    args.spectra = spectra(spectrum, 1);
+    const Rows rows(v, std::nullopt, cu_seqlens, args.spectra.points);
+    args.seq = rows.sequence;
+    args.channels = v.size(2);
+    args.v = array(v);
+    args.pre = optional_array(pre);
+    args.post = optional_array(post);
+    args.d = d ? d->data_ptr() : nullptr;
+    args.dy = array(dy);
+    args.dv = array(dv);
+    args.dpre = pre ? array(dpre) : Array{};
+    args.dpost = post ? array(dpost) : Array{};
+    args.dspectra = spectra(dspectrum, 1);
+    args.dd = d ? dd.data_ptr() : nullptr;
+    kernels().gated_conv_backward(args);
+    return {in_order_of(dv, v_in), pre ? in_order_of(dpre, *pre_in) : dpre, post ? in_order_of(dpost, *post_in) : dpost,
+            dspectrum, d ? back(dd, *d_in) : dd};
+}
+
+MixArgs mix_args(const Tensor& z, const Tensor& weight, const Tensor& bias, const Tensor& spectrum, const Tensor& d) {
+    MixArgs args{};
+    args.channels = d.size(1);
+    args.order = z.size(2) / d.size(1) - 1;
+    args.z = array(z);
+    args.filter = short_filter(weight, bias);
+    args.spectra = spectra(spectrum, d.size(0));
+    args.d = d.data_ptr();
+    return args;
+}
+
+Tensor mix(const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in, const Tensor& spectrum_in, const Tensor& d_in,
+           const Optional& mask, const Optional& cu_seqlens) {
+    const ScalarType type = compute_type(z_in);
+    const Tensor z = channels_last(z_in), weight = parameter(weight_in, type), bias = bias_or_zeros(bias_in, weight, type);
+    const Tensor spectrum = torch::stable::contiguous(spectrum_in), d = parameter(d_in, type);
+    Tensor y = empty(z, d.size(1));
+    MixArgs args = mix_args(z, weight, bias, spectrum, d);
+    const Rows rows(z, mask, cu_seqlens, args.spectra.points);
+    args.seq = rows.sequence;
+    args.y = array(y);
+    kernels().mix(args);
+    return in_order_of(y, z_in);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_in,
+                                                                const Optional& bias_in, const Tensor& spectrum_in,
+                                                                const Tensor& d_in, const Optional& mask,
+                                                                const Optional& cu_seqlens) {
+    const ScalarType type = compute_type(z_in);
+    const Tensor dy = channels_last(dy_in), z = channels_last(z_in), weight = parameter(weight_in, type);
+    const Tensor bias = bias_or_zeros(bias_in, weight, type);
+    const Tensor spectrum = torch::stable::contiguous(spectrum_in), d = parameter(d_in, type);
+    Tensor dz = empty(z, z.size(2));
+    Tensor dweight = torch::stable::new_zeros(weight, weight.sizes(), type);
+    Tensor dbias = torch::stable::new_zeros(weight, {weight.size(0)}, type);
+    Tensor dspectrum = torch::stable::new_zeros(spectrum, spectrum.sizes(), type);
+    Tensor dd = torch::stable::new_zeros(d, d.sizes(), type);
+    MixArgs args = mix_args(z, weight, bias, spectrum, d);
+    const Rows rows(z, mask, cu_seqlens, args.spectra.points);
+    args.seq = rows.sequence;
+    args.dy = array(dy);
+    args.dz = array(dz);
+    args.dweight = dweight.data_ptr();
+    args.dbias = dbias.data_ptr();
+    args.dspectra = spectra(dspectrum, d.size(0));
+    args.dd = dd.data_ptr();
+    kernels().mix_backward(args);
+    return {in_order_of(dz, z_in), back(dweight, weight_in), back(dbias, weight_in), dspectrum, back(dd, d_in)};
+}
+
+}  // namespace
+}  // namespace hyena
+
+STABLE_TORCH_LIBRARY_IMPL(hyena, CPU, m) {
+    m.impl("short_conv", TORCH_BOX(&hyena::short_conv));
+    m.impl("short_conv_backward", TORCH_BOX(&hyena::short_conv_backward));
+    m.impl("filter_spectrum", TORCH_BOX(&hyena::filter_spectrum));
+    m.impl("filter_spectrum_backward", TORCH_BOX(&hyena::filter_spectrum_backward));
+    m.impl("gated_conv", TORCH_BOX(&hyena::gated_conv));
+    m.impl("gated_conv_backward", TORCH_BOX(&hyena::gated_conv_backward));
+    m.impl("mix", TORCH_BOX(&hyena::mix));
+    m.impl("mix_backward", TORCH_BOX(&hyena::mix_backward));
+}

@@ -1,0 +1,151 @@
+#include "plan.h"
+
+#include <cmath>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace hyena {
+namespace {
+
+constexpr double kPi = 3.14159265358979323846;
+
+// Rows up to this long are transformed in one go: their points (128 bytes each with AVX-512) fill a first-level cache.
+// Longer transforms are cut in two about evenly.
+constexpr int64_t kSingleRow = 256;
+
+template <class T>
+struct Storage {
+    Plan<T> plan;
+    std::vector<std::vector<T>> tables;
+
+    T* table(size_t complex_numbers) {
+        tables.emplace_back(2 * complex_numbers);
+        return tables.back().data();
+    }
+};
+
+// exp(2 i pi num / den), the angle reduced exactly first.
+template <class T>
+void put_root(T* at, int64_t num, int64_t den) {
+    num %= den;
+    if (num < 0) num += den;
+    const double angle = 2 * kPi * (double)num / (double)den;
+    at[0] = (T)std::cos(angle);
+    at[1] = (T)std::sin(angle);
+}
+
+template <class T>
+Factors<T> factorise(int64_t n, Storage<T>& storage) {
+    Factors<T> f;
+    f.n = (int)n;
+    std::vector<int> odd;
+    int64_t rest = n;
+    for (int p : {5, 3})
+        while (rest % p == 0) {
+            odd.push_back(p);
+            rest /= p;
+        }
+    int twos = 0;
+    while (rest % 2 == 0) {
+        rest /= 2;
+        ++twos;
+    }
+    if (rest != 1) throw std::invalid_argument("not a product of 2, 3 and 5: " + std::to_string(n));
+    for (int r : odd) f.radix[f.stages++] = r;
+    // As many eights as leave no lone two: 2^4 is 4 * 4, not 8 * 2.
+    int fours = twos % 3 == 1 ? (twos >= 4 ? 2 : 0) : (twos % 3 == 2 ? 1 : 0);
+    int lone = twos == 1 ? 1 : 0;
+    int eights = (twos - 2 * fours - lone) / 3;
+    for (int i = 0; i < eights; ++i) f.radix[f.stages++] = 8;
+    for (int i = 0; i < fours; ++i) f.radix[f.stages++] = 4;
+    if (lone) f.radix[f.stages++] = 2;
+    int64_t m = n;
+    for (int s = 0; s < f.stages; ++s) {
+        const int r = f.radix[s];
+        const int64_t q = m / r;
+        T* tw = storage.table(q * (r - 1));
+        f.twiddles[s] = tw;
+        for (int64_t j = 0; j < q; ++j)
+            for (int k = 1; k < r; ++k, tw += 2) put_root(tw, -j * k, m);
+        m = q;
+    }
+    return f;
+}
+
+// Which frequency stands at each position after the forward stages.
+template <class T>
+std::vector<int64_t> order_of(const Factors<T>& f) {
+    std::vector<int64_t> frequency(f.n);
+    for (int64_t at = 0; at < f.n; ++at) {
+        int64_t rest = at, m = f.n, k = 0, step = 1;
+        for (int s = 0; s < f.stages; ++s) {
+            m /= f.radix[s];
+            k += step * (rest / m);
+            rest %= m;
+            step *= f.radix[s];
+        }
+        frequency[at] = k;
+    }
+    return frequency;
+}
+
+// The number of points of a column transform: the divisor nearest to the square root, preferring multiples of 8.
+int64_t columns_of(int64_t points) {
+    if (points <= kSingleRow) return 1;
+    const double root = std::sqrt((double)points);
+    int64_t best = 1;
+    double worst = 1e300;
+    for (int64_t d = 2; d <= points / 2; ++d) {
+        if (points % d != 0) continue;
+        const double off = std::abs(std::log((double)d / root)) + (d % 8 == 0 ? 0.0 : 0.5) + ((points / d) % 8 == 0 ? 0.0 : 0.5);
+        if (off < worst) {
+            worst = off;
+            best = d;
+        }
+    }
+    return best;
+}
+
+template <class T>
+std::unique_ptr<Storage<T>> make(int64_t points) {
+    auto storage = std::make_unique<Storage<T>>();
+    storage->tables.reserve(40);
+    Plan<T>& plan = storage->plan;
+    plan.size = points;
+    const int64_t p1 = columns_of(points), p2 = points / p1;
+    plan.column = factorise<T>(p1, *storage);
+    plan.row = factorise<T>(p2, *storage);
+    T* twist = storage->table(p1);
+    plan.twist = twist;
+    for (int64_t n1 = 0; n1 < p1; ++n1) put_root(twist + 2 * n1, n1, 4 * p1);
+    T* between = storage->table(points);
+    plan.between = between;
+    const auto frequency = order_of(plan.column);
+    for (int64_t i = 0; i < p1; ++i)
+        for (int64_t n2 = 0; n2 < p2; ++n2) put_root(between + 2 * (i * p2 + n2), n2 * (1 - 4 * frequency[i]), 4 * points);
+    // Neighbouring columns share the cache lines and pages of a position's neighbours; 64 KiB of them stay in the second
+    // cache level beside the rows being read.
+    plan.columns_at_once = std::max<int64_t>(1, std::min<int64_t>(8, 512 / p1));
+    return storage;
+}
+
+}  // namespace
+
+template <class T>
+const Plan<T>& plan_for(int64_t points) {
+    static std::mutex mutex;
+    static std::map<int64_t, std::unique_ptr<Storage<T>>> plans;
+    std::lock_guard<std::mutex> lock(mutex);
+    auto& slot = plans[points];
+    if (!slot) slot = make<T>(points);
+    return slot->plan;
+}
+
+template const Plan<float>& plan_for<float>(int64_t);
+template const Plan<double>& plan_for<double>(int64_t);
+
+}  // namespace hyena

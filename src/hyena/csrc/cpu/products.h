@@ -1,0 +1,82 @@
+// What happens to rows of a spectrum in a convolution and in its gradient. Independent of how sequences are stored.
+#pragma once
+
+#include "conv.h"
+#include "rows.h"
+
+namespace hyena {
+namespace {
+
+template <class T>
+struct Products {
+    static constexpr int W = Simd<T>::W, S = 2 * W;
+    const Passes<T>& passes;
+    const SpectrumOf<T> spectrum;
+    const Vec<T> skip;  // d / P: d times the input, as a constant added to the spectrum
+
+    HYENA_INLINE Cx<T> filter(int64_t k) const {
+        Cx<T> s = spectrum[k];
+        s.re += skip;
+        return s;
+    }
+    // The forward convolution of rows [r0, r1), in place.
+    __attribute__((noinline)) void convolve(T* buffer, int64_t r0, int64_t r1) const {
+        passes.rows_through(buffer, r0, r1, [&](int64_t k, Cx<T> x) HYENA_LAMBDA { return times(x, filter(k)); });
+    }
+
+    // The same, but the input's spectrum stays in `input` and the result goes to `output`.
+    __attribute__((noinline)) void convolve_apart(T* input, T* output, int64_t r0, int64_t r1) const {
+        for (int64_t r = r0; r < r1; ++r) {
+            const T* x = to_spectrum(input, r);
+            passes.rows_out(output, r, r + 1,
+                            [&](int64_t k) HYENA_LAMBDA { return times(load_cx(x + (k - r * passes.p2()) * S), filter(k)); });
+        }
+    }
+
+    // The gradient. `input` holds the convolution's input (its spectrum already, unless `again`), `gradient` that of its output.
+    // Adds to the filter's gradient, turns `gradient` into that of the input, and, if `again`, `input` into the output.
+    // Returns the sum over the rows of the real part of the filter's gradient.
+    __attribute__((noinline)) Vec<T> backward(T* input, T* gradient, bool again, const SpectrumOf<T>& dspectrum, int64_t r0,
+                                              int64_t r1) const {
+        Vec<T> sum = zero<T>();
+        for (int64_t r = r0; r < r1; ++r) {
+            T* x = again ? to_spectrum(input, r) : input + r * passes.row_stride() * S;
+            passes.rows_through(gradient, r, r + 1, [&](int64_t k, Cx<T> g) HYENA_LAMBDA {
+                T* at = x + (k - r * passes.p2()) * S;
+                const Cx<T> s = filter(k), v = load_cx(at), ds = times_conj(g, v);
+                sum += ds.re;
+                dspectrum.add(k, ds);
+                if (again) store_cx(at, times(v, s));
+                return times_conj(g, s);
+            });
+            if (again)
+                passes.rows_out(input, r, r + 1, [&](int64_t k) HYENA_LAMBDA { return load_cx(x + (k - r * passes.p2()) * S); });
+        }
+        return sum;
+    }
+
+  private:
+    T* to_spectrum(T* input, int64_t r) const {
+        passes.rows_in(input, r, r + 1, [](int64_t, Cx<T> v) HYENA_LAMBDA { return v; });
+        return input + r * passes.row_stride() * S;
+    }
+};
+
+// Products::backward by a team. Channels that share a filter add to the same place, and are left to one worker.
+// `partial` has a vector a worker; dd is this group's part of the gradient of d, or null.
+template <class T>
+void backward_rows(const Products<T>& products, T* input, T* gradient, bool again, const SpectrumOf<T>& dspectrum, Team team,
+                   T* partial, T* dd, int lanes) {
+    constexpr int W = Simd<T>::W;
+    if (!dspectrum.direct) team.parts = 1;
+    team.over(products.passes.p1(), [&](int64_t r0, int64_t r1, int part) {
+        store(partial + part * W, products.backward(input, gradient, again, dspectrum, r0, r1));
+    });
+    if (!dd) return;
+    for (int part = 0; part < team.parts; ++part)
+        for (int lane = 0; lane < lanes; ++lane)
+            dd[lane] += partial[part * W + lane] * (T(1) / T(products.passes.plan.size));
+}
+
+}  // namespace
+}  // namespace hyena

@@ -1,0 +1,67 @@
+"""Loads the compiled kernels, and says which implementation each op has here."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_DIRECTORY = Path(__file__).resolve().parent.parent
+_LIBRARY = _DIRECTORY / "_kernels.so"
+_MISSING = _DIRECTORY / "_kernels_missing.txt"  # written by the build where it could not make the library
+
+
+@dataclass(frozen=True)
+class Extension:
+    """The compiled extension: its instruction set on the CPU, or why it is not in use."""
+
+    instructions: str | None
+    reason: str
+
+
+def _load() -> Extension:
+    if os.environ.get("HYENA_DISABLE_EXT", "0") not in ("", "0"):
+        return Extension(None, "HYENA_DISABLE_EXT is set")
+    if not _LIBRARY.exists():
+        why = _MISSING.read_text().strip() if _MISSING.exists() else "the package was built without its extension"
+        return _without_kernels(why)
+    try:
+        torch.ops.load_library(str(_LIBRARY))
+    except OSError as error:
+        return _without_kernels(f"{_LIBRARY.name} does not load with torch {torch.__version__}: {error}")
+    name = ctypes.CDLL(str(_LIBRARY)).hyena_cpu_kernels
+    name.restype = ctypes.c_char_p
+    return Extension(name().decode(), f"compiled kernels, {name().decode()} instructions")
+
+
+def _without_kernels(why: str) -> Extension:
+    warnings.warn(f"hyena runs without compiled kernels, several times slower: {why}", RuntimeWarning, stacklevel=2)
+    return Extension(None, why)
+
+
+EXTENSION = _load()
+
+
+def backend_report() -> str:
+    """Which implementation every op has on this machine, and why.
+
+    Returns:
+        A table to print: one line for each op, with its tier on the CPU and on CUDA.
+    """
+    from hyena.ops._library import OP_NAMES
+
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    lines = [
+        f"hyena on torch {torch.__version__}, {torch.get_num_threads()} CPU threads, "
+        f"CUDA {'available' if torch.cuda.is_available() else 'not available'}",
+        f"extension: {EXTENSION.reason}",
+        f"{'op':28}{'CPU':12}{'CUDA':12}",
+    ]
+    for name in OP_NAMES:
+        tiers = ["kernel" if has(f"hyena::{name}", key) else "fallback" for key in ("CPU", "CUDA")]
+        lines.append(f"{name:28}{tiers[0]:12}{tiers[1]:12}")
+    return "\n".join(lines)
