@@ -168,7 +168,12 @@ def metrics(trainer: Trainer, options: argparse.Namespace, parameters: int) -> d
         "settings": dataclasses.asdict(settings),
         "model": trainer.model.config.to_dict(),
         "optimizer": [
-            {"lr": rate, "weight_decay": group["weight_decay"], "parameters": sum(p.numel() for p in group["params"])}
+            {
+                "name": group["name"],
+                "lr": rate,
+                "weight_decay": group["weight_decay"],
+                "parameters": sum(p.numel() for p in group["params"]),
+            }
             for rate, group in zip(trainer.rates, trainer.optimizer.param_groups, strict=True)
         ],
         "data": {

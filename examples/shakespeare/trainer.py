@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from settings import Settings
 from torch import nn
 
 from hyena.models import HyenaLM
+from hyena.optim import param_groups
 
 # Windows that are evaluated at once: few enough to stay in a core's cache.
 EVAL_BATCH = 16
@@ -27,8 +29,9 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.model = HyenaLM(settings.model(len(corpus.vocabulary))).to(device).train()
         self.parameters = list(self.model.parameters())
-        groups = param_groups(self.model, settings.lr, settings.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), fused=True)
+        self.optimizer = torch.optim.AdamW(
+            groups(self.model, settings), betas=(settings.beta1, settings.beta2), fused=True
+        )
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         # Batches have random numbers of their own, so that both mixers see the same ones.
         self.generator = torch.Generator().manual_seed(settings.seed)
@@ -107,15 +110,12 @@ class Trainer:
         self.train_losses, self.validation_losses = state["train_losses"], state["validation_losses"]
 
 
-def param_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices outside the filters, none for the rest."""
-    decayed, others = [], []
-    for name, p in model.named_parameters():
-        (decayed if p.dim() >= 2 and ".filter" not in name and ".short" not in name else others).append(p)
-    return [
-        {"params": decayed, "lr": lr, "weight_decay": weight_decay},
-        {"params": others, "lr": lr, "weight_decay": 0.0},
-    ]
+def groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
+    """The optimizer's parameter groups."""
+    with warnings.catch_warnings():
+        if settings.mixer == "attention":  # it has no filters, which is worth a warning only where some are expected
+            warnings.filterwarnings("ignore", "the parameter group 'filters' is empty")
+        return param_groups(model, settings.lr, settings.weight_decay)
 
 
 def save(trainer: Trainer, path: Path) -> None:
