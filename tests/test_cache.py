@@ -6,12 +6,14 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from hyena import HyenaFilter, HyenaOperator
+from hyena.filters import ExponentialWindow
 from hyena.filters.cache import SpectrumCache, may_cache
 
 
@@ -20,10 +22,14 @@ class Counting(HyenaFilter):
 
     def __init__(self, *args: int, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self.calls = 0
+        self.asked: list[int] = []
+
+    @property
+    def calls(self) -> int:
+        return len(self.asked)
 
     def forward(self, length: int) -> Tensor:
-        self.calls += 1
+        self.asked.append(length)
         return super().forward(length)
 
 
@@ -54,7 +60,7 @@ def test_one_filter_for_each_transform_length_in_eval() -> None:
         for length in (30, 30, 30, 190, 30, 181, 192):
             x = torch.randn(2, length, 8)
             torch.testing.assert_close(m(x), fresh(m, x))
-            counting.calls -= 1
+            counting.asked.pop()
     assert counting.calls == 2
 
 
@@ -75,7 +81,7 @@ def test_a_frozen_filter_is_cached_with_gradients_enabled() -> None:
     x = torch.randn(2, 9, 8, requires_grad=True)
     (want,) = torch.autograd.grad(m(x).square().sum(), x)
     counting.requires_grad_(False)
-    counting.calls = 0
+    counting.asked.clear()
     for _ in range(2):
         (got,) = torch.autograd.grad(m(x).square().sum(), x)
         torch.testing.assert_close(got, want)
@@ -84,13 +90,13 @@ def test_a_frozen_filter_is_cached_with_gradients_enabled() -> None:
 
 def step(m: HyenaOperator) -> None:
     with torch.enable_grad():
-        m(torch.randn(2, 9, 8)).square().sum().backward()
+        m(torch.randn(2, 9, 8).to(m.short_bias)).square().sum().backward()
     torch.optim.AdamW(m.parameters(), lr=0.1).step()
 
 
 def fused_step(m: HyenaOperator) -> None:
     with torch.enable_grad():
-        m(torch.randn(2, 9, 8)).square().sum().backward()
+        m(torch.randn(2, 9, 8).to(m.short_bias)).square().sum().backward()
     torch.optim.AdamW(m.parameters(), lr=0.1, fused=True).step()
 
 
@@ -104,7 +110,11 @@ def in_place(m: HyenaOperator) -> None:
 
 
 def numpy(m: HyenaOperator) -> None:
-    m.filter.ffn.out.weight.detach().numpy()[:] *= 2
+    weight = m.filter.ffn.out.weight
+    if weight.device.type == "cpu":
+        weight.detach().numpy()[:] *= 2
+    else:
+        weight.mul_(2)
 
 
 def load(m: HyenaOperator) -> None:
@@ -112,7 +122,7 @@ def load(m: HyenaOperator) -> None:
 
 
 def assign(m: HyenaOperator) -> None:
-    m.load_state_dict(HyenaOperator(8, 200).state_dict(), assign=True)
+    m.load_state_dict(HyenaOperator(8, 200, device=m.short_bias.device).state_dict(), assign=True)
 
 
 def replace(m: HyenaOperator) -> None:
@@ -136,11 +146,21 @@ def half(m: HyenaOperator) -> None:
 
 
 def new_filter(m: HyenaOperator) -> None:
-    m.filter = HyenaFilter(8, 200)
+    m.filter = HyenaFilter(8, 200, device=m.short_bias.device)
 
 
 def window_shift(m: HyenaOperator) -> None:
-    m.filter.window = type(m.filter.window)(8, slow_decay_pct=3.0)
+    m.filter.window = ExponentialWindow(8, slow_decay_pct=3.0, device=m.short_bias.device)
+
+
+def longer_time(m: HyenaOperator) -> None:
+    stretched = HyenaFilter(8, 400, device=m.short_bias.device)
+    stretched.load_state_dict(m.filter.state_dict())
+    m.filter = stretched
+
+
+def attribute(m: HyenaOperator) -> None:
+    m.filter.window.shift = 0.5
 
 
 def swap_tensors(m: HyenaOperator) -> None:
@@ -163,19 +183,23 @@ CHANGES = [
     new_filter,
     window_shift,
     swap_tensors,
+    longer_time,
+    attribute,
 ]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
-def test_never_stale(change: Callable[[HyenaOperator], None], mode: Callable) -> None:
+def test_never_stale(change: Callable[[HyenaOperator], None], mode: Callable, device: str) -> None:
     """Whatever happens to the weights, the next call sees it."""
-    m = HyenaOperator(8, 200).eval()
-    x = torch.randn(2, 20, 8)
+    m = HyenaOperator(8, 200, device=device).eval()
+    x = torch.randn(2, 20, 8, device=device)
     with mode():
         before = m(x)
     with torch.no_grad():
         change(m)
+        if device != "cpu" and change is through_data:
+            m.clear_cache()  # the one thing that is not seen there
     with mode():
         after = m(x)
     torch.testing.assert_close(after, fresh(m, x), rtol=1e-4, atol=1e-5)
@@ -278,6 +302,31 @@ def test_when_a_spectrum_may_be_kept() -> None:
         assert not may_cache(source)
     source.eval().requires_grad_(False)
     assert may_cache(source)
+
+
+def test_threads_may_share_a_module() -> None:
+    m = HyenaOperator(8, 2000).eval()
+    lengths = [40 * k for k in range(1, 50)]
+    rows = [torch.randn(1, length, 8) for length in lengths]
+    want = [fresh(m, x) for x in rows]
+
+    def work(offset: int) -> None:
+        with torch.no_grad():
+            for i in range(len(rows)):
+                at = (i + offset) % len(rows)
+                torch.testing.assert_close(m(rows[at]), want[at])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+
+
+def test_data_parallel_copies_keep_nothing() -> None:
+    """They list no weights, and share the original's attributes."""
+    source = HyenaFilter(8, 20).eval()
+    copy = source._replicate_for_data_parallel()
+    with torch.no_grad():
+        assert may_cache(source)
+        assert not may_cache(copy)
 
 
 class Normalised(HyenaFilter):

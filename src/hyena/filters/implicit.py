@@ -110,7 +110,8 @@ class HyenaFilter(nn.Module):
         """
         if length > self.l_max:
             raise ValueError(f"a filter of {length} taps is longer than this one's l_max={self.l_max}")
-        weight = next(self.ffn.parameters())
+        # Not next(parameters()), which is empty in nn.DataParallel's copies.
+        weight = self.ffn.out.weight if isinstance(self.ffn, SineFFN) else next(self.ffn.parameters())
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         with torch.autocast(weight.device.type, enabled=False):
             features, t = self.encoding(length, weight.device, dtype)
