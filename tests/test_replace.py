@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import subprocess
 import sys
@@ -178,7 +179,7 @@ def test_a_shared_module_stays_shared():
 
 
 def test_some_attention_can_stay():
-    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(D, M, 32), 3)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(D, M, 32), 3, enable_nested_tensor=False)
     report = replace_attention(model, l_max=L, where=lambda name, module: ".1." not in name)
     kinds = [type(layer.self_attn).__name__ for layer in model.layers]
     assert kinds == ["HyenaAttention", "MultiheadAttention", "HyenaAttention"]
@@ -247,7 +248,7 @@ def test_nothing_to_replace_raises_and_says_what_was_seen():
     ],
 )
 def test_after_an_error_nothing_has_changed(wrong: dict, error: type[Exception]):
-    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(D, M, 32), 2)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(D, M, 32), 2, enable_nested_tensor=False)
     with pytest.raises(error, match=r"filter_ordre|99|pass l_max|filter_groups"):
         replace_attention(model, **wrong)
     assert all(type(layer.self_attn) is nn.MultiheadAttention for layer in model.layers)
@@ -309,20 +310,11 @@ def test_users_can_teach_it(match: type | str | Callable):
     assert [entry.name for entry in report.replaced] == ["1", "2"]
     assert [(entry.name, entry.reason) for entry in report.left] == [("0", "the first one is special")]
     first, second = operators(model)
-    assert (first.causal, first.dropout.p, first.num_heads, first.in_proj.bias, first.training) == (
-        True,
-        0.5,
-        M,
-        None,
-        True,
-    )
+    assert (first.causal, first.dropout.p, first.num_heads, first.in_proj.bias) == (True, 0.5, M, None)
+    assert first.training
     assert second.in_proj.weight.dtype == torch.float64
     assert not second.training
-    assert (
-        model[1:](torch.randn(2, L, D))[0].shape
-        if False
-        else model[1](torch.randn(2, L, D), scale=2.0).shape == (2, L, D)
-    )
+    assert model[1](torch.randn(2, L, D), scale=2.0).shape == (2, L, D)
 
 
 @pytest.mark.usefixtures("own_registry")
@@ -341,9 +333,8 @@ def test_nanogpt():
     model = TinyGPT(block_size=20)
     report = replace_attention(model)
     assert [entry.name for entry in report.replaced] == ["blocks.0.attn", "blocks.1.attn"]
-    assert all(
-        (op.causal, op.l_max, op.dropout.p, op.in_proj.bias) == (True, 20, 0.25, None) for op in operators(model)
-    )
+    for op in operators(model):
+        assert (op.causal, op.l_max, op.dropout.p, op.in_proj.bias) == (True, 20, 0.25, None)
     assert all(isinstance(block["attn"], SequenceAttention) for block in model.blocks)
     assert model.blocks[0]["attn"].output_dropout.p == 0.125
     x = torch.randn(2, L, D)
@@ -361,8 +352,8 @@ def test_made_like_nanogpt_under_another_name():
     with pytest.raises(ValueError, match="pass causal="):
         replace_attention(TinyGPT(MixerOfTokens, block_size=20))
     model = TinyGPT(MixerOfTokens, block_size=20)
-    assert not any(op.causal for op in operators(model) if replace_attention(model, causal=False))
-    assert len(operators(model)) in (0, LAYERS)
+    replace_attention(model, causal=False)
+    assert [op.causal for op in operators(model)] == [False] * LAYERS
 
 
 # transformers
@@ -443,14 +434,13 @@ def test_causal_models_stay_causal(make: Callable):
 
 def test_bert_has_no_second_output_projection():
     model = bert()
-    count = sum(p.numel() for p in model.bert.encoder.layer[0].attention.parameters())
+    attention = model.bert.encoder.layer[0].attention
+    count = sum(p.numel() for p in attention.parameters())
     replace_attention(model)
     op = operators(model)[0]
     assert not list(op.out_proj.parameters())
     rest = [op.short_weight, op.short_bias, op.filter_bias, *op.filter.parameters()]
-    assert sum(p.numel() for p in model.bert.encoder.layer[0].attention.parameters()) == count + sum(
-        map(torch.numel, rest)
-    )
+    assert sum(p.numel() for p in attention.parameters()) == count + sum(p.numel() for p in rest)
     op.reset_parameters()
     wide = bert()
     replace_attention(wide, inner_factor=2)
@@ -468,7 +458,7 @@ def test_layers_get_padding_as_rows_and_not_as_squares():
     mask, _ = padding("right")
     want = model(tokens(), attention_mask=mask).logits
     assert set(shapes) == {(3, 1, 1, L)}
-    position = model.transformer.forward.__wrapped__.__code__.co_varnames.index("attention_mask") - 1
+    position = list(inspect.signature(model.transformer.forward).parameters).index("attention_mask")
     args = [tokens(), *[None] * (position - 1), mask]
     hidden = model.transformer(*args).last_hidden_state
     torch.testing.assert_close(model.lm_head(hidden), want, **EXACT)
@@ -622,6 +612,7 @@ def test_copies_and_checkpoints():
         assert len(twin.transformer._forward_pre_hooks) == 1
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
 def test_gradient_checkpointing():
     model, (mask, _) = gpt2().train(), padding("right")
     replace_attention(model)
