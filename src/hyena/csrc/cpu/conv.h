@@ -12,6 +12,30 @@
 namespace hyena {
 namespace {
 
+// Memory that will be needed soon: up to four arrays with one step a position. Positions of a column lie far apart, where no
+// hardware prefetcher looks, so the passes ask for them one block of columns ahead, between the butterflies.
+struct Ahead {
+    struct Stream {
+        const char* data;
+        int64_t step;
+    };
+    Stream streams[4];
+    int count = 0;
+    int64_t length = 0;  // positions there are
+
+    template <class C>
+    void add(const C& channels) {
+        streams[count++] = {reinterpret_cast<const char*>(channels.data), int64_t(channels.stride * sizeof(*channels.data))};
+    }
+    HYENA_INLINE void operator()(int64_t t) const {
+        if (t >= length) return;
+        for (int i = 0; i < count; ++i) __builtin_prefetch(streams[i].data + t * streams[i].step, 0, 2);
+    }
+};
+
+// How far ahead of a short transform, which has one row and reads in order.
+constexpr int64_t kReadAhead = 12;
+
 // Rows of the plan's P1 x P2 matrix hold points [i * P2, (i + 1) * P2) of the spectrum and of the buffer.
 template <class T>
 struct Passes {
@@ -33,12 +57,14 @@ struct Passes {
 
     // Columns [c0, c1): read time t from `read(t)` (real or complex), twist, transform, write to the buffer.
     template <class Read>
-    HYENA_INLINE void columns_in(T* buffer, int64_t c0, int64_t c1, T* local, Read&& read) const {
+    HYENA_INLINE void columns_in(T* buffer, int64_t c0, int64_t c1, T* local, Read&& read, const Ahead& ahead = {}) const {
         const int64_t n1 = p1(), n2 = p2();
         const T* between = plan.between;
         if (n1 == 1) {
-            for (int64_t t = c0; t < c1; ++t)
+            for (int64_t t = c0; t < c1; ++t) {
+                ahead(t + kReadAhead);
                 store_cx(buffer + t * S, twisted(read(t), between[2 * t], between[2 * t + 1]));
+            }
             return;
         }
         for (int64_t c = c0; c < c1; c += plan.columns_at_once) {
@@ -48,18 +74,19 @@ struct Passes {
                 for (int64_t j = 0; j < q; ++j)
                     store_cx(local + (j * column_stride() + i) * S, twisted(read(i * n2 + c + j), cs, sn));
             }
-            columns_forward(buffer, c, q, local);
+            columns_forward(buffer, c, q, local, ahead);
         }
     }
 
     // From local columns to the buffer.
-    void columns_forward(T* buffer, int64_t c, int64_t q, T* local) const {
+    __attribute__((noinline)) void columns_forward(T* buffer, int64_t c, int64_t q, T* local, const Ahead& ahead) const {
         const int64_t n2 = p2(), stride = row_stride();
         for (int64_t j = 0; j < q; ++j) {
             T* x = local + j * column_stride() * S;
             forward_stages(plan.column, x);
             last_forward_stage(plan.column, x, [&](int at, Cx<T>* a, auto r) HYENA_LAMBDA {
                 for (int k = 0; k < decltype(r)::value; ++k) {
+                    ahead((at + k) * n2 + c + j + plan.columns_at_once);
                     const T* w = plan.between + 2 * ((at + k) * n2 + c + j);
                     store_cx(buffer + ((at + k) * stride + c + j) * S, twiddled<false>(a[k], w[0], w[1]));
                 }
@@ -69,17 +96,20 @@ struct Passes {
 
     // Columns [c0, c1) back: hands time t's complex value, untwisted, to `write(t, value)`.
     template <class Write>
-    HYENA_INLINE void columns_out(const T* buffer, int64_t c0, int64_t c1, T* local, Write&& write) const {
+    HYENA_INLINE void columns_out(const T* buffer, int64_t c0, int64_t c1, T* local, Write&& write,
+                                  const Ahead& ahead = {}) const {
         const int64_t n1 = p1(), n2 = p2();
         const T* between = plan.between;
         if (n1 == 1) {
-            for (int64_t t = c0; t < c1; ++t)
+            for (int64_t t = c0; t < c1; ++t) {
+                ahead(t + kReadAhead);
                 write(t, twiddled<true>(load_cx(buffer + t * S), between[2 * t], between[2 * t + 1]));
+            }
             return;
         }
         for (int64_t c = c0; c < c1; c += plan.columns_at_once) {
             const int64_t q = c1 - c < plan.columns_at_once ? c1 - c : plan.columns_at_once;
-            columns_inverse(buffer, c, q, local);
+            columns_inverse(buffer, c, q, local, ahead);
             for (int64_t i = 0; i < n1; ++i) {
                 const T cs = plan.twist[2 * i], sn = plan.twist[2 * i + 1];
                 for (int64_t j = 0; j < q; ++j)
@@ -89,12 +119,13 @@ struct Passes {
     }
 
     // From the buffer to local columns.
-    void columns_inverse(const T* buffer, int64_t c, int64_t q, T* local) const {
+    __attribute__((noinline)) void columns_inverse(const T* buffer, int64_t c, int64_t q, T* local, const Ahead& ahead) const {
         const int64_t n2 = p2(), stride = row_stride();
         for (int64_t j = 0; j < q; ++j) {
             T* x = local + j * column_stride() * S;
             first_inverse_stage(plan.column, x, [&](int at, Cx<T>* a, auto r) HYENA_LAMBDA {
                 for (int k = 0; k < decltype(r)::value; ++k) {
+                    ahead((at + k) * n2 + c + j);
                     const T* w = plan.between + 2 * ((at + k) * n2 + c + j);
                     a[k] = twiddled<true>(load_cx(buffer + ((at + k) * stride + c + j) * S), w[0], w[1]);
                 }

@@ -11,6 +11,11 @@
 namespace hyena {
 namespace {
 
+// Spectra up to this size (bytes) are taken to stay in the last cache level from one row to the next.
+constexpr int64_t kSpectraInCache = int64_t(4) << 20;
+// Results up to this size (bytes) are taken to be there still when the output projection reads them.
+constexpr int64_t kResultInCache = int64_t(16) << 20;
+
 template <class T, class IO>
 struct Mix {
     static constexpr int W = Simd<T>::W, S = 2 * W;
@@ -70,13 +75,15 @@ struct Mix {
         int64_t groups = 0;
         for (int64_t b = 0; b < blocks.count(); ++b) groups += blocks.groups(b);
         const int64_t rows = a.seq.num_rows;
-        // Neighbouring tasks share a group's spectrum.
+        // Neighbouring tasks share a row, whose channels are neighbours in memory, as long as all spectra stay in a cache
+        // anyway; otherwise they share a group's spectrum.
+        const bool by_row = a.spectra.channels * a.spectra.points * int64_t(2 * sizeof(T)) <= kSpectraInCache;
         share(
             a.seq.pool, groups * rows, [&](int parts) { return ForwardMemory(*this, parts); },
             [&](int64_t task, ForwardMemory& memory, Team team) {
-                int64_t block = 0, group = task / rows;
+                int64_t block = 0, group = by_row ? task % groups : task / rows;
                 while (group >= blocks.groups(block)) group -= blocks.groups(block++);
-                forward_task(a.seq.rows[task % rows], block, blocks.group(block, group), memory, team);
+                forward_task(a.seq.rows[by_row ? task / groups : task % rows], block, blocks.group(block, group), memory, team);
             });
     }
 
@@ -88,6 +95,15 @@ struct Mix {
         const Channels<T, IO> y(a.y, row, group);
         const auto first = parts[0], value = parts[a.order];
         const int64_t filters = a.spectra.filters;
+        // A long result is out of the caches again before anybody reads it: written past them, it need not be fetched first,
+        // and leaves the transform's buffer where it is.
+        const bool past_caches = a.seq.num_rows * row.length * a.channels * int64_t(sizeof(IO)) > kResultInCache;
+        Ahead in, out;
+        in.length = out.length = row.length;
+        in.add(value.z);
+        out.add(first.z);
+        if (!past_caches) out.add(y);
+        if (gate_of(0) >= 0) in.add(parts[gate_of(0)].z);
         if (filters == 0) {
             team.over(row.length, [&](int64_t t0, int64_t t1, int) {
                 for (int64_t t = t0; t < t1; ++t) y.put(t, first[t] * value[t]);
@@ -100,9 +116,10 @@ struct Mix {
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
                 T* local = memory.local.get() + part * passes.scratch() * S;
                 if (i == 0 && g >= 0)
-                    passes.columns_in(buffer, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return gate[t] * value[t]; });
+                    passes.columns_in(buffer, c0, c1, local,
+                                      [&](int64_t t) HYENA_LAMBDA { return gate[t] * value[t]; }, in);
                 else if (i == 0)
-                    passes.columns_in(buffer, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return value[t]; });
+                    passes.columns_in(buffer, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return value[t]; }, in);
                 else
                     passes.columns_in(buffer, c0, c1, local,
                                       [&](int64_t t) HYENA_LAMBDA { return gate[t] * load(between + t * W); });
@@ -115,9 +132,15 @@ struct Mix {
                     passes.columns_out(buffer, c0, c1, local,
                                        [&](int64_t t, Cx<T> v) HYENA_LAMBDA { store(between + t * W, v.re); });
                 else
-                    passes.columns_out(buffer, c0, c1, local, [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
-                        if (t < row.length) y.put(t, first[t] * v.re);
-                    });
+                    passes.columns_out(buffer, c0, c1, local,
+                                       [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                                           if (t >= row.length) return;
+                                           if (past_caches)
+                                               y.stream(t, first[t] * v.re);
+                                           else
+                                               y.put(t, first[t] * v.re);
+                                       },
+                                       out);
             });
         }
     }

@@ -6,6 +6,10 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -53,8 +57,24 @@ Tensor channels_last(const Tensor& t) {
 
 Array array(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
 
+// A large array is new memory at every call, and its pages come one by one as they are first written: ask for huge ones.
+Tensor with_huge_pages(Tensor t, int64_t element_size) {
+#if defined(__linux__)
+    constexpr uintptr_t kHuge = uintptr_t(2) << 20;
+    const uintptr_t from = reinterpret_cast<uintptr_t>(t.data_ptr()), to = from + t.numel() * element_size;
+    const uintptr_t begin = (from + kHuge - 1) / kHuge * kHuge, end = to / kHuge * kHuge;
+    if (end >= begin + 2 * kHuge) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+    return t;
+}
+
+int64_t element_size(const Tensor& t) {
+    const ScalarType type = t.scalar_type();
+    return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+}
+
 Tensor empty(const Tensor& like, int64_t channels) {
-    return torch::stable::new_empty(like, {like.size(0), like.size(1), channels});
+    return with_huge_pages(torch::stable::new_empty(like, {like.size(0), like.size(1), channels}), element_size(like));
 }
 
 // `y`, made contiguous by a kernel, in the order of `z`.

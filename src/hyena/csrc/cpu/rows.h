@@ -26,7 +26,7 @@ struct Channels {
           lanes(group.lanes) {}
     HYENA_INLINE Vec<T> operator[](int64_t t) const { return load_lanes<T>(data + t * stride, lanes); }
     HYENA_INLINE void put(int64_t t, Vec<T> v) const { store_lanes<T>(data + t * stride, v, lanes); }
-    HYENA_INLINE void prefetch(int64_t t) const { __builtin_prefetch(data + t * stride); }
+    HYENA_INLINE void stream(int64_t t, Vec<T> v) const { stream_lanes<T>(data + t * stride, v, lanes); }
 };
 
 // The positions of a row that are kept.

@@ -177,6 +177,17 @@ HYENA_INLINE void store_lanes(IO* p, Vec<T> v, int lanes) {
     std::memcpy(p, whole, lanes * sizeof(IO));
 }
 
+// A whole line past the caches, where the instruction set has a store for it.
+template <class T, class IO>
+HYENA_INLINE void stream_lanes(IO* p, Vec<T> v, int lanes) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(IO) == sizeof(T))
+        if (lanes == Simd<T>::W && reinterpret_cast<uintptr_t>(p) % 64 == 0)
+            return _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#endif
+    store_lanes<T>(p, v, lanes);
+}
+
 template <class T>
 HYENA_INLINE T sum_lanes(Vec<T> v) {
     T s = 0;
