@@ -21,9 +21,6 @@ from hyena.operator import HyenaOperator
 # Targets with this value are not predicted: F.cross_entropy's own default.
 IGNORED = -100
 
-# Standard deviation of the initial weights, as in GPT-2 (Radford et al. 2019) and nanoGPT.
-INIT_STD = 0.02
-
 
 @dataclasses.dataclass(frozen=True)
 class HyenaLMConfig:
@@ -120,15 +117,20 @@ class HyenaLM(nn.Module):
 
     @torch.no_grad()
     def _reset_own_parameters(self) -> None:
-        residual = INIT_STD / math.sqrt(2 * self.config.n_layer)
+        # SmallInit (Nguyen and Salazar 2019, arXiv 1910.05895): about GPT-2's 0.02 at D = 768, and 0.056 at D = 128, where
+        # 0.02 trains more slowly (validation loss 1.70 against 1.63 in the Shakespeare example). What is added to the
+        # residual stream starts smaller by sqrt(2 n_layer), as in GPT-2.
+        std = math.sqrt(2 / (5 * self.config.d_model))
+        residual = std / math.sqrt(2 * self.config.n_layer)
         for table in (self.embedding, self.positions, self.head):
             if table is not None:
-                nn.init.normal_(table.weight, std=INIT_STD)
+                nn.init.normal_(table.weight, std=std)
         for name, layer in self.blocks.named_modules():
             # The filters' own layers keep their initialisation, which gives them unit norm.
             if isinstance(layer, nn.Linear) and ".filter." not in name:
-                nn.init.normal_(layer.weight, std=residual if name.endswith((".out_proj", ".fc2")) else INIT_STD)
-                nn.init.zeros_(layer.bias)
+                nn.init.normal_(layer.weight, std=residual if name.endswith((".out_proj", ".fc2")) else std)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(
         self,
@@ -159,8 +161,8 @@ class HyenaLM(nn.Module):
             raise ValueError(f"tokens and targets must be (B, L), got {tuple(tokens.shape)} and {shape}")
         if mask is not None and (mask.shape != tokens.shape or mask.dtype != torch.bool):
             raise ValueError(
-                f"mask must be a bool tensor of shape {tuple(tokens.shape)}, True where a token is kept; got {mask.dtype} "
-                f"of shape {tuple(mask.shape)}"
+                f"mask must be a bool tensor of shape {tuple(tokens.shape)}, True where a token is kept; got "
+                f"{mask.dtype} of shape {tuple(mask.shape)}"
             )
         x = self.embedding(tokens)  # (B, L, D)
         if self.positions is not None:
