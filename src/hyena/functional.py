@@ -135,7 +135,7 @@ def hyena_matrix(
     ``D_n`` is the diagonal matrix of gate ``x^n``, ``T_i`` the Toeplitz matrix of filter ``i`` with ``d_i`` added on
     the diagonal. With ``F = N - 1`` filters the value meets gate ``x^{N-1}`` first, with ``F = N`` filter 1 (the
     paper's recurrence). With ``num_heads = M > 1`` gates take turns: one forms the outer product with the value inside
-    its head, the next contracts it again (arXiv 2310.18780, section 3); if the last has nothing to contract, it
+    its head, the next contracts it again (arXiv 2310.18780, section 4); if the last has nothing to contract, it
     multiplies.
 
     Args:

@@ -17,7 +17,7 @@ def positions(length: int, l_max: int, device: torch.device, dtype: torch.dtype)
 
 
 class PositionalEncoding(nn.Module):
-    """``[t, Re exp(-i f w), Im exp(-i f w)]`` with ``w = 2 pi k / l_max`` (arXiv 2302.10866, eq. 8 and appendix D.3).
+    """``[t, Re exp(-i f w), Im exp(-i f w)]`` with ``w = 2 pi k / l_max`` (arXiv 2302.10866, appendix D.3).
 
     The frequencies ``f`` are ``(emb_dim - 1) / 2`` values from 1e-4 to ``(emb_dim - 1) / 2 - 1``, as in the released
     code. Features are computed at every call, not stored: a model's state does not grow with ``l_max``, and the same
