@@ -215,6 +215,12 @@ def test_settings_that_cannot_be_used(arguments: list, message: str, text: Path,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_diverges_says_so(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"the loss of step [0-9]+ is nan; a lower --lr may help"):
+        run("--data", text, "--out", tmp_path, "--steps", 50, "--lr", 1e38, "--clip", 0)
+    assert not (tmp_path / "metrics.json").exists()
+
+
 def test_other_settings_do_not_overwrite_a_run(text: Path, tmp_path: Path) -> None:
     run("--data", text, "--out", tmp_path, "--steps", 3)
     with pytest.raises(SystemExit, match=r"other settings: seed 0 \(now 1\), steps 3 \(now 4\)"):

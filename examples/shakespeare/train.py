@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import platform
 import sys
 from pathlib import Path
@@ -107,9 +108,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         train(trainer, checkpoint, options.save_every, options.eval_every)
     except KeyboardInterrupt:
-        sys.exit(
-            f"\nstopped after step {trainer.step}; the same command goes on from the last checkpoint, {checkpoint}"
-        )
+        then = f"goes on from {checkpoint}" if checkpoint.exists() else "begins again: there is no checkpoint yet"
+        sys.exit(f"\nstopped after step {trainer.step}; the same command {then}")
+    except (ArithmeticError, OSError) as e:
+        sys.exit(f"train.py: {e}")
 
     text = sample(trainer, prompt, options.sample, options.temperature)
     print(f"\n{text}\n")
@@ -130,6 +132,8 @@ def train(trainer: Trainer, checkpoint: Path, save_every: int, eval_every: int) 
     with tqdm(total=steps, initial=trainer.step, unit="step", smoothing=0.1, mininterval=0.5) as bar:
         while trainer.step < steps:
             loss = trainer.advance()
+            if not math.isfinite(loss):
+                raise ArithmeticError(f"the loss of step {trainer.step} is {loss}; a lower --lr may help")
             rate = bar.format_dict["rate"]
             speed = f"{rate * per_step:,.0f}" if rate else "…"
             bar.set_postfix_str(f"loss {loss:.3f}, {speed} tokens/s", refresh=False)
