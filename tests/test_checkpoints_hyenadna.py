@@ -199,6 +199,7 @@ def test_the_output_layer() -> None:
         hyenadna(renamed(lambda key: "hyena." + key), HF)
 
 
+@pytest.mark.usefixtures("nan_filled")
 def test_class_logits() -> None:
     weight, bias = torch.randn(3, 32), torch.randn(3)
     state = {**GOLDEN.state, "head.output_transform.weight": weight, "head.output_transform.bias": bias}
@@ -207,7 +208,8 @@ def test_class_logits() -> None:
     with pytest.warns(UserWarning, match="starts at random"):
         fresh = hyenadna(GOLDEN.state, changed(use_head=True, n_classes=5)).eval()
     assert fresh(TOKENS).shape == (2, 5)
-    assert fresh(TOKENS).std() > 0
+    assert 0.01 < fresh.head.weight.std() < 0.03
+    assert torch.equal(fresh.head.bias, torch.zeros(5))
     with pytest.raises(ValueError, match=r"head\.output_transform\.weight is \(3, 32\), the config makes it \(4, 32\)"):
         hyenadna(state, changed(use_head=True, n_classes=4))
     with pytest.raises(ValueError, match=r"fit nowhere: head\.output_transform\.bias, head\.output_transform\.weight"):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena import HyenaOperator
+from hyena.generation import generate
 from hyena.models import HyenaDNA, HyenaDNAConfig
 from released import deviation
 
@@ -142,6 +143,14 @@ def test_a_new_model_learns() -> None:
         losses.append(loss.item())
     assert losses[0] > 1.5
     assert losses[-1] < 0.3
+
+
+def test_generation() -> None:
+    model, row = build(head="lm"), tokens(2, 6)
+    longer = generate(model, row, 5, window=50, temperature=0)
+    assert torch.equal(longer[:, :6], row)
+    for at in range(6, 11):
+        assert torch.equal(longer[:, at], model(longer[:, :at])[:, -1].argmax(-1))
 
 
 def test_dropout_only_in_training() -> None:

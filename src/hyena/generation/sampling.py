@@ -54,8 +54,8 @@ def generate(
     """Continues each row, computing the whole window again for every token.
 
     Args:
-        model: ``(B, L) -> (logits (B, L, V), …)``, as :class:`hyena.models.HyenaLM`. It runs in eval mode, and is left
-            in the mode it came in.
+        model: ``(B, L) -> logits (B, L, V)``, alone as :class:`hyena.models.HyenaDNA`'s or first of a tuple as
+            :class:`hyena.models.HyenaLM`'s. It runs in eval mode, and is left in the mode it came in.
         tokens: ``(B, L)``, at least one a row.
         new_tokens: how many to add.
         window: how many of the last tokens the model sees, at most its ``l_max``.
@@ -75,7 +75,8 @@ def generate(
     model.eval()
     try:
         for _ in range(new_tokens):
-            logits = model(tokens[:, -window:])[0][:, -1]
+            out = model(tokens[:, -window:])
+            logits = (out[0] if isinstance(out, tuple) else out)[:, -1]
             drawn = sample(logits, temperature=temperature, top_k=top_k, generator=generator)
             tokens = torch.cat([tokens, drawn[:, None]], dim=1)
     finally:
