@@ -6,6 +6,7 @@ import collections
 import copy
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,14 @@ def test_from_files(tmp_path: Path) -> None:
     for name in ("operator.safetensors", "operator.ckpt", "operator.bin"):
         op = operator_from_safari(str(tmp_path / name), tmp_path / "config.json")
         assert torch.equal(op(torch.ones(1, 9, 6).double()), want)
+
+
+def test_safetensors_is_asked_for_when_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({name: t.clone() for name, t in random_state(BASE).items()}, tmp_path / "operator.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    operator_from_safari(random_state(BASE), BASE)
+    with pytest.raises(ModuleNotFoundError, match="pip install safetensors"):
+        operator_from_safari(tmp_path / "operator.safetensors", BASE)
 
 
 class _Settings:

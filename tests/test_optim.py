@@ -197,10 +197,11 @@ def test_loaded_checkpoints() -> None:
     assert len(by_group(dna, param_groups(dna, 1e-3, 0.1))["filters"]) == 2 * 8
 
 
-def test_norms_of_more_dimensions_do_not_decay() -> None:
-    m = nn.Sequential(nn.LayerNorm((3, 4)), nn.RMSNorm((3, 4)), nn.GroupNorm(2, 4), nn.BatchNorm2d(4), nn.Linear(4, 4))
+def test_norms_of_any_shape_and_single_numbers_do_not_decay() -> None:
+    norms = [nn.LayerNorm((3, 4)), nn.RMSNorm((3, 4)), nn.GroupNorm(2, 4), nn.BatchNorm2d(4)]
+    m = nn.Sequential(nn.Linear(4, 4), nn.PReLU(), *norms)
     groups = by_group(m, _quietly(m))
-    assert groups["decay"] == {"4.weight"}
+    assert groups["decay"] == {"0.weight"}
 
 
 def _quietly(m: nn.Module) -> list[dict[str, Any]]:
