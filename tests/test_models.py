@@ -148,6 +148,16 @@ def test_config_round_trip(mixer: str) -> None:
     assert torch.equal(again.eval()(x)[0], model.eval()(x)[0])
 
 
+def test_filter_options_reach_the_filter() -> None:
+    model = build("hyena", filter={"freq": 2.0, "width": 7, "shift": 0.1, "emb_dim": 5}, operator={"order": 3})
+    for block in model.blocks:
+        f = block.mixer.filter
+        assert (f.ffn.initial_freq, f.ffn.out.in_features, f.window.shift, f.encoding.emb_dim) == (2.0, 7, 0.1, 5)
+        assert f(3).shape == (2, 3, 16)
+    with pytest.raises(TypeError, match="frek"):
+        build("hyena", filter={"frek": 1.0})
+
+
 def test_operator_options_reach_the_operator() -> None:
     model = build("hyena", operator={"order": 3, "value_filter": True, "bias": False})
     assert all(b.mixer.order == 3 and b.mixer.num_filters == 3 and b.mixer.out_proj.bias is None for b in model.blocks)
@@ -163,7 +173,10 @@ def test_operator_options_reach_the_operator() -> None:
         ({"n_layer": -1}, "n_layer must be at least 1, got -1"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
         ({"mixer": "attention", "operator": {"order": 3}}, "'order'"),
+        ({"mixer": "attention", "filter": {"freq": 1.0}}, "'freq'"),
         ({"operator": {"filter": nn.Identity()}}, "shared by all layers"),
+        ({"filter": {"window": nn.Identity()}}, "shared by all layers"),
+        ({"filter": {"freq": 1.0}, "operator": {"filter_order": 8}}, r"\['filter_order'\] of operator belong there"),
     ],
 )
 def test_config_errors(changes: dict, message: str) -> None:

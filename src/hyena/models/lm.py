@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from hyena.filters import HyenaFilter
 from hyena.models.blocks import Attention, Block, row_starts
 from hyena.operator import HyenaOperator
 
@@ -41,6 +42,8 @@ class HyenaLMConfig:
         gradient_checkpointing: in training, keep only the blocks' inputs and compute the rest again in the backward
             pass.
         operator: keywords for :class:`hyena.HyenaOperator`.
+        filter: keywords for the :class:`hyena.HyenaFilter` of each operator (``freq``, ``shift``, …), instead of
+            ``emb_dim`` and ``filter_order`` in ``operator``.
     """
 
     vocab_size: int
@@ -54,19 +57,24 @@ class HyenaLMConfig:
     tie_embeddings: bool = True
     gradient_checkpointing: bool = False
     operator: dict[str, Any] = dataclasses.field(default_factory=dict)
+    filter: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks the numbers that no layer checks.
 
         Raises:
-            ValueError: an unknown mixer, or a size below 1.
+            ValueError: an unknown mixer, a size below 1, or options that contradict each other.
         """
         if self.mixer not in ("hyena", "attention"):
             raise ValueError(f"mixer must be 'hyena' or 'attention', got {self.mixer!r}")
-        if self.mixer == "attention" and self.operator:
-            raise ValueError(f"mixer='attention' has no Hyena operator that could take {sorted(self.operator)}")
-        if "filter" in self.operator:
-            raise ValueError("operator takes plain values; a filter module would be shared by all layers")
+        options = {**self.operator, **self.filter}
+        if self.mixer == "attention" and options:
+            raise ValueError(f"mixer='attention' has no Hyena operator that could take {sorted(options)}")
+        if "filter" in self.operator or {"encoding", "ffn", "window"} & set(self.filter):
+            raise ValueError("operator and filter take plain values; a module would be shared by all layers")
+        both = sorted({"emb_dim", "filter_order"} & set(self.operator))
+        if self.filter and both:
+            raise ValueError(f"with options in filter, {both} of operator belong there too, as 'emb_dim' and 'width'")
         for name in ("vocab_size", "l_max", "d_model", "n_layer"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -201,4 +209,8 @@ class HyenaLM(nn.Module):
 def _mixer(c: HyenaLMConfig, at: dict[str, Any]) -> nn.Module:
     if c.mixer == "attention":
         return Attention(c.d_model, c.num_heads, dropout=c.dropout, **at)
-    return HyenaOperator(c.d_model, c.l_max, **c.operator, **at)
+    operator = HyenaOperator(c.d_model, c.l_max, **c.operator, **at)
+    if c.filter and isinstance(operator.filter, HyenaFilter):
+        f = operator.filter
+        operator.filter = HyenaFilter(f.channels, f.l_max, f.num_filters, causal=f.causal, **c.filter, **at)
+    return operator
