@@ -7,7 +7,7 @@ P transform length.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch.nn import functional as F
 from hyena import functional, ops
 from hyena.filters import HyenaFilter
 from hyena.filters.cache import SpectrumCache, may_cache
+
+if TYPE_CHECKING:  # generation is built on operators; only the methods below reach back, when they are called
+    from hyena.generation.state import HyenaState
 
 # The product of N + 1 activations leaves float16's range soon after this, and nobody has trained deeper recurrences
 # (the paper and the released models use 2 and 3). More depth is more layers.
@@ -246,16 +249,23 @@ class HyenaOperator(nn.Module):
         blocks, bias = self.num_blocks, self.filter_bias
         *x, v = self._gates_and_value(z, mask, cu_seqlens)
         spectrum = self._spectrum(longest // blocks)
+
+        def convolve(i: int, v: Tensor) -> Tensor:
+            rows = v.reshape(v.size(0) * blocks, v.size(1) // blocks, -1)
+            d = bias[i].repeat_interleave(rows.size(2) // bias.size(1))
+            return ops.gated_conv(rows, spectrum[i], d, cu_seqlens=cu_seqlens)
+
+        return self._recurrence(x, v, convolve)
+
+    def _recurrence(self, x: list[Tensor], v: Tensor, convolve: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Gates and convolutions in turn; ``convolve`` is long convolution ``i``, of positions in any shape."""
         outer = False  # whether v is (B, L, M, D/M, D/M), an outer product inside each head
         for i in range(self.num_filters):
             step = i - 1 if self.value_filter else i
             if step >= 0:
                 v, outer = self._gate(x[self.order - 1 - step], v, outer)
                 v = self.dropout(v)
-            shape = v.shape
-            rows = v.reshape(v.size(0) * blocks, v.size(1) // blocks, -1)
-            d = bias[i].repeat_interleave(rows.size(2) // bias.size(1))
-            v = ops.gated_conv(rows, spectrum[i], d, cu_seqlens=cu_seqlens).reshape(shape)
+            v = convolve(i, v).reshape(v.shape)
             if self.head_mixing is not None:
                 v = self._mix_heads(v, self.head_mixing[i])
         return self._gate(x[0], v, outer)[0] if outer else x[0] * v
@@ -277,6 +287,50 @@ class HyenaOperator(nn.Module):
     def _mix_heads(self, v: Tensor, weight: Tensor) -> Tensor:
         heads = v.flatten(2).unflatten(2, (self.num_heads, -1))
         return torch.einsum("hk,blhc->blkc", weight.to(v.dtype), heads).reshape(v.shape)
+
+    def init_state(self, batch: int, max_length: int | None = None) -> HyenaState:
+        """What this operator remembers of its input before the first position.
+
+        ``hyena.generation.state_size`` states its bytes beforehand.
+
+        Args:
+            batch: B.
+            max_length: how many positions may come, at most and if missing ``l_max``. Memory is in proportion to it.
+
+        Raises:
+            ValueError: operators whose outputs are not known until the whole input is: ``causal=False``,
+                ``num_blocks > 1``, and filters whose taps depend on the length.
+        """
+        from hyena import generation
+
+        return generation.init_state(self, batch, max_length)
+
+    def prefill(self, u: Tensor, state: HyenaState, mask: Tensor | None = None) -> tuple[Tensor, HyenaState]:
+        """The outputs of the next positions, exactly those of :meth:`forward` on everything that came.
+
+        Any number of positions, also after steps; no gradient passes through.
+
+        Args:
+            u: ``(B, n, D)``, the next positions.
+            state: what came before; changed in place.
+            mask: ``(B, n)`` bool, True = keep, as in :meth:`forward`. Rows of different lengths are padded on the left,
+                if they are to go on.
+
+        Returns:
+            ``(B, n, D)``, and the state.
+
+        Raises:
+            ValueError: more positions than the state was made for, or shapes that do not fit.
+        """
+        from hyena import generation
+
+        return generation.prefill(self, u, state, mask)
+
+    def step(self, u: Tensor, state: HyenaState, mask: Tensor | None = None) -> tuple[Tensor, HyenaState]:
+        """:meth:`prefill` of one position: ``u`` ``(B, D)``, ``mask`` ``(B,)``, output ``(B, D)``."""
+        from hyena import generation
+
+        return generation.step(self, u, state, mask)
 
     def to_matrix(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
         """The data-controlled matrix ``H(u)``: what Hyena has in place of an attention map.

@@ -46,8 +46,8 @@ class SpectrumCache:
     def __len__(self) -> int:
         return len(self._spectra)
 
-    def get(self, source: nn.Module, size: int, compute: Callable[[], Tensor]) -> Tensor:
-        """The spectrum of transform length ``size``, from the cache or from ``compute``."""
+    def get(self, source: nn.Module, size: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """The spectrum of transform length ``size`` (or what else is kept under it), from the cache or ``compute``."""
         weights: list[Tensor] = []
         # A filter of the user's own may give other taps under autocast.
         settings: list[object] = [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")]
