@@ -85,6 +85,7 @@ struct Passes {
             T* x = local + j * column_stride() * S;
             forward_stages(plan.column, x);
             last_forward_stage(plan.column, x, [&](int at, Cx<T>* a, auto r) HYENA_LAMBDA {
+                HYENA_UNROLL
                 for (int k = 0; k < decltype(r)::value; ++k) {
                     ahead((at + k) * n2 + c + j + plan.columns_at_once);
                     const T* w = plan.between + 2 * ((at + k) * n2 + c + j);
@@ -124,6 +125,7 @@ struct Passes {
         for (int64_t j = 0; j < q; ++j) {
             T* x = local + j * column_stride() * S;
             first_inverse_stage(plan.column, x, [&](int at, Cx<T>* a, auto r) HYENA_LAMBDA {
+                HYENA_UNROLL
                 for (int k = 0; k < decltype(r)::value; ++k) {
                     ahead((at + k) * n2 + c + j);
                     const T* w = plan.between + 2 * ((at + k) * n2 + c + j);
@@ -145,10 +147,13 @@ struct Passes {
                 constexpr int R = decltype(r)::value;
                 for (int at = 0; at < n2; at += R) {
                     Cx<T> a[R];
+                    HYENA_UNROLL
                     for (int k = 0; k < R; ++k) a[k] = load_cx(x + (int64_t)(at + k) * S);
                     butterfly<R, false>(a);
+                    HYENA_UNROLL
                     for (int k = 0; k < R; ++k) a[k] = product(i * n2 + at + k, a[k]);
                     butterfly<R, true>(a);
+                    HYENA_UNROLL
                     for (int k = 0; k < R; ++k) store_cx(x + (int64_t)(at + k) * S, a[k]);
                 }
             });
@@ -164,6 +169,7 @@ struct Passes {
             T* x = buffer + i * row_stride() * S;
             forward_stages(plan.row, x);
             last_forward_stage(plan.row, x, [&](int at, Cx<T>* a, auto r) HYENA_LAMBDA {
+                HYENA_UNROLL
                 for (int k = 0; k < decltype(r)::value; ++k)
                     store_cx(x + (int64_t)(at + k) * S, product(i * n2 + at + k, a[k]));
             });
@@ -177,6 +183,7 @@ struct Passes {
         for (int64_t i = r0; i < r1; ++i) {
             T* x = buffer + i * row_stride() * S;
             first_inverse_stage(plan.row, x, [&](int at, Cx<T>* a, auto r) HYENA_LAMBDA {
+                HYENA_UNROLL
                 for (int k = 0; k < decltype(r)::value; ++k) a[k] = product(i * n2 + at + k);
             });
             inverse_stages(plan.row, x);

@@ -100,6 +100,7 @@ HYENA_INLINE void butterfly(Cx<T>* a) {
     } else {
         static_assert(R == 8, "radices are 2, 3, 4, 5 and 8");
         const T r = T(0.70710678118654752440);  // sqrt(1/2)
+        HYENA_UNROLL
         for (int k = 0; k < 4; ++k) butterfly2<INV>(a[k], a[k + 4]);
         Cx<T> t = rotated<INV>(a[5]);
         a[5] = {(a[5].re + t.re) * r, (a[5].im + t.im) * r};
@@ -128,12 +129,16 @@ void stage(T* x, int n, int m, const T* tw) {
     for (int j = 0; j < q; ++j, tw += 2 * (R - 1)) {
         for (int at = j; at < n; at += m) {
             Cx<T> a[R];
+            HYENA_UNROLL
             for (int k = 0; k < R; ++k) a[k] = load_cx(x + (int64_t)(at + k * q) * S);
             if (INV)
+                HYENA_UNROLL
                 for (int k = 1; k < R; ++k) a[k] = twiddled<true>(a[k], tw[2 * k - 2], tw[2 * k - 1]);
             butterfly<R, INV>(a);
             if (!INV)
+                HYENA_UNROLL
                 for (int k = 1; k < R; ++k) a[k] = twiddled<false>(a[k], tw[2 * k - 2], tw[2 * k - 1]);
+            HYENA_UNROLL
             for (int k = 0; k < R; ++k) store_cx(x + (int64_t)(at + k * q) * S, a[k]);
         }
     }
@@ -180,6 +185,7 @@ HYENA_INLINE void last_forward_stage(const Factors<T>& f, const T* x, Take&& tak
         constexpr int R = decltype(r)::value;
         for (int at = 0; at < f.n; at += R) {
             Cx<T> a[R];
+            HYENA_UNROLL
             for (int k = 0; k < R; ++k) a[k] = load_cx(x + (int64_t)(at + k) * S);
             butterfly<R, false>(a);
             take(at, a, r);
@@ -197,6 +203,7 @@ HYENA_INLINE void first_inverse_stage(const Factors<T>& f, T* x, Give&& give) {
             Cx<T> a[R];
             give(at, a, r);
             butterfly<R, true>(a);
+            HYENA_UNROLL
             for (int k = 0; k < R; ++k) store_cx(x + (int64_t)(at + k) * S, a[k]);
         }
     });

@@ -76,14 +76,17 @@ struct GatedConv {
         share(
             a.seq.pool, blocks.count(), [&](int parts) { return WorkMemory(*this, parts, true); },
             [&](int64_t block, WorkMemory& memory, Team team) {
+                bool fresh = start_gradient(a.dspectra, blocks, block, a.seq.num_rows > 0);
                 for (int64_t i = 0; i < blocks.groups(block); ++i)
-                    for (int64_t r = 0; r < a.seq.num_rows; ++r)
-                        if (a.seq.rows[r].length > 0)
-                            backward_task(a.seq.rows[r], block, blocks.group(block, i), memory, team);
+                    for (int64_t r = 0; r < a.seq.num_rows; ++r) {
+                        backward_task(a.seq.rows[r], block, blocks.group(block, i), memory, team, fresh);
+                        fresh = false;
+                    }
             });
     }
 
-    void backward_task(const Row& row, int64_t block, Group group, const WorkMemory& m, const Team& team) const {
+    void backward_task(const Row& row, int64_t block, Group group, const WorkMemory& m, const Team& team,
+                       bool fresh) const {
         T *buffer = m.buffer.get(), *input = m.input.get();
         const Inputs in(a, row, group);
         const Channels<T, IO> dy(a.dy, row, group), dv(a.dv, row, group), dpre(a.dpre, row, group), dpost(a.dpost, row, group);
@@ -98,8 +101,9 @@ struct GatedConv {
             team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) {
                 passes.rows_in(input, r0, r1, [](int64_t, Cx<T> x) HYENA_LAMBDA { return x; });
             });
-        backward_rows(products_of(block, group), input, buffer, again, SpectrumOf<T>(a.dspectra, 0, blocks, block, group), team,
-                      m.skips.get(), a.dd ? static_cast<T*>(a.dd) + group.first : nullptr, group.lanes);
+        SpectrumOf<T> dspectrum(a.dspectra, 0, blocks, block, group);
+        dspectrum.fresh = fresh;
+        backward_rows(products_of(block, group), input, buffer, again, dspectrum, team, m.skips.get(), a.dd ? static_cast<T*>(a.dd) + group.first : nullptr, group.lanes);
         team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
             T* local = m.local.get() + part * passes.scratch() * S;
             passes.columns_out(buffer, c0, c1, local, [&](int64_t t, Cx<T> v) HYENA_LAMBDA {

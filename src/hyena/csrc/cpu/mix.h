@@ -174,14 +174,17 @@ struct Mix {
         share(
             a.seq.pool, blocks.count(), [&](int parts) { return BackwardMemory(*this, parts); },
             [&](int64_t block, BackwardMemory& memory, Team team) {
+                bool fresh = start_gradient(a.dspectra, blocks, block, a.seq.num_rows > 0);
                 for (int64_t i = 0; i < blocks.groups(block); ++i)
-                    for (int64_t r = 0; r < a.seq.num_rows; ++r)
-                        if (a.seq.rows[r].length > 0)
-                            backward_task(a.seq.rows[r], block, blocks.group(block, i), memory, team);
+                    for (int64_t r = 0; r < a.seq.num_rows; ++r) {
+                        backward_task(a.seq.rows[r], block, blocks.group(block, i), memory, team, fresh);
+                        fresh = false;
+                    }
             });
     }
 
-    void backward_task(const Row& row, int64_t block, Group group, const BackwardMemory& m, const Team& team) const {
+    void backward_task(const Row& row, int64_t block, Group group, const BackwardMemory& m, const Team& team,
+                       bool fresh) const {
         lay_out_taps(group, m.taps.get());
         const Parts parts{*this, row, group, m.taps.get()};
         const Channels<T, IO> dy(a.dy, row, group);
@@ -213,8 +216,9 @@ struct Mix {
                     passes.columns_in(buffer, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return load(flow + t * W); });
             });
             T* spectrum_in = m.spectra.get() + i * passes.buffer() * S;
-            backward_rows(products_of(i, block, group), spectrum_in, buffer, last,
-                          SpectrumOf<T>(a.dspectra, i, blocks, block, group), team, m.skips.get(),
+            SpectrumOf<T> dspectrum(a.dspectra, i, blocks, block, group);
+            dspectrum.fresh = fresh;
+            backward_rows(products_of(i, block, group), spectrum_in, buffer, last, dspectrum, team, m.skips.get(),
                           static_cast<T*>(a.dd) + i * a.channels + group.first, group.lanes);
             const T* before = i > 0 ? m.values.get() + (i - 1) * m.points * W : nullptr;
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {

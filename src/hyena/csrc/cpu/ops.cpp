@@ -6,15 +6,13 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include <cstring>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "kernels.h"
+#include "memory.h"
 
 namespace hyena {
 namespace {
@@ -57,24 +55,19 @@ Tensor channels_last(const Tensor& t) {
 
 Array array(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
 
-// A large array is new memory at every call, and its pages come one by one as they are first written: ask for huge ones.
-Tensor with_huge_pages(Tensor t, int64_t element_size) {
-#if defined(__linux__)
-    constexpr uintptr_t kHuge = uintptr_t(2) << 20;
-    const uintptr_t from = reinterpret_cast<uintptr_t>(t.data_ptr()), to = from + t.numel() * element_size;
-    const uintptr_t begin = (from + kHuge - 1) / kHuge * kHuge, end = to / kHuge * kHuge;
-    if (end >= begin + 2 * kHuge) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-    return t;
-}
-
 int64_t element_size(const Tensor& t) {
     const ScalarType type = t.scalar_type();
     return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
 }
 
+// Large results are new memory at every call, and their pages come as they are first written: ask for huge ones.
+Tensor with_huge_pages(Tensor t) {
+    ask_for_huge_pages(t.data_ptr(), t.numel() * element_size(t));
+    return t;
+}
+
 Tensor empty(const Tensor& like, int64_t channels) {
-    return with_huge_pages(torch::stable::new_empty(like, {like.size(0), like.size(1), channels}), element_size(like));
+    return with_huge_pages(torch::stable::new_empty(like, {like.size(0), like.size(1), channels}));
 }
 
 // `y`, made contiguous by a kernel, in the order of `z`.
@@ -149,6 +142,15 @@ Spectra spectra(const Tensor& t, int64_t filters) {
     return {t.data_ptr(), channels * (size + 1) * 2, filters, channels, points_of(size)};
 }
 
+// New memory for spectra of `points` points; the room beyond is zero.
+Tensor empty_spectrum(const Tensor& like, int64_t filters, int64_t channels, int64_t size) {
+    Tensor t = with_huge_pages(torch::stable::new_empty(like, {filters, channels, size + 1, 2}));
+    const int64_t used = channels * points_of(size) * 2, all = channels * (size + 1) * 2, bytes = element_size(t);
+    for (int64_t f = 0; f < filters; ++f)
+        std::memset(static_cast<char*>(t.data_ptr()) + (f * all + used) * bytes, 0, (all - used) * bytes);
+    return t;
+}
+
 ShortFilter short_filter(const Tensor& weight, const Tensor& bias) {
     return {weight.data_ptr(), bias.data_ptr(), weight.size(1)};
 }
@@ -211,7 +213,7 @@ SpectrumArgs spectrum_args(const Tensor& h, const Tensor& spectrum, bool causal)
 
 Tensor filter_spectrum(const Tensor& h_in, int64_t size, bool causal) {
     const Tensor h = parameter(h_in, compute_type(h_in));
-    Tensor spectrum = torch::stable::new_empty(h, {h.size(0), h.size(2), size + 1, 2});
+    Tensor spectrum = empty_spectrum(h, h.size(0), h.size(2), size);
     kernels().spectrum(spectrum_args(h, spectrum, causal));
     return spectrum;
 }
@@ -261,7 +263,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gated_conv_backward(const Ten
     Optional d;
     if (d_in) d = parameter(*d_in, type);
     Tensor dv = empty(v, v.size(2)), dpre = empty(v, pre ? v.size(2) : 0), dpost = empty(v, post ? v.size(2) : 0);
-    Tensor dspectrum = torch::stable::new_zeros(spectrum, spectrum.sizes(), type);
+    Tensor dspectrum = torch::stable::reshape(empty_spectrum(spectrum, 1, spectrum.size(0), spectrum.size(1) - 1), spectrum.sizes());
     Tensor dd = torch::stable::new_zeros(spectrum, {d ? v.size(2) : 0}, type);
     GatedConvArgs args{};
     args.spectra = spectra(spectrum, 1);
@@ -319,7 +321,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_backward(const Tensor& dy
     Tensor dz = empty(z, z.size(2));
     Tensor dweight = torch::stable::new_zeros(weight, weight.sizes(), type);
     Tensor dbias = torch::stable::new_zeros(weight, {weight.size(0)}, type);
-    Tensor dspectrum = torch::stable::new_zeros(spectrum, spectrum.sizes(), type);
+    Tensor dspectrum = empty_spectrum(spectrum, spectrum.size(0), spectrum.size(1), spectrum.size(2) - 1);
     Tensor dd = torch::stable::new_zeros(d, d.sizes(), type);
     MixArgs args = mix_args(z, weight, bias, spectrum, d);
     const Rows rows(z, mask, cu_seqlens, args.spectra.points);

@@ -99,6 +99,7 @@ struct SpectrumOf {
     T* data;
     int64_t width;  // filters in the block: the distance from real to imaginary parts
     bool direct;    // lane i is filter i of the block
+    bool fresh = false;  // nothing has been added yet, and there is no zero to add to
     int lanes;
     int filter[W];
 
@@ -118,8 +119,8 @@ struct SpectrumOf {
     HYENA_INLINE void add(int64_t k, Cx<T> v) const {
         T* at = data + 2 * width * k;
         if (__builtin_expect(direct, 1)) {
-            store_lanes<T>(at, load_lanes<T>(at, lanes) + v.re, lanes);
-            store_lanes<T>(at + width, load_lanes<T>(at + width, lanes) + v.im, lanes);
+            if (!fresh) v = v + Cx<T>{load_lanes<T>(at, lanes), load_lanes<T>(at + width, lanes)};
+            put(k, v);
         } else {
             gather(at, v);
         }
@@ -146,6 +147,17 @@ struct SpectrumOf {
         }
     }
 };
+
+// Where the gradients of one block's spectra start: nowhere if its first row can write them instead of adding (one group of
+// channels for each block), else at zero.
+template <class T>
+bool start_gradient(const Spectra& s, const Blocks<T>& blocks, int64_t block, bool any_rows) {
+    if (blocks.ratio() == 1 && any_rows) return true;
+    for (int64_t f = 0; f < s.filters; ++f)
+        std::memset(static_cast<T*>(s.data) + f * s.filter_stride + block * 2 * s.points * Simd<T>::W, 0,
+                    size_t(blocks.width(block)) * 2 * s.points * sizeof(T));
+    return false;
+}
 
 // d / P of one group of channels: d times the input is a constant added to the filter's spectrum.
 template <class T>

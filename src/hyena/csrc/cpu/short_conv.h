@@ -6,6 +6,31 @@
 namespace hyena {
 namespace {
 
+// The usual three taps, with everything in registers, for positions with two more behind them.
+template <class T, class IO>
+void three_taps_backward(const Channels<T, IO>& z, const Channels<T, IO>& dz, const T* taps, const T* grad, int64_t step,
+                         int64_t begin, int64_t end, T* sums) {
+    constexpr int W = Simd<T>::W;
+    if (begin >= end) return;
+    const Vec<T> w0 = load(taps), w1 = load(taps + W), w2 = load(taps + 2 * W);
+    Vec<T> s0 = load(sums), s1 = load(sums + W), s2 = load(sums + 2 * W), s3 = load(sums + 3 * W);
+    Vec<T> now = load(grad + begin * step), next = load(grad + (begin + 1) * step);
+    for (int64_t t = begin; t < end; ++t) {
+        const Vec<T> after = load(grad + (t + 2) * step), x = z[t];
+        dz.put(t, w2 * now + w1 * next + w0 * after);
+        s0 += after * x;
+        s1 += next * x;
+        s2 += now * x;
+        s3 += now;
+        now = next;
+        next = after;
+    }
+    store(sums, s0);
+    store(sums + W, s1);
+    store(sums + 2 * W, s2);
+    store(sums + 3 * W, s3);
+}
+
 // dz, and sums for dweight and dbias, from the gradient after the short convolution.
 //
 // `grad[t * step]` is W lanes of that gradient, zero where a position is not kept. `sums` holds K + 1 vectors: taps, then bias.
@@ -13,9 +38,13 @@ template <class T, class IO>
 void short_conv_backward_span(const Channels<T, IO>& z, const Channels<T, IO>& dz, const Keep& keep, const T* taps, int64_t count,
                               const T* grad, int64_t step, int64_t begin, int64_t end, T* sums) {
     constexpr int W = Simd<T>::W;
+    if (count == 3 && !keep.mask) {
+        const int64_t inside = end < keep.length - 2 ? end : keep.length - 2;
+        three_taps_backward(z, dz, taps, grad, step, begin, inside, sums);
+        if (begin < inside) begin = inside;
+    }
     for (int64_t t = begin; t < end; ++t) {
-        Vec<T> here = load(grad + t * step);
-        store(sums + count * W, load(sums + count * W) + here);
+        store(sums + count * W, load(sums + count * W) + load(grad + t * step));
         if (!keep[t]) {
             dz.put(t, zero<T>());
             continue;

@@ -14,6 +14,8 @@
 #endif
 
 #define HYENA_INLINE inline __attribute__((always_inline))
+// Loops over the points of a butterfly live in registers, so they must be unrolled, at -O2 too.
+#define HYENA_UNROLL _Pragma("GCC unroll 8")
 #define HYENA_LAMBDA __attribute__((always_inline))
 
 namespace hyena {

@@ -2,40 +2,26 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <new>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "kernels.h"
+#include "memory.h"
 #include "simd.h"
 
 namespace hyena {
 namespace {
 
-// Aligned memory for the length of a scope, not initialised.
+// Working memory for the length of a scope, not initialised.
 template <class T>
 class Memory {
   public:
-    explicit Memory(int64_t count) {
-        // From a few pages of 2 MiB on, ask for such: a column of a long transform touches a page a point.
-        const size_t huge = size_t(2) << 20;
-        size_t bytes = size_t(count > 0 ? count : 1) * sizeof(T);
-        const size_t unit = bytes >= 2 * huge ? huge : 64;
-        bytes = (bytes + unit - 1) / unit * unit;
-        data_ = static_cast<T*>(std::aligned_alloc(unit, bytes));
-        if (!data_) throw std::bad_alloc();
-#if defined(__linux__)
-        if (unit == huge) madvise(data_, bytes, MADV_HUGEPAGE);
-#endif
-    }
-    ~Memory() { std::free(data_); }
+    explicit Memory(int64_t count) : bytes_(size_t(count) * sizeof(T)), data_(static_cast<T*>(take_memory(bytes_))) {}
+    ~Memory() { give_back_memory(data_, bytes_); }
     Memory(const Memory&) = delete;
     Memory& operator=(const Memory&) = delete;
     T* get() const { return data_; }
 
   private:
+    size_t bytes_;
     T* data_;
 };
 
