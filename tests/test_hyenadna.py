@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena import HyenaOperator
-from hyena.generation import generate
+from hyena.generation import generate_by_rerun
 from hyena.models import HyenaDNA, HyenaDNAConfig
 from released import deviation
 
@@ -147,7 +147,7 @@ def test_a_new_model_learns() -> None:
 
 def test_generation() -> None:
     model, row = build(head="lm"), tokens(2, 6)
-    longer = generate(model, row, 5, window=50, temperature=0)
+    longer = generate_by_rerun(model, row, 5, window=50, temperature=0)
     assert torch.equal(longer[:, :6], row)
     for at in range(6, 11):
         assert torch.equal(longer[:, at], model(longer[:, :at])[:, -1].argmax(-1))

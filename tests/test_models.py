@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyena import HyenaOperator
-from hyena.generation import generate, sample
+from hyena.generation import generate_by_rerun, sample
 from hyena.models import MLP, Attention, Block, HyenaLM, HyenaLMConfig
 
 MIXERS = ["hyena", "attention"]
@@ -304,7 +304,7 @@ class _Counting(nn.Module):
 
 def test_generate_continues_each_row_in_a_window() -> None:
     model = _Counting().train()
-    out = generate(model, torch.tensor([[3], [9]]), 4, window=3)
+    out = generate_by_rerun(model, torch.tensor([[3], [9]]), 4, window=3)
     assert out.tolist() == [[3, 4, 5, 6, 7], [9, 10, 0, 1, 2]]
     assert model.seen == [1, 2, 3, 3]
     assert model.training
@@ -314,7 +314,8 @@ def test_generate_continues_each_row_in_a_window() -> None:
 def test_generate_repeats_with_a_seed(mixer: str) -> None:
     model, start = build(mixer), tokens(2, 3)
     runs = [
-        generate(model, start, 30, window=L_MAX, top_k=5, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+        generate_by_rerun(model, start, 30, window=L_MAX, top_k=5, generator=torch.Generator().manual_seed(s))
+        for s in (1, 1, 2)
     ]
     assert runs[0].shape == (2, 33)
     assert torch.equal(runs[0][:, :3], start)
@@ -334,6 +335,6 @@ def test_sample() -> None:
     with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
         sample(logits, top_k=0)
     with pytest.raises(ValueError, match=r"got \(2, 0\)"):
-        generate(_Counting(), torch.zeros(2, 0, dtype=torch.long), 1, window=4)
+        generate_by_rerun(_Counting(), torch.zeros(2, 0, dtype=torch.long), 1, window=4)
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
-        generate(_Counting(), tokens(1, 2), 1, window=0)
+        generate_by_rerun(_Counting(), tokens(1, 2), 1, window=0)

@@ -26,7 +26,7 @@ try:
     from trainer import Trainer, resume, save
 
     import hyena
-    from hyena.generation import generate
+    from hyena.generation import generate_by_rerun
 except ImportError as e:
     sys.exit(f'{e}. Install what this example needs with: pip install "hyena[train]", or ".[train]" in the repository')
 
@@ -147,7 +147,7 @@ def train(trainer: Trainer, checkpoint: Path, save_every: int, eval_every: int) 
 def sample(trainer: Trainer, prompt: torch.Tensor, length: int, temperature: float) -> str:
     """Text from the model; the same for the same weights and settings."""
     generator = torch.Generator(trainer.device).manual_seed(trainer.settings.seed)
-    tokens = generate(
+    tokens = generate_by_rerun(
         trainer.model,
         prompt[None].to(trainer.device),
         length,

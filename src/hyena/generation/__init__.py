@@ -1,7 +1,21 @@
 """Going on from what came before: states, steps, and sampling from models."""
 
-from hyena.generation.sampling import generate, sample
-from hyena.generation.state import HyenaState, StateSize
+from hyena.generation.sampling import generate_by_rerun, sample
+from hyena.generation.state import AttentionState, HyenaState, ModelState, StateSize
 from hyena.generation.stepping import init_state, prefill, state_size, step
+from hyena.generation.text import generate, stream
 
-__all__ = ["HyenaState", "StateSize", "generate", "init_state", "prefill", "sample", "state_size", "step"]
+__all__ = [
+    "AttentionState",
+    "HyenaState",
+    "ModelState",
+    "StateSize",
+    "generate",
+    "generate_by_rerun",
+    "init_state",
+    "prefill",
+    "sample",
+    "state_size",
+    "step",
+    "stream",
+]

@@ -1,4 +1,4 @@
-"""Choosing the next token, and text from a model by choosing again and again.
+"""Choosing the next token.
 
 Dimensions: B batch, L length, V vocabulary.
 """
@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 
 def sample(
-    logits: Tensor, *, temperature: float = 1.0, top_k: int | None = None, generator: torch.Generator | None = None
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """One token for each row, drawn from ``softmax(logits / temperature)``.
 
@@ -18,30 +23,43 @@ def sample(
         logits: ``(B, V)``.
         temperature: below 1 the likely tokens become likelier; 0 takes the likeliest.
         top_k: only the ``top_k`` likeliest tokens can be drawn; all of them if missing, or if V is no more.
+        top_p: only the likeliest tokens that together have at least this probability can be drawn (nucleus sampling,
+            arXiv 1904.09751), of those that ``top_k`` leaves.
         generator: where the random numbers come from.
 
     Returns:
         ``(B,)`` int64.
 
     Raises:
-        ValueError: a negative temperature, or ``top_k`` below 1.
+        ValueError: a negative temperature, ``top_k`` below 1, or ``top_p`` outside (0, 1].
     """
-    if temperature < 0:
-        raise ValueError(f"temperature must not be negative, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    check_sampling(temperature, top_k, top_p)
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float() / temperature
-    if top_k is not None and top_k < logits.size(-1):
-        kept, where = logits.topk(top_k)
-        drawn = torch.multinomial(kept.softmax(-1), 1, generator=generator)
-        return where.gather(-1, drawn)[:, 0]
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    if top_p is None and (top_k is None or top_k >= logits.size(-1)):
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    kept, where = logits.topk(min(top_k or logits.size(-1), logits.size(-1)))  # the likeliest first
+    p = kept.softmax(-1)
+    if top_p is not None:
+        # A token stays if those before it do not reach top_p yet; so the first one always does.
+        p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)
+    drawn = torch.multinomial(p, 1, generator=generator)
+    return where.gather(-1, drawn)[:, 0]
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raises ValueError for numbers that :func:`sample` cannot follow."""
+    if not temperature >= 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
 
 
 @torch.no_grad()
-def generate(
+def generate_by_rerun(
     model: nn.Module,
     tokens: Tensor,
     new_tokens: int,
@@ -49,9 +67,10 @@ def generate(
     window: int,
     temperature: float = 1.0,
     top_k: int | None = None,
+    top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Continues each row, computing the whole window again for every token.
+    """Continues each row, computing the whole window again for every token: for any model, and to compare with.
 
     Args:
         model: ``(B, L) -> logits (B, L, V)``, alone as :class:`hyena.models.HyenaDNA`'s or first of a tuple as
@@ -59,7 +78,7 @@ def generate(
         tokens: ``(B, L)``, at least one a row.
         new_tokens: how many to add.
         window: how many of the last tokens the model sees, at most its ``l_max``.
-        temperature, top_k, generator: see :func:`sample`.
+        temperature, top_k, top_p, generator: see :func:`sample`.
 
     Returns:
         ``(B, L + new_tokens)``.
@@ -77,7 +96,7 @@ def generate(
         for _ in range(new_tokens):
             out = model(tokens[:, -window:])
             logits = (out[0] if isinstance(out, tuple) else out)[:, -1]
-            drawn = sample(logits, temperature=temperature, top_k=top_k, generator=generator)
+            drawn = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
             tokens = torch.cat([tokens, drawn[:, None]], dim=1)
     finally:
         model.train(training)

@@ -48,8 +48,8 @@ def state_size(op: HyenaOperator, batch: int, max_length: int | None = None) -> 
         max_length: as for ``init_state``.
 
     Returns:
-        ``rows``, which grows with the batch, and ``shared``, the filters', which states of an operator in eval mode have
-        in common.
+        ``rows``, which grows with the batch, and ``shared``, the filters', which states of an operator in eval mode
+        have in common.
 
     Raises:
         ValueError: as ``init_state``.
@@ -125,8 +125,8 @@ def prefill(op: HyenaOperator, u: Tensor, state: HyenaState, mask: Tensor | None
     _check_input(op, u, state)
     if mask is not None and (mask.shape != u.shape[:2] or mask.dtype != torch.bool):
         raise ValueError(
-            f"mask must be a bool tensor of shape {tuple(u.shape[:2])}, True where a position is kept; got {mask.dtype} "
-            f"of shape {tuple(mask.shape)}"
+            f"mask must be a bool tensor of shape {tuple(u.shape[:2])}, True where a position is kept; got "
+            f"{mask.dtype} of shape {tuple(mask.shape)}"
         )
     z = op.in_proj(u)
     *x, v = _short_conv(op, z, state, mask).split(op.width, dim=2)
@@ -155,12 +155,7 @@ def _check_input(op: HyenaOperator, u: Tensor, state: HyenaState) -> None:
         raise ValueError(
             f"this operator is in training mode and drops values (dropout={op.dropout.p}); call eval() before stepping"
         )
-    if state.position + u.size(1) > state.max_length:
-        raise ValueError(
-            f"{state.position} positions and {u.size(1)} more do not fit a state made for {state.max_length} "
-            f"(this operator's l_max={op.l_max}); make it with a larger max_length, or build the operator with a larger "
-            "l_max"
-        )
+    state.check_room(u.size(1), f"this operator's l_max={op.l_max}")
 
 
 def _short_conv(op: HyenaOperator, z: Tensor, state: HyenaState, mask: Tensor | None) -> Tensor:

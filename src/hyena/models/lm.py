@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from hyena.filters import HyenaFilter
+from hyena.generation import model, text
+from hyena.generation.state import ModelState
 from hyena.models.blocks import Attention, Block, row_starts
 from hyena.operator import HyenaOperator
 
@@ -191,6 +194,80 @@ class HyenaLM(nn.Module):
         # The sum over the vocabulary needs float32, whatever the weights are.
         flat = flat if flat.dtype == torch.float64 else flat.float()
         return logits, F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED)
+
+    def init_state(self, batch: int, max_length: int | None = None) -> ModelState:
+        """What the layers remember before the first token, as :meth:`hyena.HyenaOperator.init_state`."""
+        return model.init_state(self, batch, max_length)
+
+    def prefill(self, tokens: Tensor, state: ModelState, mask: Tensor | None = None) -> tuple[Tensor, ModelState]:
+        """Logits ``(B, n, V)`` after each of the next tokens ``(B, n)``, those of :meth:`forward` on all so far.
+
+        No gradient passes through; ``state`` is changed in place. ``mask`` ``(B, n)`` is as in :meth:`forward`; rows of
+        different lengths are padded on the left.
+
+        Raises:
+            ValueError: more tokens than the state was made for, or shapes that do not fit.
+        """
+        return model.advance(self, tokens, state, mask), state
+
+    def step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """:meth:`prefill` of one token a row: ``(B,)`` in, logits ``(B, V)`` out."""
+        return model.advance(self, tokens[:, None], state)[:, 0], state
+
+    def generate(
+        self,
+        prompts: Tensor | Sequence[Sequence[int] | Tensor],
+        max_new_tokens: int,
+        *,
+        mask: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        eos: int | None = None,
+        stop: Iterable[Sequence[int]] = (),
+        window: int | None = None,
+        callback: Callable[[Tensor], Any] | None = None,
+        progress: bool = False,
+    ) -> list[Tensor]:
+        """Continues each prompt, a step for each token; :func:`hyena.generation.stream` is the same as an iterator.
+
+        In eval mode and without gradients; the model is left in the mode it was in.
+
+        Args:
+            prompts: ``(B, L)``, or a list of prompts of any lengths.
+            max_new_tokens: how many tokens to add at most.
+            mask: ``(B, L)`` bool, False where a prompt has padding, on whichever side.
+            temperature, top_k, top_p: see :func:`hyena.generation.sample`; temperature 0 takes the likeliest token.
+            seed: of the random numbers, for the same text every time; torch's own generator if missing.
+            eos: the token that ends a row.
+            stop: sequences of tokens that end a row.
+            window: below ``l_max``; goes on past ``l_max`` by starting again from this many of the last tokens whenever
+                ``l_max`` is reached. The model then forgets what came before them.
+            callback: called with the next token of each row, ``(B,)``, as it is drawn; -1 for rows that have ended.
+            progress: shows a progress bar (with ``tqdm``).
+
+        Returns:
+            For each row the prompt and what was added, ``eos`` or the stop sequence included, without padding.
+
+        Raises:
+            ValueError: prompts and new tokens that do not fit ``l_max``, or arguments out of range.
+        """
+        return text.generate(
+            self,
+            prompts,
+            max_new_tokens,
+            mask=mask,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            eos=eos,
+            stop=stop,
+            window=window,
+            callback=callback,
+            progress=progress,
+        )
 
     def _count(self, tokens: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int | None) -> Tensor:
         """The position of each token in its row, not counting padding: ``(L,)`` or ``(B, L)``."""

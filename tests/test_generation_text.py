@@ -1,0 +1,237 @@
+"""Language models step by step: logits, sampling, ragged prompts, and the same greedy text however it is made."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hyena.generation import generate_by_rerun, sample, stream
+from hyena.generation.model import state_size
+from hyena.models import HyenaLM, HyenaLMConfig
+
+V, L_MAX = 13, 48
+MIXERS = ["hyena", "attention"]
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "shakespeare"
+
+
+def build(mixer: str, **operator: object) -> HyenaLM:
+    """A float64 model with weights large enough that its choices depend on all of them."""
+    model = HyenaLM(
+        HyenaLMConfig(vocab_size=V, l_max=L_MAX, d_model=16, n_layer=2, mixer=mixer, operator=operator),
+        dtype=torch.float64,
+    ).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return model
+
+
+def prompt(length: int) -> Tensor:
+    return torch.randint(V, (length,))
+
+
+def greedy_by_steps(model: HyenaLM, tokens: Tensor, new: int, sizes: list[int]) -> Tensor:
+    state = model.init_state(tokens.size(0))
+    for part in tokens.split(sizes, dim=1):
+        logits, state = model.prefill(part, state)
+    logits = logits[:, -1]
+    for _ in range(new - 1):
+        tokens = torch.cat([tokens, logits.argmax(-1)[:, None]], dim=1)
+        logits, state = model.step(tokens[:, -1], state)
+    return torch.cat([tokens, logits.argmax(-1)[:, None]], dim=1)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@settings(max_examples=20)
+@given(data=st.data())
+def test_logits_are_those_of_forward(mixer: str, data: st.DataObject) -> None:
+    model = build(mixer)
+    sizes = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=4).filter(lambda s: sum(s) <= L_MAX))
+    tokens = torch.randint(V, (3, sum(sizes)))
+    mask = torch.rand(3, sum(sizes)) > 0.3 if data.draw(st.booleans()) else None
+    state, got = model.init_state(3, data.draw(st.integers(sum(sizes), L_MAX))), []
+    for i, part in enumerate(tokens.split(sizes, dim=1)):
+        some = None if mask is None else mask.split(sizes, dim=1)[i]
+        if part.size(1) == 1 and some is None:
+            logits, state = model.step(part[:, 0], state)
+            logits = logits[:, None]
+        else:
+            logits, state = model.prefill(part, state, some)
+        got.append(logits)
+        state = state.clone()
+    want = model(tokens, mask=mask)[0]
+    difference = (torch.cat(got, dim=1) - want).abs()
+    kept = difference if mask is None else difference[mask]
+    assert kept.numel() == 0 or kept.max() < 1e-10
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_the_same_greedy_text_by_rerun_steps_and_chunks(mixer: str) -> None:
+    model, tokens = build(mixer), torch.randint(V, (2, 9))
+    new = L_MAX - 9
+    want = generate_by_rerun(model, tokens, new, window=L_MAX, temperature=0)
+    assert torch.equal(greedy_by_steps(model, tokens, new, [1] * 9), want)
+    assert torch.equal(greedy_by_steps(model, tokens, new, [2, 7]), want)
+    assert torch.equal(torch.stack(model.generate(tokens, new, temperature=0)), want)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("operator", [{}, {"order": 3, "num_heads": 2}])
+def test_ragged_prompts_give_what_each_gives_alone(mixer: str, operator: dict) -> None:
+    model = build(mixer, **(operator if mixer == "hyena" else {}))
+    prompts = [prompt(n) for n in (7, 1, 20)]
+    want = [model.generate(p[None], 12, temperature=0)[0] for p in prompts]
+    for got, alone in zip(model.generate(prompts, 12, temperature=0), want, strict=True):
+        assert torch.equal(got, alone)
+    longest = 20
+    for side in ("left", "right"):
+        tokens, mask = torch.zeros(3, longest, dtype=torch.long), torch.zeros(3, longest, dtype=torch.bool)
+        for i, p in enumerate(prompts):
+            part = slice(longest - len(p), None) if side == "left" else slice(0, len(p))
+            tokens[i, part], mask[i, part] = p, True
+        for got, alone in zip(model.generate(tokens, 12, mask=mask, temperature=0), want, strict=True):
+            assert torch.equal(got, alone)
+
+
+def test_rows_end_at_eos_or_a_stop_sequence() -> None:
+    model, start = build("hyena"), torch.randint(V, (3, 4))
+    full = [row.tolist() for row in model.generate(start, 30, temperature=0)]
+    eos = full[0][8]
+    for row, whole in zip(model.generate(start, 30, temperature=0, eos=eos), full, strict=True):
+        cut = whole.index(eos, 4) + 1 if eos in whole[4:] else len(whole)
+        assert row.tolist() == whole[:cut]
+    ending = full[1][10:12]
+    got = model.generate(start[1:2], 30, temperature=0, stop=[ending])[0].tolist()
+    first = next(i for i in range(4, 33) if full[1][i : i + 2] == ending)
+    assert got == full[1][: first + 2]
+    # A sequence that ends across the border of the prompt does not count.
+    assert len(model.generate(start[:1], 1, temperature=0, stop=[[int(start[0, -1]), full[0][4]]])[0]) == 5
+
+
+def test_streams_callbacks_and_seeds() -> None:
+    model, start = build("hyena"), torch.randint(V, (2, 3))
+    seen = []
+    text = model.generate(start, 20, seed=3, callback=seen.append)
+    pieces = list(stream(model, start, 20, seed=3))
+    assert torch.equal(torch.stack(pieces, dim=1), torch.stack(seen, dim=1))
+    assert torch.equal(torch.stack(text)[:, 3:], torch.stack(pieces, dim=1))
+    assert not torch.equal(torch.stack(model.generate(start, 20, seed=4)), torch.stack(text))
+    assert torch.equal(torch.stack(model.generate(start, 0)), start)
+
+
+def test_streaming_leaves_mode_and_inference_mode_alone() -> None:
+    model = build("hyena").train()
+    for _ in stream(model, torch.randint(V, (1, 3)), 4):
+        assert model.training
+        assert not torch.is_inference_mode_enabled()
+    dropping = HyenaLM(HyenaLMConfig(vocab_size=V, l_max=L_MAX, d_model=16, n_layer=1, dropout=0.1))
+    with pytest.raises(ValueError, match="eval"):
+        dropping.prefill(torch.randint(V, (1, 3)), dropping.init_state(1))
+
+
+@pytest.mark.parametrize("window", [1, 20, L_MAX - 1])
+def test_a_window_goes_on_past_l_max(window: int) -> None:
+    model, start = build("hyena"), torch.randint(V, (2, 10))
+    text = start
+    for _ in range(120):  # by definition: all of the text up to l_max, then again from the last `window` tokens
+        length = text.size(1)
+        if length <= L_MAX:
+            first = 0
+        elif length - first > L_MAX:
+            first = length - window
+        text = torch.cat([text, model(text[:, first:])[0][:, -1].argmax(-1)[:, None]], dim=1)
+    assert torch.equal(torch.stack(model.generate(start, 120, temperature=0, window=window)), text)
+    long = torch.randint(V, (1, L_MAX + 30))
+    want = generate_by_rerun(model, long, 1, window=window, temperature=0)
+    assert torch.equal(model.generate(long, 1, temperature=0, window=window)[0], want[0])
+
+
+def test_size_of_a_models_state() -> None:
+    for mixer in MIXERS:
+        model = build(mixer)
+        state = model.init_state(3, 40)
+        assert state_size(model, 3, 40).rows == sum(t.numel() * t.element_size() for t in state.rows().values())
+
+
+def test_beams_and_saving() -> None:
+    for mixer in MIXERS:
+        model, tokens = build(mixer), torch.randint(V, (2, 12))
+        _, state = model.prefill(tokens, model.init_state(2))
+        saved = {k: t.clone() for k, t in state.state_dict().items()}
+        rows = torch.tensor([1, 1, 0])
+        next_tokens = torch.randint(V, (3,))
+        logits, _ = model.step(next_tokens, state.reorder(rows))
+        want = model(torch.cat([tokens[rows], next_tokens[:, None]], dim=1))[0][:, -1]
+        assert (logits - want).abs().max() < 1e-10
+        model.step(next_tokens[:2], state)
+        state.load_state_dict(saved)
+        assert state.position == 12
+        logits, _ = model.step(next_tokens[:2], state)
+        want = model(torch.cat([tokens, next_tokens[:2, None]], dim=1))[0][:, -1]
+        assert (logits - want).abs().max() < 1e-10
+
+
+def test_wrong_arguments() -> None:
+    model, start = build("hyena"), torch.randint(V, (1, 4))
+    with pytest.raises(ValueError, match=f"4 tokens and 46 new .* l_max={L_MAX}"):
+        model.generate(start, L_MAX - 2)
+    assert len(model.generate(start, L_MAX - 3)[0]) == L_MAX + 1
+    for options, message in [
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"window": L_MAX}, "window"),
+        ({"stop": [[]]}, "stop"),
+        ({"mask": torch.ones(1, 4)}, "bool"),
+        ({"mask": torch.zeros(1, 4, dtype=torch.bool)}, "at least one token"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model.generate(start, 1, **options)
+    for prompts, message in [([], "at least one"), ([[]], "at least one"), ([[V]], f"0 to {V - 1}")]:
+        with pytest.raises(ValueError, match=message):
+            model.generate(prompts, 1)
+    with pytest.raises(TypeError):
+        model.generate(start, 1, beams=3)
+    state = model.init_state(1, 4)
+    model.prefill(start, state)
+    with pytest.raises(ValueError, match="4 positions and 1 more"):
+        model.step(start[:, 0], state)
+
+
+def test_top_p() -> None:
+    logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log().repeat(4000, 1)
+    drawn = sample(logits, top_p=0.7).bincount(minlength=4) / 4000
+    torch.testing.assert_close(drawn, torch.tensor([0.0, 2 / 3, 0.0, 1 / 3]), atol=0.04, rtol=0.0)
+    assert set(sample(logits, top_p=1e-6).tolist()) == {1}
+    assert set(sample(logits, top_p=1.0).tolist()) == {0, 1, 2, 3}
+    assert set(sample(logits, top_p=0.9, top_k=2).tolist()) == {1, 3}
+
+
+def test_the_main_jobs_checkpoint_on_the_command_line(tmp_path: Path) -> None:
+    vocabulary = "\n abcdefghijk"
+    model = HyenaLM(HyenaLMConfig(vocab_size=13, l_max=16, d_model=16, n_layer=1))
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"config": model.config.to_dict(), "vocabulary": vocabulary, "model": model.state_dict()}, path)
+    run = [sys.executable, "-W", "ignore", EXAMPLE / "generate.py", "--checkpoint", path, "--length", "40"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def output(*more: str) -> subprocess.CompletedProcess:
+        return subprocess.run([*run, *more], capture_output=True, text=True, env=environment, check=False)
+
+    got = output("--prompt", "abc", "--temperature", "0")
+    assert got.returncode == 0, got.stderr
+    ids = torch.tensor([[vocabulary.index(c) for c in "abc"]])
+    want = model.generate(ids, 40, temperature=0, window=8)[0]
+    assert got.stdout == "".join(vocabulary[i] for i in want) + "\n"
+    wrong = output("--prompt", "xyz")
+    assert wrong.returncode == 1
+    assert "'x', 'y', 'z'" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
