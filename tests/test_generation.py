@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hyena import HyenaOperator
+from hyena.attention import HyenaAttention
 from hyena.generation import HyenaState, state_size, stepping
 from operators import CONFIGS, L_MAX, D, build, expected
 
@@ -136,6 +137,25 @@ def test_autocast() -> None:
         got, want = go_on(op, u, op.init_state(1), [7, 1]), op(u)
     assert got.dtype == want.dtype == torch.bfloat16
     assert close(got, want)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_attention_in_hyenas_shape(batch_first: bool) -> None:
+    m = HyenaAttention(D, 2, l_max=L_MAX, causal=True, batch_first=batch_first, dtype=torch.float64).eval()
+    u = torch.randn(3, 40, D, dtype=torch.float64)
+    padding = torch.arange(40) < torch.tensor([0, 5, 17])[:, None]
+    x = u if batch_first else u.transpose(0, 1)
+    want = m(x, x, x, key_padding_mask=padding)[0]
+    want = want if batch_first else want.transpose(0, 1)
+    first = u[:, :30] if batch_first else u[:, :30].transpose(0, 1)
+    y, state = m.prefill(first, m.init_state(3), padding[:, :30])
+    out = [y if batch_first else y.transpose(0, 1)]
+    for t in range(30, 40):
+        y, state = m.step(u[:, t], state)
+        out.append(y[:, None])
+    assert close(torch.cat(out, dim=1), want)
+    with pytest.raises(ValueError, match="causal=False"):
+        HyenaAttention(D, 2, l_max=L_MAX).init_state(1)
 
 
 def test_the_default_block_over_a_longer_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ Dimensions: B batch, L length, E channels (embed_dim), M heads, W inner width of
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from hyena import functional, ops
 from hyena.masks import check_causal_mask, keep_from_padding
 from hyena.operator import HyenaOperator
+
+if TYPE_CHECKING:
+    from hyena.generation.state import HyenaState
 
 
 class _NotForFusedAttention(Tensor):
@@ -200,6 +203,37 @@ class HyenaAttention(nn.Module):
         if not batched:
             return y[0], None if weights is None else weights[0]
         return y if self.batch_first else y.transpose(0, 1), weights
+
+    def init_state(self, batch: int, max_length: int | None = None) -> HyenaState:
+        """See :meth:`hyena.HyenaOperator.init_state`; only causal modules can be stepped."""
+        return self.operator.init_state(batch, max_length)
+
+    def prefill(
+        self, query: Tensor, state: HyenaState, key_padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, HyenaState]:
+        """The outputs of the next positions, those of :meth:`forward` with a causal mask on everything that came.
+
+        Args:
+            query: ``(B, n, E)`` with ``batch_first``, else ``(n, B, E)``.
+            state: what came before; changed in place.
+            key_padding_mask: ``(B, n)``, as in :meth:`forward`; rows of different lengths are padded on the left.
+
+        Returns:
+            The output in the shape of ``query``, and the state.
+
+        Raises:
+            ValueError: more positions than the state was made for, or shapes that do not fit.
+        """
+        if query.dim() != 3:
+            raise ValueError(f"query must have 3 dimensions, got shape {tuple(query.shape)}")
+        x = query if self.batch_first else query.transpose(0, 1)
+        keep = None if key_padding_mask is None else keep_from_padding(key_padding_mask, x.size(0), x.size(1))
+        y, state = self.operator.prefill(x, state, keep)
+        return y if self.batch_first else y.transpose(0, 1), state
+
+    def step(self, query: Tensor, state: HyenaState) -> tuple[Tensor, HyenaState]:
+        """:meth:`prefill` of one position: ``(B, E)`` in and out."""
+        return self.operator.step(query, state)
 
     def _check_causality(self, attn_mask: Tensor | None, is_causal: bool, batch: int, length: int) -> None:
         if not self.causal and (attn_mask is not None or is_causal):
