@@ -177,7 +177,7 @@ class HyenaOperator(nn.Module):
         if flat:
             u = u[None]
         longest = self._longest(u, cu_seqlens, max_seqlen)
-        z = self.in_proj(u)
+        z = ops.project(u, self.in_proj)
         if self._needs_parts():
             y = self._mix_in_parts(z, longest, mask, cu_seqlens)
         else:
@@ -186,7 +186,7 @@ class HyenaOperator(nn.Module):
             )
         if self.activation is not None:
             y = self.activation(y)
-        y = self.out_proj(y)
+        y = ops.project(y, self.out_proj)
         return y[0] if flat else y
 
     def _longest(self, u: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None) -> int:

@@ -57,7 +57,12 @@ class ExponentialWindow(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Time ``(K,) -> (K, F * C)``."""
-        return torch.exp(-t[:, None] * self.deltas.to(t.dtype).abs()) + self.shift
+        decay = torch.outer(-t, self.deltas.to(t.dtype).abs())
+        # Without a gradient to keep anything for, in place: the window is as large as all filters together.
+        decay = decay.exp() if decay.requires_grad else decay.exp_()
+        if self.shift == 0:
+            return decay
+        return decay + self.shift
 
     def extra_repr(self) -> str:
         return f"channels={self.deltas.numel()}, shift={self.shift}"

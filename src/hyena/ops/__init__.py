@@ -3,9 +3,19 @@
 from hyena.ops._layout import compute_dtype, transform_length
 from hyena.ops.gated_conv import gated_conv
 from hyena.ops.mix import mix
+from hyena.ops.project import project
 from hyena.ops.short_conv import short_conv
 from hyena.ops.spectrum import filter_spectrum
 
 from hyena.ops._extension import backend_report  # isort: skip  (after the ops it implements)
 
-__all__ = ["backend_report", "compute_dtype", "filter_spectrum", "gated_conv", "mix", "short_conv", "transform_length"]
+__all__ = [
+    "backend_report",
+    "compute_dtype",
+    "filter_spectrum",
+    "gated_conv",
+    "mix",
+    "project",
+    "short_conv",
+    "transform_length",
+]

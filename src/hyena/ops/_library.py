@@ -30,8 +30,8 @@ def define(
         schema: ``name(Tensor a, Tensor? b) -> Tensor``.
         fallback: plain PyTorch, any device and dtype.
         fake: shapes and strides only.
-        backward: ``(inputs, grads) -> grads of inputs``. Without it the op is taken to be a backward op itself, and its
-            derivative is autograd's, of ``differentiable``.
+        backward: ``(inputs, grads, needs) -> grads of inputs``, ``needs`` saying which are asked for. Without it the op
+            is taken to be a backward op itself, and its derivative is autograd's, of ``differentiable``.
         differentiable: the same function as ``fallback``, in operations that autograd can differentiate, for any
             backend's spectra; ``fallback`` itself if missing.
     """
@@ -45,7 +45,7 @@ def define(
         inputs = _restore(ctx)
         if all(g is None for g in grads):
             return (None,) * len(inputs)
-        out = derivative(inputs, grads)
+        out = derivative(inputs, grads, ctx.needs_input_grad)
         return tuple(g if need else None for g, need in zip(out, ctx.needs_input_grad, strict=True))
 
     torch.library.register_autograd(f"hyena::{name}", run_backward, setup_context=_save, lib=LIBRARY)
@@ -73,7 +73,7 @@ def has_kernel(name: str, device: torch.device) -> bool:
 def _derivative_of(function: Callable[..., Any]) -> Callable[..., Any]:
     """Differentiates a backward op by differentiating plain PyTorch (used for double backward only)."""
 
-    def derivative(inputs: Sequence[Any], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def derivative(inputs: Sequence[Any], grads: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "hyena ops have first and second derivatives, but no third: create_graph=True was nested twice"

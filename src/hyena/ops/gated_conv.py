@@ -190,7 +190,7 @@ def _fake_backward(
     )
 
 
-def _backward(inputs: Sequence, grads: Sequence[Tensor | None]) -> tuple:
+def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
     v, spectrum, d, pre, post, cu_seqlens = inputs
     dv, dpre, dpost, ds, dd = torch.ops.hyena.gated_conv_backward(grads[0], v, spectrum, d, pre, post, cu_seqlens)
     present = (None if t is None else g for t, g in ((d, dd), (pre, dpre), (post, dpost)))

@@ -138,7 +138,7 @@ def _differentiable_backward(
     return dz, dw, db, from_fallback_layout(ds), dd
 
 
-def _backward(inputs: Sequence, grads: Sequence[Tensor | None]) -> tuple:
+def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
     z, weight, bias, spectrum, d, mask, cu_seqlens = inputs
     dz, dw, db, ds, dd = torch.ops.hyena.mix_backward(grads[0], z, weight, bias, spectrum, d, mask, cu_seqlens)
     return dz, dw, None if bias is None else db.to(bias.dtype), ds, dd, None, None

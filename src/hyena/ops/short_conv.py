@@ -90,7 +90,7 @@ def _short_conv_backward(
     return to_order_of(dz, z), dw.to(weight.dtype), db.to(weight.dtype)
 
 
-def _backward(inputs: Sequence, grads: Sequence[Tensor | None]) -> tuple:
+def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
     z, weight, bias, mask, cu_seqlens = inputs
     dz, dw, db = torch.ops.hyena.short_conv_backward(grads[0], z, weight, mask, cu_seqlens)
     return dz, dw, None if bias is None else db.to(bias.dtype), None, None

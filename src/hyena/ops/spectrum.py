@@ -11,7 +11,6 @@ to ``gated_conv`` and ``mix`` on the same device, never for storing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,12 +93,12 @@ def from_fallback_layout(ds: Tensor) -> Tensor:
     return torch.ops.hyena.filter_spectrum(h, size, False).view(ds.shape)
 
 
-def _backward(inputs: Sequence, grads: Sequence[Tensor | None]) -> tuple:
+def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
     h, size, causal = inputs
     return torch.ops.hyena.filter_spectrum_backward(grads[0], h, size, causal), None, None
 
 
-def _backward_of_backward(inputs: Sequence[Any], grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+def _backward_of_backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
     # Linear, and the adjoint of the forward op: its own adjoint is the forward op.
     ds, _, size, causal = inputs
     g = grads[0]

@@ -6,6 +6,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <array>
 #include <cstring>
 #include <optional>
 #include <tuple>
@@ -336,6 +337,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_backward(const Tensor& dy
     return {in_order_of(dz, z_in), back(dweight, weight_in), back(dbias, weight_in), dspectrum, back(dd, d_in)};
 }
 
+// F.linear, its result in huge pages.
+Tensor project(const Tensor& u, const Tensor& weight, const Optional& bias) {
+    const int64_t rows = u.size(0) * u.size(1);
+    Tensor z = with_huge_pages(torch::stable::new_empty(u, {u.size(0), u.size(1), weight.size(0)}));
+    Tensor flat = torch::stable::view(z, {rows, weight.size(0)});
+    std::array<StableIValue, 4> stack{torch::stable::detail::from(torch::stable::reshape(u, {rows, u.size(2)})),
+                                      torch::stable::detail::from(weight), torch::stable::detail::from(bias),
+                                      torch::stable::detail::from(flat)};
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
+    torch::stable::detail::to<Tensor>(stack[0]);  // takes over the reference that the call returned
+    return z;
+}
+
 }  // namespace
 }  // namespace hyena
 
@@ -347,5 +361,6 @@ STABLE_TORCH_LIBRARY_IMPL(hyena, CPU, m) {
     m.impl("gated_conv", TORCH_BOX(&hyena::gated_conv));
     m.impl("gated_conv_backward", TORCH_BOX(&hyena::gated_conv_backward));
     m.impl("mix", TORCH_BOX(&hyena::mix));
+    m.impl("project", TORCH_BOX(&hyena::project));
     m.impl("mix_backward", TORCH_BOX(&hyena::mix_backward));
 }

@@ -1,0 +1,54 @@
+"""``hyena::project``: a linear layer whose result is laid out for the mixing step.
+
+It is ``F.linear`` in every other respect. On the CPU its kernel puts a long result into huge pages: the first use of small
+ones can take as long as the matrix product itself.
+
+Dimensions: B batch, L length, D channels in, C channels out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hyena.ops._library import define
+
+
+def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
+    u, weight, _ = inputs
+    g = grads[0]
+    assert g is not None
+    rows = g.flatten(0, 1)
+    du = F.linear(g, weight.t()) if needs[0] else None
+    dw = rows.t() @ u.flatten(0, 1) if needs[1] else None
+    db = rows.sum(0) if needs[2] else None
+    return du, dw, db
+
+
+define(
+    "project(Tensor u, Tensor weight, Tensor? bias) -> Tensor",
+    F.linear,
+    lambda u, weight, bias: u.new_empty(u.size(0), u.size(1), weight.size(0)),
+    backward=_backward,
+)
+
+
+def project(u: Tensor, layer: nn.Module) -> Tensor:
+    """``layer(u)`` for u of shape ``(B, L, D)``, by ``hyena::project`` if the layer is a plain ``nn.Linear``.
+
+    Whatever somebody put in a linear layer's place (an adapter, a quantised layer), whatever hooks it has, and autocast
+    work as they do for any layer.
+    """
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if (
+        type(layer) is not nn.Linear
+        or any(getattr(layer, name, None) for name in hooks)
+        or torch.is_autocast_enabled(u.device.type)
+        or u.dtype != layer.weight.dtype
+        or u.size(-1) != layer.in_features
+    ):
+        return layer(u)
+    return torch.ops.hyena.project(u, layer.weight, layer.bias)
