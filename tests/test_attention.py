@@ -196,7 +196,15 @@ def test_initialisers_written_for_attention_reach_the_projections():
 
 def test_cross_attention_raises():
     attn, x = attention(), batch()
-    for q, k, v in ((x, x.clone(), x), (x, x, x + 1), (x + 1, x, x), (x, x[:, :5], x[:, :5]), (x, x, x.double())):
+    shifted = (x[:, :5], x[:, 1:6], x[:, :5])
+    for q, k, v in (
+        (x, x.clone(), x),
+        (x, x, x + 1),
+        (x + 1, x, x),
+        (x, x[:, :5], x[:, :5]),
+        (x, x, x.double()),
+        shifted,
+    ):
         with pytest.raises(ValueError, match=r"query and (key|value) differ"):
             attn(q, k, v)
     leaf = x.requires_grad_()
@@ -300,6 +308,12 @@ def window() -> Tensor:
     return causal_mask("float").masked_fill(torch.ones(L, L, dtype=torch.bool).tril(-3), -torch.inf)
 
 
+def hole() -> Tensor:
+    mask = causal_mask("bool")
+    mask[5, 3] = True
+    return mask
+
+
 def bias() -> Tensor:
     return causal_mask("float") + torch.eye(L)
 
@@ -314,7 +328,7 @@ def transposed() -> Tensor:
     return causal_mask("bool").T
 
 
-@pytest.mark.parametrize("make", [no_mask, window, bias, padded, transposed])
+@pytest.mark.parametrize("make", [no_mask, window, hole, bias, padded, transposed])
 @pytest.mark.parametrize("hint", [False, True])
 def test_other_masks_raise(make, hint: bool):
     attn, x = attention(causal=True), batch()

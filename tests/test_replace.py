@@ -527,6 +527,40 @@ def test_a_cache_that_cannot_serve_raises():
         two_sided(tokens()[:, :1], past_key_values=cache)
 
 
+def test_dropout_of_the_output_stays():
+    x = torch.randn(3, L, D).double()
+    model, other = gpt2(resid_pdrop=0.5), nn.Sequential(CausalSelfAttention()).double()
+    replace_attention(model)
+    replace_attention(other, l_max=L)
+    for layer in (model.transformer.h[0].attn, other[0]):
+        dropped = layer.train()(x)
+        kept = layer.eval()(x)
+        dropped, kept = (t[0] if isinstance(t, tuple) else t for t in (dropped, kept))
+        assert 0.05 < (dropped == 0).double().mean() < 0.6
+        assert (kept != 0).all()
+
+
+class Window:
+    """A cache that forgets."""
+
+    def get_seq_length(self, layer: int) -> int:
+        return 0
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        return keys[:, :, -4:], values
+
+
+def test_a_cache_that_forgets_raises():
+    model = gpt2()
+    replace_attention(model)
+    layer = model.transformer.h[0].attn
+    with pytest.raises(ValueError, match="a Window does not give back"):
+        layer(torch.randn(3, L, D).double(), past_key_values=Window())
+    layer.layer_idx = None
+    with pytest.raises(ValueError, match="use_cache=False"):
+        layer(torch.randn(3, L, D).double(), past_key_values=Window())
+
+
 @pytest.mark.parametrize("impl", ["sdpa", "eager"])
 def test_what_attention_can_and_hyena_cannot_raises(impl: str):
     model = gpt2(impl)
