@@ -1,6 +1,6 @@
 """``hyena::project``: a linear layer whose result is laid out for the mixing step.
 
-It is ``F.linear`` in every other respect. On the CPU its kernel puts a long result into huge pages: the first use of small
+It is ``F.linear`` in every other respect. On the CPU its kernel puts a long result into huge pages: first use of small
 ones can take as long as the matrix product itself.
 
 Dimensions: B batch, L length, D channels in, C channels out.

@@ -1,0 +1,251 @@
+"""How fast is the Hyena operator, beside its own projections, its fallback, and attention?
+
+    python benchmarks/speed.py [--device cpu] [--widths 256 768] [--lengths 1024 …] [--quick]
+
+Prints a table, writes ``results/speed-<device>.json`` and draws ``results/speed-<device>.png`` from it. Every
+speed is a ratio of medians of calls that took turns in this run. A batch holds 16K tokens, or one longer row.
+
+Columns: ``op/proj`` the operator over its two projections alone, in eval mode (filters cached) and in training
+(forward and backward, filters generated); ``fallback/kernel`` the mixing step; ``sdpa/op`` causal attention with heads of 64 and
+projections of the same width over the operator; ``bf16/fp32`` the operator's time; ``1->2`` threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import interleaved, machine, peak_bytes, table, write
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from hyena import HyenaOperator, ops
+
+TOKENS = 16384
+HEAD = 64
+# Attention beyond this length is timed in eval mode only, once: a training step would take minutes.
+LONG = 16384
+
+
+class Attention(nn.Module):
+    """Causal self-attention with a query, key and value projection and an output projection."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        q, k, v = self.qkv(u).unflatten(-1, (3, -1, HEAD)).permute(2, 0, 3, 1, 4)  # each (B, heads, L, 64)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def fallback(op: Any, *args: Any) -> Any:
+    """The plain PyTorch version of an op, whatever kernels are registered."""
+    return op.default._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args)
+
+
+def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
+    """One row of the table."""
+    batch = max(1, TOKENS // length)
+    op = HyenaOperator(width, length, device=device)
+    attention = Attention(width).to(device)
+    u = torch.randn(batch, length, width, device=device)
+    row: dict[str, Any] = {"D": width, "L": length, "B": batch}
+
+    def projections() -> None:
+        op.in_proj(u)
+        op.out_proj(u)
+
+    op.eval()
+    attention.eval()
+    with torch.no_grad():
+        z, spectrum = op.in_proj(u), op._spectrum(length)
+        mix_args = (op.short_weight, op.short_bias, spectrum, op.filter_bias, None, None)
+        plain = fallback(torch.ops.hyena.filter_spectrum, op.filter(length), ops.transform_length(length), True)
+        plain_args = (op.short_weight, op.short_bias, plain, op.filter_bias, None, None)
+        times = interleaved(
+            {
+                "projections": projections,
+                "operator": lambda: op(u),
+                "mix": lambda: torch.ops.hyena.mix(z, *mix_args),
+            },
+            repeats=repeats,
+            device=device,
+        )
+        slow = interleaved(
+            {
+                "operator": lambda: op(u),
+                "mix": lambda: torch.ops.hyena.mix(z, *mix_args),
+                "fallback": lambda: fallback(torch.ops.hyena.mix, z, *plain_args),
+            },
+            repeats=max(1, repeats // 2),
+            device=device,
+        )
+        against = interleaved(
+            {"operator": lambda: op(u), "sdpa": lambda: attention(u)},
+            repeats=1 if length > LONG else max(1, repeats // 2),
+            device=device,
+        )
+        row |= {
+            "eval op/proj": times["operator"] / times["projections"],
+            "eval fallback/kernel": slow["fallback"] / slow["mix"],
+            "eval sdpa/op": against["sdpa"] / against["operator"],
+            "eval ktok/s": batch * length / times["operator"] / 1e3,
+            "eval MB": _megabytes(peak_bytes(lambda: op(u), device)),
+            "eval sdpa MB": _megabytes(peak_bytes(lambda: attention(u), device)),
+        }
+        half, u_half = HyenaOperator(width, length, device=device, dtype=torch.bfloat16).eval(), u.bfloat16()
+        both = interleaved(
+            {"float": lambda: op(u), "half": lambda: half(u_half)}, repeats=max(1, repeats // 2), device=device
+        )
+        row["bf16/fp32"] = both["half"] / both["float"]
+    return row | training(op, attention, u, z, spectrum, plain, device, max(1, repeats // 2))
+
+
+def training(
+    op: HyenaOperator,
+    attention: Attention,
+    u: Tensor,
+    z: Tensor,
+    spectrum: Tensor,
+    plain: Tensor,
+    device: str,
+    repeats: int,
+) -> dict[str, Any]:
+    """Forward and backward."""
+    op.train()
+    attention.train()
+    length = u.size(1)
+    u = u.detach().requires_grad_()
+    grad, grad_z = torch.randn_like(u), torch.randn(*u.shape[:2], 3 * u.size(2), device=device)
+
+    def projections() -> None:
+        torch.autograd.backward((op.in_proj(u), op.out_proj(u)), (grad_z, grad))
+
+    def step(layer: nn.Module) -> Callable[[], None]:
+        return lambda: layer(u).backward(grad)
+
+    rest = (op.short_weight.detach(), op.short_bias.detach()), (op.filter_bias.detach(), None, None)
+
+    def mixing(call: Callable[..., Any], s: Tensor) -> Callable[[], None]:
+        def run() -> None:
+            call(torch.ops.hyena.mix, z, *rest[0], s, *rest[1])
+            call(torch.ops.hyena.mix_backward, grad, z, *rest[0], s, *rest[1])
+
+        return run
+
+    functions = {
+        "projections": projections,
+        "operator": step(op),
+        "mix": mixing(lambda f, *a: f(*a), spectrum),
+        "fallback": mixing(fallback, plain),
+    }
+    if length <= LONG:
+        functions["sdpa"] = step(attention)
+    times = interleaved(functions, repeats=repeats, device=device)
+    return {
+        "train op/proj": times["operator"] / times["projections"],
+        "train fallback/kernel": times["fallback"] / times["mix"],
+        "train sdpa/op": times["sdpa"] / times["operator"] if "sdpa" in times else None,
+        "train MB": _megabytes(peak_bytes(step(op), device)),
+    }
+
+
+def threads(width: int, length: int, repeats: int) -> float:
+    """Time of the mixing step on one thread over that on two."""
+    op = HyenaOperator(width, length).eval()
+    before = torch.get_num_threads()
+    with torch.no_grad():
+        z, spectrum = op.in_proj(torch.randn(max(1, TOKENS // length), length, width)), op._spectrum(length)
+
+        def on(count: int) -> Callable[[], None]:
+            def run() -> None:
+                torch.set_num_threads(count)
+                torch.ops.hyena.mix(z, op.short_weight, op.short_bias, spectrum, op.filter_bias, None, None)
+
+            return run
+
+        times = interleaved({"one": on(1), "two": on(2)}, repeats=repeats)
+    torch.set_num_threads(before)
+    return times["one"] / times["two"]
+
+
+def roofline(device: str) -> dict[str, float]:
+    """Rates the machine reaches: matrix products (GFLOP/s) and copies (GB/s, read and written)."""
+    a = torch.randn(2048, 2048, device=device)
+    long = torch.randn(1 << 25, device=device)
+    to = torch.empty_like(long)
+    times = interleaved({"matmul": lambda: a @ a, "copy": lambda: to.copy_(long)}, repeats=5, device=device)
+    return {"matmul GFLOP/s": 2 * 2048**3 / times["matmul"] / 1e9, "copy GB/s": 8 * long.numel() / times["copy"] / 1e9}
+
+
+def _megabytes(count: int | None) -> float | None:
+    return None if count is None else count / 1e6
+
+
+def plot(path: Path) -> Path:
+    """Draws the record at ``path``."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    record = json.loads(path.read_text())
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    for width in sorted({row["D"] for row in record["rows"]}):
+        rows = [row for row in record["rows"] if row["D"] == width]
+        lengths = [row["L"] for row in rows]
+        left.plot(lengths, [row["eval op/proj"] for row in rows], marker="o", label=f"eval, D={width}")
+        left.plot(lengths, [row["train op/proj"] for row in rows], marker="o", ls="--", label=f"training, D={width}")
+        right.plot(lengths, [row["eval sdpa/op"] for row in rows], marker="o", label=f"eval, D={width}")
+        pairs = [(row["L"], row["train sdpa/op"]) for row in rows if row["train sdpa/op"] is not None]
+        right.plot(*zip(*pairs, strict=True), marker="o", ls="--", label=f"training, D={width}")
+    left.set(title="operator over its two projections alone", xlabel="length", ylabel="time ratio", xscale="log")
+    right.set(title="attention over operator", xlabel="length", ylabel="time ratio", xscale="log", yscale="log")
+    right.axhline(1, color="grey", lw=0.8)
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{record['machine']['device']}, {record['machine']['threads']} threads")
+    figure.tight_layout()
+    out = path.with_suffix(".png")
+    figure.savefig(out, dpi=110)
+    return out
+
+
+def main() -> None:
+    """Measures, prints, writes and draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--widths", type=int, nargs="+", default=[256, 768])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096, 8192, 16384, 65536])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="two lengths, one width, three repeats")
+    args = parser.parse_args()
+    if args.quick:
+        args.widths, args.lengths, args.repeats = [256], [512, 1024], 3
+    print(ops.backend_report())
+    work = [(width, length) for width in args.widths for length in args.lengths]
+    rows = []
+    for width, length in tqdm(work, desc="shapes"):
+        rows.append(cases(width, length, args.device, args.repeats))
+        tqdm.write(table(rows[-1:]))
+    record: dict[str, Any] = {"machine": machine(args.device), "roofline": roofline(args.device), "rows": rows}
+    if args.device == "cpu" and torch.get_num_threads() >= 2:
+        record["threads 1->2"] = {f"L={n}": threads(args.widths[0], n, args.repeats) for n in args.lengths if n >= 1024}
+    path = write(f"speed-{args.device}", record)
+    print("\n" + table(rows))
+    print({k: v for k, v in record.items() if k != "rows"})
+    print(f"\nwrote {path} and {plot(path)}")
+
+
+if __name__ == "__main__":
+    main()
