@@ -6,8 +6,8 @@ Prints a table, writes ``results/speed-<device>.json`` and draws ``results/speed
 speed is a ratio of medians of calls that took turns in this run. A batch holds 16K tokens, or one longer row.
 
 Columns: ``op/proj`` the operator over its two projections alone, in eval mode (filters cached) and in training
-(forward and backward, filters generated); ``fallback/kernel`` the mixing step; ``sdpa/op`` causal attention with heads of 64 and
-projections of the same width over the operator; ``bf16/fp32`` the operator's time; ``1->2`` threads.
+(forward and backward, filters generated); ``fallback/kernel`` the mixing step; ``sdpa/op`` causal attention with
+heads of 64 and projections of the same width over the operator; ``bf16/fp32`` the operator's time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,27 @@
 """Hyena: layers that take the place of attention, sub-quadratic and exactly causal."""
 
-from hyena import functional
+from hyena import checkpoints, functional, models
+from hyena.attention import HyenaAttention
 from hyena.filters import HyenaFilter
 from hyena.operator import HyenaOperator
+from hyena.ops import backend_report
+from hyena.optim import param_groups
+from hyena.replace import ReplacementReport, replace_attention
+from hyena.sites import AttentionSite, CannotReplaceError, register_attention
 
-__all__ = ["HyenaFilter", "HyenaOperator", "functional"]
+__all__ = [
+    "AttentionSite",
+    "CannotReplaceError",
+    "HyenaAttention",
+    "HyenaFilter",
+    "HyenaOperator",
+    "ReplacementReport",
+    "backend_report",
+    "checkpoints",
+    "functional",
+    "models",
+    "param_groups",
+    "register_attention",
+    "replace_attention",
+]
 __version__ = "0.1.0"
