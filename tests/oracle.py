@@ -96,10 +96,19 @@ def gated_conv(
     return by_row(one, rows, v, pre, post)
 
 
-def recurrence(parts: list[Tensor], h: Tensor, d: Tensor, *, causal: bool = True, num_heads: int = 1) -> Tensor:
+def recurrence(
+    parts: list[Tensor],
+    h: Tensor,
+    d: Tensor,
+    *,
+    causal: bool = True,
+    num_heads: int = 1,
+    head_mixing: Tensor | None = None,
+) -> Tensor:
     """From gates and value to ``y``: parts are ``x^0 … x^{N-1}, v``, each (B, L, C); h (F, K, G), d (F, G) or (F, C).
 
-    ``F = N - 1`` filters make the released recurrence, ``F = N`` the paper's.
+    ``F = N - 1`` filters make the released recurrence, ``F = N`` the paper's. ``head_mixing`` (F, M, M) mixes heads
+    after each convolution: head k gets the sum of heads j weighted by ``[j, k]``.
     """
     *x, v = (p.double() for p in parts)
     gates = list(x[:0:-1])  # x^{N-1} … x^1
@@ -111,7 +120,12 @@ def recurrence(parts: list[Tensor], h: Tensor, d: Tensor, *, causal: bool = True
             v, outer = _gate(gate, v, outer, num_heads)
         flat = v.flatten(2)
         bias = d[i].double().repeat_interleave(flat.size(2) // d.size(1))
-        v = (long_conv(flat, h[i], causal=causal) + bias * flat).reshape(v.shape)
+        flat = long_conv(flat, h[i], causal=causal) + bias * flat
+        if head_mixing is not None:
+            heads, into = flat.chunk(num_heads, dim=2), head_mixing[i].double().unbind(1)
+            mixed = [sum(w * head for w, head in zip(column, heads, strict=True)) for column in into]
+            flat = torch.cat(mixed, dim=2)
+        v = flat.reshape(v.shape)
     return _gate(x[0], v, outer, num_heads)[0] if outer else x[0] * v
 
 

@@ -5,6 +5,7 @@ Dimensions: F filters (one for each long convolution), C channels, K taps.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,12 @@ from hyena.filters.window import ExponentialWindow
 
 # Positions at which the norm of a filter is estimated when it is initialised: enough for its smooth window.
 _NORM_SAMPLES = 1024
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()  # the meta device knows no autocast
 
 
 class HyenaFilter(nn.Module):
@@ -113,7 +120,7 @@ class HyenaFilter(nn.Module):
         # Not next(parameters()), which is empty in nn.DataParallel's copies.
         weight = self.ffn.out.weight if isinstance(self.ffn, SineFFN) else next(self.ffn.parameters())
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        with torch.autocast(weight.device.type, enabled=False):
+        with _without_autocast(weight.device):
             features, t = self.encoding(length, weight.device, dtype)
             h = self.ffn(features) * self.window(t)  # (K, F * C), twice that for two-sided filters
         h = h.view(length, -1, self.channels).transpose(0, 1)
