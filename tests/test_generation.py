@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hyena import HyenaOperator
 from hyena.attention import HyenaAttention
 from hyena.generation import HyenaState, state_size, stepping
+from hyena.generation.modal import ModalFilter
 from operators import CONFIGS, L_MAX, D, build, expected
 
 CAUSAL = [name for name, c in CONFIGS.items() if c.get("causal", True) and c.get("num_blocks", 1) == 1]
@@ -176,6 +177,26 @@ def test_size_is_known_beforehand(name: str, max_length: int) -> None:
     assert size.rows == sum(t.numel() * t.element_size() for t in rows)
     f = state.filters
     assert size.shared == sum(t.numel() * t.element_size() for t in (f.taps, *f.near, *f.bias, *f.tiles))
+
+
+@pytest.mark.parametrize("name", ["order-3", "groups", "heads", "head-mixing", "order-4-paper"])
+def test_modal_filters_step_as_they_convolve(name: str) -> None:
+    exact = build(name)
+    filters = ModalFilter(exact.filter_channels, exact.num_filters, 3, L_MAX, dtype=torch.float64)
+    op = HyenaOperator(D, L_MAX, **CONFIGS[name], filter=filters, dtype=torch.float64).eval()
+    for p in filters.parameters():
+        nn.init.normal_(p)
+    u = torch.randn(2, L_MAX, D, dtype=torch.float64)
+    mask = torch.rand(2, L_MAX) > 0.3
+    for sizes in ([1], [L_MAX], [31, 1, 1, 7]):
+        state = op.init_state(2)
+        assert close(go_on(op, u, state, sizes, mask), op(u, mask))
+    size = state_size(op, 2)
+    assert size.rows == sum(t.numel() * t.element_size() for t in state.rows().values())
+    f = state.filters
+    shared = (*f.pole, *f.residue, *f.bias, *f.first, *f.powers, *f.spectra)
+    assert size.shared == sum(t.numel() * t.element_size() for t in shared)
+    assert state_size(op, 2, 40).rows == size.rows
 
 
 def test_nothing_is_allocated_for_the_state_on_the_way() -> None:

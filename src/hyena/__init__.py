@@ -1,8 +1,9 @@
 """Hyena: layers that take the place of attention, sub-quadratic and exactly causal."""
 
-from hyena import checkpoints, functional, models
+from hyena import checkpoints, functional, generation, models
 from hyena.attention import HyenaAttention
 from hyena.filters import HyenaFilter
+from hyena.generation import distill
 from hyena.operator import HyenaOperator
 from hyena.ops import backend_report
 from hyena.optim import param_groups
@@ -18,7 +19,9 @@ __all__ = [
     "ReplacementReport",
     "backend_report",
     "checkpoints",
+    "distill",
     "functional",
+    "generation",
     "models",
     "param_groups",
     "register_attention",

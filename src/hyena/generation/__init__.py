@@ -1,5 +1,7 @@
 """Going on from what came before: states, steps, and sampling from models."""
 
+from hyena.generation.distillation import distill, distillation_errors
+from hyena.generation.modal import ModalFilter
 from hyena.generation.sampling import generate_by_rerun, sample
 from hyena.generation.state import AttentionState, HyenaState, ModelState, StateSize
 from hyena.generation.stepping import init_state, prefill, state_size, step
@@ -8,8 +10,11 @@ from hyena.generation.text import generate, stream
 __all__ = [
     "AttentionState",
     "HyenaState",
+    "ModalFilter",
     "ModelState",
     "StateSize",
+    "distill",
+    "distillation_errors",
     "generate",
     "generate_by_rerun",
     "init_state",

@@ -14,6 +14,7 @@ from torch import Tensor
 from hyena import ops
 from hyena.filters.cache import may_cache
 from hyena.generation.filters import BLOCK, TiledFilters, tile_sizes, tile_spectra
+from hyena.generation.modal import ModalFilter, ModalFilters, chunk_size
 from hyena.generation.state import HyenaState, StateSize
 from hyena.operator import HyenaOperator
 
@@ -29,13 +30,16 @@ def init_state(op: HyenaOperator, batch: int, max_length: int | None = None) -> 
     bias = tuple(
         op.filter_bias[i].to(dtype).repeat_interleave(c // op.filter_bias.size(1)) for i, c in enumerate(channels)
     )
+    short = torch.zeros(batch, op.short_weight.size(1) - 1, op.short_weight.size(0), dtype=dtype, device=device)
+    if isinstance(op.filter, ModalFilter):
+        modes = ModalFilters.of(op.filter, channels, bias, length)
+        return HyenaState(0, short, modes.allocate(batch), modes)
     taps, tiles = _taps_and_tiles(op, length)
     near = torch.nn.functional.pad(taps[:, :BLOCK], (0, 0, 0, max(0, BLOCK - length))).flip(1)
     heads = tuple(near[i].repeat_interleave(c // near.size(2), dim=1).clone() for i, c in enumerate(channels))
     for head, d in zip(heads, bias, strict=True):
         head[BLOCK - 1] += d
     filters = TiledFilters(taps, heads, bias, tuple(tiles))
-    short = torch.zeros(batch, op.short_weight.size(1) - 1, op.short_weight.size(0), dtype=dtype, device=device)
     return HyenaState(0, short, filters.allocate(batch), filters)
 
 
@@ -58,6 +62,10 @@ def state_size(op: HyenaOperator, batch: int, max_length: int | None = None) -> 
     number = ops.compute_dtype(op.short_weight).itemsize
     channels = conv_channels(op)
     short = (op.short_weight.size(1) - 1) * op.short_weight.size(0)
+    if isinstance(op.filter, ModalFilter):
+        modes, chunk = op.filter.order, chunk_size(length)
+        each = 2 * modes * (chunk + 3) + 2 * (ops.transform_length(chunk) + 1) + 2
+        return StateSize(number * batch * (short + 2 * modes * sum(channels)), number * sum(channels) * each)
     spectra = sum(2 * (size + 1) for size in tile_sizes(length, BLOCK))
     filters = op.num_filters * op.filter_channels * (length + spectra) + sum(channels) * (BLOCK + 1)
     return StateSize(rows=number * batch * (short + length * sum(channels)), shared=number * filters)
