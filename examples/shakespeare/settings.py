@@ -8,6 +8,10 @@ from typing import Any
 
 from hyena.models import HyenaLMConfig
 
+# Where the frequency of the filters' sines starts. At the library's 10 filters of 64 taps look like noise; 3 and 1 make
+# them smooth, which is worth 0.04 of validation loss.
+FREQUENCY = 1.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -47,6 +51,7 @@ class Settings:
             mixer=self.mixer,
             num_heads=self.heads,
             dropout=self.dropout,
+            filter={"freq": FREQUENCY} if self.mixer == "hyena" else {},
         )
 
     def lr_factor(self, step: int) -> float:

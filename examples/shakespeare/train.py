@@ -31,8 +31,9 @@ except ImportError as e:
     sys.exit(f'{e}. Install what this example needs with: pip install "hyena[train]", or ".[train]" in the repository')
 
 DATA = Path(__file__).resolve().parent / "tinyshakespeare.txt"
-# A model this small gains nothing from more threads: its matrices are 768 x 128.
-MOST_THREADS = 4
+# A model this small gains little from more threads, its matrices are 768 x 128; and threads that wait for each other on
+# cores that others use too are many times slower.
+THREADS = 1
 
 HELP = {
     "mixer": "hyena or attention",
@@ -58,7 +59,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--restart", action="store_true", help="begin again, even if --out has a checkpoint to go on from"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, …")
-    parser.add_argument("--threads", type=int, default=min(torch.get_num_threads(), MOST_THREADS), help="CPU threads")
+    parser.add_argument("--threads", type=int, default=THREADS, help="CPU threads")
     parser.add_argument("--save-every", type=int, default=50, help="steps between checkpoints")
     parser.add_argument("--eval-every", type=int, default=500, help="steps between evaluations, 0 for one at the end")
     parser.add_argument("--prompt", default="", help="what the sample goes on from; a new line if empty")
