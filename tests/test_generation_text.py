@@ -231,6 +231,7 @@ def test_the_main_jobs_checkpoint_on_the_command_line(tmp_path: Path) -> None:
     ids = torch.tensor([[vocabulary.index(c) for c in "abc"]])
     want = model.generate(ids, 40, temperature=0, window=8)[0]
     assert got.stdout == "".join(vocabulary[i] for i in want) + "\n"
+    assert output("--distilled", "4", "--seed", "1").returncode == 0
     wrong = output("--prompt", "xyz")
     assert wrong.returncode == 1
     assert "'x', 'y', 'z'" in wrong.stderr

@@ -15,7 +15,7 @@ from pathlib import Path
 try:
     import torch
 
-    from hyena.generation import stream
+    from hyena.generation import distill, stream
     from hyena.models import HyenaLM, HyenaLMConfig
 except ImportError as e:
     sys.exit(f'{e}. Install what this example needs with: pip install "hyena[train]", or ".[train]" in the repository')
@@ -37,6 +37,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="the same seed gives the same text")
     parser.add_argument(
         "--window", type=int, help="characters to start again from when the model's context is full (default: half)"
+    )
+    parser.add_argument(
+        "--distilled",
+        type=int,
+        metavar="MODES",
+        help="use an approximation of so many modes a filter, which steps in constant time and memory",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, …")
     return parser.parse_args(arguments)
@@ -64,6 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown:
         sys.exit(f"generate.py: the model knows no {', '.join(map(repr, unknown))}")
     try:
+        if options.distilled is not None:
+            model = distill(model, order=options.distilled)
         characters = stream(
             model,
             [[vocabulary.index(c) for c in prompt]],
