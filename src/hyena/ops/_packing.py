@@ -24,6 +24,12 @@ def check_cu_seqlens(cu_seqlens: Tensor, batch: int, total: int) -> None:
         raise ValueError(f"packed rows come as one row of shape (1, T, C); got batch {batch} with cu_seqlens")
 
 
+def check_bounds(cu_seqlens: Tensor | None, total: int, longest: int) -> None:
+    """:func:`row_bounds` where it waits for no device and breaks no trace."""
+    if cu_seqlens is not None and cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+        row_bounds(cu_seqlens, total, longest)
+
+
 def row_bounds(cu_seqlens: Tensor, total: int, longest: int) -> list[tuple[int, int]]:
     """``[(start, end), …]`` of the non-empty rows, after checking the offsets against ``total`` positions.
 

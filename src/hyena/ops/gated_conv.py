@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hyena.ops._layout import compute_dtype, empty_in_order_of, points_of, to_order_of
 from hyena.ops._library import define
-from hyena.ops._packing import map_rows, row_bounds
+from hyena.ops._packing import check_bounds, map_rows, row_bounds
 from hyena.ops.short_conv import check_row
 from hyena.ops.spectrum import from_fallback_layout, spectrum_gradient, spectrum_rows, to_fallback_layout
 
@@ -264,4 +264,5 @@ def gated_conv(
             )
     if d is not None and d.shape != v.shape[2:]:
         raise ValueError(f"d must be ({v.size(2)},), got {tuple(d.shape)}")
+    check_bounds(cu_seqlens, v.size(1), spectrum.size(1) - 1)
     return torch.ops.hyena.gated_conv(v, spectrum, d, pre, post, cu_seqlens)

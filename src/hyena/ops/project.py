@@ -36,6 +36,11 @@ define(
 )
 
 
+def _autocasts(device: torch.device) -> bool:
+    # The meta device knows no autocast.
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def project(u: Tensor, layer: nn.Module) -> Tensor:
     """``layer(u)`` for u of shape ``(B, L, D)``, by ``hyena::project`` if the layer is a plain ``nn.Linear``.
 
@@ -46,7 +51,7 @@ def project(u: Tensor, layer: nn.Module) -> Tensor:
     if (
         type(layer) is not nn.Linear
         or any(getattr(layer, name, None) for name in hooks)
-        or torch.is_autocast_enabled(u.device.type)
+        or _autocasts(u.device)
         or u.dtype != layer.weight.dtype
         or u.size(-1) != layer.in_features
     ):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hyena.ops._layout import compute_dtype, empty_in_order_of, to_order_of
 from hyena.ops._library import define
-from hyena.ops._packing import check_cu_seqlens, map_rows, row_bounds
+from hyena.ops._packing import check_bounds, check_cu_seqlens, map_rows, row_bounds
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -125,6 +125,7 @@ def short_conv(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be ({z.size(2)},), got {tuple(bias.shape)}")
+    check_bounds(cu_seqlens, z.size(1), z.size(1))
     return torch.ops.hyena.short_conv(z, weight, bias, mask, cu_seqlens)
 
 
