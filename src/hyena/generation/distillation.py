@@ -86,8 +86,8 @@ def distillation_errors(module: nn.Module) -> dict[str, Tensor]:
 def _distill_operator(op: HyenaOperator, order: int | None, tolerance: float | None) -> None:
     if not op.causal or op.num_blocks > 1:
         raise ValueError(
-            f"an operator with causal={op.causal} and num_blocks={op.num_blocks} cannot be stepped, so there is nothing "
-            "to gain from distilling it"
+            f"an operator with causal={op.causal} and num_blocks={op.num_blocks} cannot be stepped, so there is "
+            "nothing to gain from distilling it"
         )
     source = op.filter
     assert source is not None

@@ -3,7 +3,8 @@
 ``h_0`` is free, and ``h_t = sum_k Re(R_k p_k^(t-1))`` for ``t >= 1``: the impulse response of ``m`` complex states
 ``s_k <- p_k s_k + x``.
 
-Dimensions: B batch, C channels of a convolution, F long filters, G filter channels, K taps, m modes, n new positions.
+Dimensions: B batch, C channels of a convolution, F long filters, G filter channels, K taps, m modes, n new positions, P
+transform length.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class ModalFilters:
         bias: for each filter ``(C,)``, the weight of the input itself beside the filter.
         first: for each filter ``(C,)``, lag 0 and ``bias`` together.
         powers: for each filter complex ``(C, m, chunk)``, powers 0, 1, … of the poles.
-        spectra: for each filter ``(C, chunk + 1, 2)``, of its first taps.
+        spectra: for each filter ``(G, P + 1, 2)``, of its first taps.
     """
 
     max_length: int
@@ -144,7 +145,7 @@ class ModalFilters:
             return tuple(t[i].repeat_interleave(r, dim=0) for i, r in enumerate(repeat))
 
         first = tuple(d + h for d, h in zip(bias, each(taps[:, 0]), strict=True))
-        return cls(max_length, each(table[..., 1]), each(residue), bias, first, each(table), each(spectra))
+        return cls(max_length, each(table[..., 1]), each(residue), bias, first, each(table), tuple(spectra.unbind()))
 
     def allocate(self, batch: int) -> list[Tensor]:
         """For each filter its states, complex ``(B, C, m)``."""

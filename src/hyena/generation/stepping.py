@@ -64,8 +64,9 @@ def state_size(op: HyenaOperator, batch: int, max_length: int | None = None) -> 
     short = (op.short_weight.size(1) - 1) * op.short_weight.size(0)
     if isinstance(op.filter, ModalFilter):
         modes, chunk = op.filter.order, chunk_size(length)
-        each = 2 * modes * (chunk + 3) + 2 * (ops.transform_length(chunk) + 1) + 2
-        return StateSize(number * batch * (short + 2 * modes * sum(channels)), number * sum(channels) * each)
+        spectra = op.num_filters * op.filter_channels * 2 * (ops.transform_length(chunk) + 1)
+        shared = sum(channels) * (2 * modes * (chunk + 3) + 2) + spectra
+        return StateSize(number * batch * (short + 2 * modes * sum(channels)), number * shared)
     spectra = sum(2 * (size + 1) for size in tile_sizes(length, BLOCK))
     filters = op.num_filters * op.filter_channels * (length + spectra) + sum(channels) * (BLOCK + 1)
     return StateSize(rows=number * batch * (short + length * sum(channels)), shared=number * filters)
