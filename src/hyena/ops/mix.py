@@ -132,9 +132,16 @@ def _mix_backward(
 
 
 def _differentiable_backward(
-    dy: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, spectrum: Tensor, *rest: Tensor | None
-) -> tuple[Tensor, ...]:
-    dz, dw, db, ds, dd = _mix_backward(dy, z, weight, bias, to_fallback_layout(spectrum), *rest)
+    dy: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    spectrum: Tensor,
+    d: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dz, dw, db, ds, dd = _mix_backward(dy, z, weight, bias, to_fallback_layout(spectrum), d, mask, cu_seqlens)
     return dz, dw, db, from_fallback_layout(ds), dd
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from hyena.ops._library import define
 
@@ -44,12 +45,14 @@ def _autocasts(device: torch.device) -> bool:
 def project(u: Tensor, layer: nn.Module) -> Tensor:
     """``layer(u)`` for u of shape ``(B, L, D)``, by ``hyena::project`` if the layer is a plain ``nn.Linear``.
 
-    Whatever somebody put in a linear layer's place (an adapter, a quantised layer), whatever hooks it has, and autocast
-    work as they do for any layer.
+    Whatever somebody put in a linear layer's place (an adapter, a quantised layer or weight), whatever hooks there are,
+    and autocast work as they do for any layer.
     """
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if (
         type(layer) is not nn.Linear
+        or type(layer.weight) not in (Tensor, nn.Parameter)
+        or _has_any_global_hook()
         or any(getattr(layer, name, None) for name in hooks)
         or _autocasts(u.device)
         or u.dtype != layer.weight.dtype

@@ -1,0 +1,101 @@
+"""``hyena::project``: a linear layer in every respect."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cases import DTYPES, LAYOUTS, Tier, compare, laid_out, rand
+from hyena import ops
+
+
+def linear(u: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """In float64."""
+    y = torch.einsum("bld,cd->blc", u.double(), weight.double())
+    return y if bias is None else y + bias.double()
+
+
+def project(u: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.hyena.project(u, weight, bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(tier: Tier, dtype: torch.dtype, bias: bool, layout: str) -> None:
+    inputs = {"u": rand(3, 17, 5), "weight": rand(9, 5, seed=1), "bias": rand(9, seed=2) if bias else None}
+    for dy in LAYOUTS[:3] if layout != "expanded" else ["expanded"]:
+        u = laid_out(inputs["u"], layout).to(tier.device, dtype)
+        with tier():
+            assert torch.ops.hyena.project(u, rand(9, 5).to(u), None).is_contiguous()
+        compare(
+            project, linear, inputs, laid_out(rand(3, 17, 9), dy), tier, dtype, {"u": layout, "dy": dy}, ordered=False
+        )
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (2, 3000)])
+def test_shapes(tier: Tier, shape: tuple[int, int]) -> None:
+    """Nothing, next to nothing, and more than a huge page."""
+    inputs = {"u": rand(*shape, 4), "weight": rand(192, 4, seed=1), "bias": rand(192, seed=2)}
+    compare(project, linear, inputs, rand(*shape, 192), tier, torch.float32)
+
+
+def test_gradgradcheck(tier: Tier) -> None:
+    leaves = [t.to(tier.device).requires_grad_() for t in (rand(2, 3, 4), rand(5, 4), rand(5))]
+    with tier():
+        assert torch.autograd.gradcheck(project, leaves)
+        assert torch.autograd.gradgradcheck(project, leaves)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
+def test_opcheck(device: str, bias: bool) -> None:
+    leaves = [t.float().to(device).requires_grad_() for t in (rand(2, 3, 4), rand(5, 4), rand(5))]
+    torch.library.opcheck(torch.ops.hyena.project.default, (*leaves[:2], leaves[2] if bias else None))
+
+
+class Quantised(Tensor):
+    """A weight that knows ``F.linear`` only, as quantisation libraries have it."""
+
+    @classmethod
+    def __torch_function__(cls, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        if func is F.linear:
+            return F.linear(args[0], args[1].as_subclass(Tensor).round(), *args[2:])
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_weights_of_a_kind_of_their_own() -> None:
+    layer, u = nn.Linear(4, 5), rand(2, 3, 4).float()
+    want = F.linear(u, layer.weight.round(), layer.bias)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantised), requires_grad=False)
+    torch.testing.assert_close(ops.project(u, layer), want)
+
+
+class Doubling(nn.Linear):
+    """Somebody's own layer."""
+
+    def forward(self, u: Tensor) -> Tensor:
+        return 2 * super().forward(u)
+
+
+def test_other_layers_hooks_and_autocast_work_as_ever(device: str) -> None:
+    layer, u = nn.Linear(4, 5, device=device), rand(2, 3, 4).float().to(device)
+    want = F.linear(u, layer.weight, layer.bias)
+    torch.testing.assert_close(ops.project(u, layer), want)
+    with torch.autocast(device, torch.bfloat16):
+        assert ops.project(u, layer).dtype == torch.bfloat16
+    seen = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output) or output + 1)
+    torch.testing.assert_close(ops.project(u, layer), want + 1)
+    assert len(seen) == 1
+    handle.remove()
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: output + 2)
+    try:
+        torch.testing.assert_close(ops.project(u, layer), want + 2)
+    finally:
+        handle.remove()
+    doubling = Doubling(4, 5, device=device)
+    torch.testing.assert_close(ops.project(u, doubling), 2 * F.linear(u, doubling.weight, doubling.bias))
+    with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied"):
+        ops.project(u[..., :3], layer)
