@@ -91,8 +91,8 @@ def main() -> None:
     torch.set_num_threads(1)
     orders = ORDERS[2:4] if options.quick else ORDERS
     rows = []
-    for l_max in (64,) if options.quick else (64, 1024, 16384):
-        rows += errors(f"untrained, {l_max} taps", hyena.HyenaOperator(32, l_max), orders)
+    for l_max in (64,) if options.quick else (64, 1024, 8192):
+        rows += errors(f"untrained, {l_max} taps", hyena.HyenaOperator(16, l_max), orders)
     trained = [] if options.checkpoint is None else losses(options.checkpoint, orders)
     print(table(rows))
     if trained:

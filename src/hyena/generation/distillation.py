@@ -213,7 +213,11 @@ def _solve(g: Tensor, decay: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     right = q[:, : at.numel()].transpose(1, 2) @ g[:, at, None]
     x = torch.linalg.solve_triangular(r, right, upper=True)[..., 0] / norm[:, 0]
     residue = torch.complex(*x.chunk(2, dim=1))
-    error = (response(decay, angle, residue, g.size(1)) - g).norm(dim=1) / g.norm(dim=1).clamp_min(1e-30)
+    # Taps that were not among the samples count too: the best multiple over all of them is never worse than nothing.
+    got = response(decay, angle, residue, g.size(1))
+    factor = (got * g).sum(1, keepdim=True) / got.square().sum(1, keepdim=True).clamp_min(1e-30)
+    residue, got = factor * residue, factor * got
+    error = (got - g).norm(dim=1) / g.norm(dim=1).clamp_min(1e-30)
     return residue, torch.where(error.isfinite(), error, torch.inf)
 
 
