@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena import HyenaFilter
-from hyena.filters import ExponentialWindow, LearnedEncoding, PositionalEncoding, SineFFN
+from hyena.filters import ExponentialWindow, LearnedEncoding, PositionalEncoding, SineFFN, implicit
 
 CPU = torch.device("cpu")
 
@@ -158,6 +158,31 @@ def test_gradients_reach_every_weight() -> None:
         h = HyenaFilter(4, 20, 2, causal=causal)
         h(20).square().sum().backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in h.parameters())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_long_filters_are_computed_again_instead_of_kept(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, again = (HyenaFilter(4, 40, 2, causal=causal, dtype=torch.float64) for _ in range(2))
+    again.load_state_dict(kept.state_dict())
+    grad = torch.randn_like(kept(40))
+    saved: dict[str, int] = {}
+
+    def run(name: str, module: HyenaFilter) -> Tensor:
+        def pack(x: Tensor) -> Tensor:
+            saved[name] = saved.get(name, 0) + x.numel()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            h = module(40)
+        h.backward(grad)
+        return h.detach()
+
+    first = run("kept", kept)
+    monkeypatch.setattr(implicit, "_RECOMPUTE_FROM", 40)
+    torch.testing.assert_close(run("again", again), first, rtol=0, atol=0)
+    assert saved.get("again", 0) < saved["kept"] / 10
+    for a, b in zip(again.parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0)
 
 
 def test_state_does_not_grow_with_l_max() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hyena.filters.encoding import PositionalEncoding
 from hyena.filters.ffn import SineFFN
@@ -17,6 +18,10 @@ from hyena.filters.window import ExponentialWindow
 
 # Positions at which the norm of a filter is estimated when it is initialised: enough for its smooth window.
 _NORM_SAMPLES = 1024
+
+# From this many taps on, training keeps none of the FFN's activations and computes them again in the backward pass: they
+# are ten arrays of (taps, width), two and a half gigabytes for a million taps, held while everything else needs memory.
+_RECOMPUTE_FROM = 1 << 16
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -120,14 +125,21 @@ class HyenaFilter(nn.Module):
         # Not next(parameters()), which is empty in nn.DataParallel's copies.
         weight = self.ffn.out.weight if isinstance(self.ffn, SineFFN) else next(self.ffn.parameters())
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        with _without_autocast(weight.device):
-            features, t = self.encoding(length, weight.device, dtype)
-            h = self.ffn(features) * self.window(t)  # (K, F * C), twice that for two-sided filters
+        if length >= _RECOMPUTE_FROM and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            h = checkpoint(self._taps, length, weight.device, dtype, use_reentrant=False)
+        else:
+            h = self._taps(length, weight.device, dtype)
         h = h.view(length, -1, self.channels).transpose(0, 1)
         if self.causal:
             return h
         ahead, behind = h[: self.num_filters], h[self.num_filters :]
         return torch.cat([behind[:, 1:].flip(1), ahead], dim=1)
+
+    def _taps(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """All taps of all lags: (K, F * C), twice as wide for two-sided filters."""
+        with _without_autocast(device):
+            features, t = self.encoding(length, device, dtype)
+            return self.ffn(features) * self.window(t)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, l_max={self.l_max}, num_filters={self.num_filters}, causal={self.causal}"
