@@ -19,8 +19,8 @@ from hyena.filters.window import ExponentialWindow
 # Positions at which the norm of a filter is estimated when it is initialised: enough for its smooth window.
 _NORM_SAMPLES = 1024
 
-# From this many taps on, training keeps none of the FFN's activations and computes them again in the backward pass: they
-# are ten arrays of (taps, width), two and a half gigabytes for a million taps, held while everything else needs memory.
+# From this many taps on, training keeps none of the FFN's activations and computes them again in the backward pass:
+# they are ten arrays of (taps, width), 2.5 GB for a million taps, held while everything else needs memory.
 _RECOMPUTE_FROM = 1 << 16
 
 
