@@ -47,7 +47,7 @@ def test_a_kernel_is_at_most_twice_as_wrong(tier: Tier, dtype: torch.dtype, name
         with each():
             got = run(fn, x, dy.to(tier.device, dtype))
         errors[each] = judge.errors(got, mean_error)
-    limits = {key: kernel_limit(e, got.dtypes()[key]) for key, e in errors[each].items()}
+    limits = {key: kernel_limit(key, e, got.dtypes()[key]) for key, e in errors[each].items()}
     wrong = {key: (e, limits[key]) for key, e in errors[tier].items() if e > limits[key]}
     assert not wrong, wrong
 

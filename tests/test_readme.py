@@ -23,10 +23,10 @@ def test_quick_start() -> None:
     assert "python -m pytest" in bash[1]
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(4))
 def test_usage(number: int) -> None:
     found = blocks("python")
-    assert len(found) == 3
+    assert len(found) == 4
     exec(found[number], {})
 
 

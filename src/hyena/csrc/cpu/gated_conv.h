@@ -92,10 +92,16 @@ struct GatedConv {
         const Channels<T, IO> dy(a.dy, row, group), dv(a.dv, row, group), dpre(a.dpre, row, group), dpost(a.dpost, row, group);
         read_product(input, row, in, m, team);
         team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+            BlockedSum<T> skip;
             passes.columns_in(buffer, c0, c1, m.local.get() + part * passes.scratch() * S, [&](int64_t t) HYENA_LAMBDA {
-                return t < row.length ? in.gated(t, dy[t]) : zero<T>();
+                if (t >= row.length) return zero<T>();
+                const Vec<T> gradient = in.gated(t, dy[t]);
+                if (a.dd) skip.add(gradient * in.product(t));
+                return gradient;
             });
+            store(m.skips.get() + part * W, skip.value());
         });
+        if (a.dd) add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + group.first, group.lanes);
         const bool again = in.post.data != nullptr;  // whether the convolution itself is needed
         if (!again)
             team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) {
@@ -103,7 +109,7 @@ struct GatedConv {
             });
         SpectrumOf<T> dspectrum(a.dspectra, 0, blocks, block, group);
         dspectrum.fresh = fresh;
-        backward_rows(products_of(block, group), input, buffer, again, dspectrum, team, m.skips.get(), a.dd ? static_cast<T*>(a.dd) + group.first : nullptr, group.lanes);
+        backward_rows(products_of(block, group), input, buffer, again, dspectrum, team);
         team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
             T* local = m.local.get() + part * passes.scratch() * S;
             passes.columns_out(buffer, c0, c1, local, [&](int64_t t, Cx<T> v) HYENA_LAMBDA {

@@ -206,21 +206,25 @@ struct Mix {
             const bool last = i == filters - 1;
             const int64_t g = gate_of(i);
             const auto gate = parts[g < 0 ? 0 : g];
+            const T* before = i > 0 ? m.values.get() + (i - 1) * m.points * W : nullptr;
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
                 T* local = m.local.get() + part * passes.scratch() * S;
-                if (last)
-                    passes.columns_in(buffer, c0, c1, local, [&](int64_t t) HYENA_LAMBDA {
-                        return t < row.length ? dy[t] * first[t] : zero<T>();
-                    });
-                else
-                    passes.columns_in(buffer, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return load(flow + t * W); });
+                // On the way in, the gradient of d: the sum over time of gradient times input.
+                BlockedSum<T> skip;
+                passes.columns_in(buffer, c0, c1, local, [&](int64_t t) HYENA_LAMBDA {
+                    if (t >= row.length) return zero<T>();
+                    const Vec<T> gradient = last ? dy[t] * first[t] : load(flow + t * W);
+                    const Vec<T> v = i > 0 ? load(before + t * W) : value[t];
+                    skip.add(gradient * (g >= 0 ? gate[t] * v : v));
+                    return gradient;
+                });
+                store(m.skips.get() + part * W, skip.value());
             });
+            add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + i * a.channels + group.first, group.lanes);
             T* spectrum_in = m.spectra.get() + i * passes.buffer() * S;
             SpectrumOf<T> dspectrum(a.dspectra, i, blocks, block, group);
             dspectrum.fresh = fresh;
-            backward_rows(products_of(i, block, group), spectrum_in, buffer, last, dspectrum, team, m.skips.get(),
-                          static_cast<T*>(a.dd) + i * a.channels + group.first, group.lanes);
-            const T* before = i > 0 ? m.values.get() + (i - 1) * m.points * W : nullptr;
+            backward_rows(products_of(i, block, group), spectrum_in, buffer, last, dspectrum, team);
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
                 T* local = m.local.get() + part * passes.scratch() * S;
                 // The gradient of this convolution's input, gate * value.

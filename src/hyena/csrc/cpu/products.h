@@ -35,16 +35,13 @@ struct Products {
 
     // The gradient. `input` holds the convolution's input (its spectrum already, unless `again`), `gradient` that of its output.
     // Adds to the filter's gradient, turns `gradient` into that of the input, and, if `again`, `input` into the output.
-    // Returns the sum over the rows of the real part of the filter's gradient.
-    __attribute__((noinline)) Vec<T> backward(T* input, T* gradient, bool again, const SpectrumOf<T>& dspectrum, int64_t r0,
-                                              int64_t r1) const {
-        Vec<T> sum = zero<T>();
+    __attribute__((noinline)) void backward(T* input, T* gradient, bool again, const SpectrumOf<T>& dspectrum, int64_t r0,
+                                            int64_t r1) const {
         for (int64_t r = r0; r < r1; ++r) {
             T* x = again ? to_spectrum(input, r) : input + r * passes.row_stride() * S;
             passes.rows_through(gradient, r, r + 1, [&](int64_t k, Cx<T> g) HYENA_LAMBDA {
                 T* at = x + (k - r * passes.p2()) * S;
                 const Cx<T> s = filter(k), v = load_cx(at), ds = times_conj(g, v);
-                sum += ds.re;
                 dspectrum.add(k, ds);
                 if (again) store_cx(at, times(v, s));
                 return times_conj(g, s);
@@ -52,7 +49,6 @@ struct Products {
             if (again)
                 passes.rows_out(input, r, r + 1, [&](int64_t k) HYENA_LAMBDA { return load_cx(x + (k - r * passes.p2()) * S); });
         }
-        return sum;
     }
 
   private:
@@ -63,19 +59,19 @@ struct Products {
 };
 
 // Products::backward by a team. Channels that share a filter add to the same place, and are left to one worker.
-// `partial` has a vector a worker; dd is this group's part of the gradient of d, or null.
 template <class T>
-void backward_rows(const Products<T>& products, T* input, T* gradient, bool again, const SpectrumOf<T>& dspectrum, Team team,
-                   T* partial, T* dd, int lanes) {
-    constexpr int W = Simd<T>::W;
+void backward_rows(const Products<T>& products, T* input, T* gradient, bool again, const SpectrumOf<T>& dspectrum, Team team) {
     if (!dspectrum.direct) team.parts = 1;
-    team.over(products.passes.p1(), [&](int64_t r0, int64_t r1, int part) {
-        store(partial + part * W, products.backward(input, gradient, again, dspectrum, r0, r1));
+    team.over(products.passes.p1(), [&](int64_t r0, int64_t r1, int) {
+        products.backward(input, gradient, again, dspectrum, r0, r1);
     });
-    if (!dd) return;
-    for (int part = 0; part < team.parts; ++part)
-        for (int lane = 0; lane < lanes; ++lane)
-            dd[lane] += partial[part * W + lane] * (T(1) / T(products.passes.plan.size));
+}
+
+// Adds every worker's sum of gradient times input to one group's part of the gradient of d.
+template <class T>
+void add_skips(const T* partial, int parts, T* dd, int lanes) {
+    for (int part = 0; part < parts; ++part)
+        for (int lane = 0; lane < lanes; ++lane) dd[lane] += partial[part * Simd<T>::W + lane];
 }
 
 }  // namespace

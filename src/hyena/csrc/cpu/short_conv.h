@@ -13,22 +13,22 @@ void three_taps_backward(const Channels<T, IO>& z, const Channels<T, IO>& dz, co
     constexpr int W = Simd<T>::W;
     if (begin >= end) return;
     const Vec<T> w0 = load(taps), w1 = load(taps + W), w2 = load(taps + 2 * W);
-    Vec<T> s0 = load(sums), s1 = load(sums + W), s2 = load(sums + 2 * W), s3 = load(sums + 3 * W);
+    BlockedSum<T> s0, s1, s2, s3;
     Vec<T> now = load(grad + begin * step), next = load(grad + (begin + 1) * step);
     for (int64_t t = begin; t < end; ++t) {
         const Vec<T> after = load(grad + (t + 2) * step), x = z[t];
         dz.put(t, w2 * now + w1 * next + w0 * after);
-        s0 += after * x;
-        s1 += next * x;
-        s2 += now * x;
-        s3 += now;
+        s0.add(after * x);
+        s1.add(next * x);
+        s2.add(now * x);
+        s3.add(now);
         now = next;
         next = after;
     }
-    store(sums, s0);
-    store(sums + W, s1);
-    store(sums + 2 * W, s2);
-    store(sums + 3 * W, s3);
+    store(sums, load(sums) + s0.value());
+    store(sums + W, load(sums + W) + s1.value());
+    store(sums + 2 * W, load(sums + 2 * W) + s2.value());
+    store(sums + 3 * W, load(sums + 3 * W) + s3.value());
 }
 
 // dz, and sums for dweight and dbias, from the gradient after the short convolution.

@@ -197,5 +197,21 @@ HYENA_INLINE T sum_lanes(Vec<T> v) {
     return s;
 }
 
+// A long sum in blocks, whose rounding grows with the square root of what a running sum's does.
+template <class T>
+struct BlockedSum {
+    Vec<T> part{}, total{};
+    int count = 0;
+    HYENA_INLINE void add(Vec<T> v) {
+        part += v;
+        if (++count == 32) {
+            total += part;
+            part = zero<T>();
+            count = 0;
+        }
+    }
+    HYENA_INLINE Vec<T> value() const { return total + part; }
+};
+
 }  // namespace
 }  // namespace hyena
