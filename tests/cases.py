@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,6 +20,8 @@ from tolerances import TOLERANCE, error
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LENGTHS = [1, 2, 3, 17, 63, 64, 65, 127, 1009, 4096, 8209]
 LAYOUTS = ["contiguous", "channel_major", "sliced", "every_third", "skipping", "offset", "batch_inside", "expanded"]
+# Lengths where a transform, a vector or a tile ends, and any other.
+ANY_LENGTH = st.one_of(st.sampled_from([1, 2, 3, 7, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129]), st.integers(1, 140))
 MASKS = ["none", "random", "left", "right", "empty_row"]
 
 

@@ -58,6 +58,12 @@ def test_compute_dtype() -> None:
     assert ops.compute_dtype(torch.empty(0, dtype=torch.bfloat16)) == torch.float32
 
 
+def test_uninitialised_memory_is_filled_with_nan(nan_filled: None, device: str) -> None:
+    """So that a test sees what an op leaves unwritten; kernels get their memory the same way."""
+    assert torch.empty(5, device=device).isnan().all()
+    assert empty_in_order_of(torch.zeros(2, 3, 5, device=device).transpose(1, 2), 4).isnan().all()
+
+
 def test_memory_order() -> None:
     natural, major = torch.zeros(2, 5, 3), torch.zeros(2, 3, 5).transpose(1, 2)
     assert not is_channel_major(natural)

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import oracle
 from cases import (
+    ANY_LENGTH,
     DTYPES,
     LAYOUTS,
     LENGTHS,
@@ -127,7 +128,7 @@ def test_channels(tier: Tier, channels: int) -> None:
 def test_anything(tier: Tier, data: st.DataObject) -> None:
     order, value_filter = data.draw(st.sampled_from(RECURRENCES))
     causal, dtype = data.draw(st.booleans()), data.draw(st.sampled_from(DTYPES))
-    batch, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 140))
+    batch, length = data.draw(st.integers(1, 3)), data.draw(ANY_LENGTH)
     groups, width = data.draw(st.sampled_from([1, 2, 3, 8, 9])), data.draw(st.sampled_from([1, 1, 2, 5]))
     x = inputs(
         batch,
