@@ -11,27 +11,42 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from hyena.generation import generate_by_rerun, sample, stream
+import hyena
+from hyena import HyenaAttention, HyenaOperator, distill
+from hyena.generation import distillation_errors, generate_by_rerun, sample, stream
 from hyena.generation.model import state_size
-from hyena.models import HyenaLM, HyenaLMConfig
+from hyena.models import Decoder, HyenaDNA, HyenaDNAConfig, HyenaLM, HyenaLMConfig
 
 V, L_MAX = 13, 48
-MIXERS = ["hyena", "attention"]
+MODELS = ["hyena", "attention", "dna"]
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "shakespeare"
 
 
-def build(mixer: str, **operator: object) -> HyenaLM:
-    """A float64 model with weights large enough that its choices depend on all of them."""
-    model = HyenaLM(
-        HyenaLMConfig(vocab_size=V, l_max=L_MAX, d_model=16, n_layer=2, mixer=mixer, operator=operator),
-        dtype=torch.float64,
-    ).eval()
+def build(name: str, **operator: object) -> Decoder:
+    """A float64 model with weights large enough that its choices depend on all of them.
+
+    The output layer of ``"dna"`` is wider than its vocabulary.
+    """
+    sizes = {"vocab_size": V, "l_max": L_MAX, "d_model": 16, "n_layer": 2}
+    model: Decoder
+    if name == "dna":
+        mixers = None
+        if operator:
+            mixers = [HyenaOperator(16, L_MAX, **operator, dtype=torch.float64) for _ in range(2)]
+        model = HyenaDNA(HyenaDNAConfig(**sizes, head="lm"), mixers, dtype=torch.float64).eval()
+    else:
+        model = HyenaLM(HyenaLMConfig(**sizes, mixer=name, operator=operator), dtype=torch.float64).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))
     return model
+
+
+def parallel(model: Decoder, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    out = model(tokens, mask=mask)
+    return out[0] if isinstance(out, tuple) else out
 
 
 def prompt(length: int) -> Tensor:
@@ -44,16 +59,16 @@ def greedy_by_steps(model: HyenaLM, tokens: Tensor, new: int, sizes: list[int]) 
         logits, state = model.prefill(part, state)
     logits = logits[:, -1]
     for _ in range(new - 1):
-        tokens = torch.cat([tokens, logits.argmax(-1)[:, None]], dim=1)
+        tokens = torch.cat([tokens, logits[:, :V].argmax(-1)[:, None]], dim=1)
         logits, state = model.step(tokens[:, -1], state)
-    return torch.cat([tokens, logits.argmax(-1)[:, None]], dim=1)
+    return torch.cat([tokens, logits[:, :V].argmax(-1)[:, None]], dim=1)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=20)
 @given(data=st.data())
-def test_logits_are_those_of_forward(mixer: str, data: st.DataObject) -> None:
-    model = build(mixer)
+def test_logits_are_those_of_forward(name: str, data: st.DataObject) -> None:
+    model = build(name)
     sizes = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=4).filter(lambda s: sum(s) <= L_MAX))
     tokens = torch.randint(V, (3, sum(sizes)))
     mask = torch.rand(3, sum(sizes)) > 0.3 if data.draw(st.booleans()) else None
@@ -67,26 +82,26 @@ def test_logits_are_those_of_forward(mixer: str, data: st.DataObject) -> None:
             logits, state = model.prefill(part, state, some)
         got.append(logits)
         state = state.clone()
-    want = model(tokens, mask=mask)[0]
+    want = parallel(model, tokens, mask)
     difference = (torch.cat(got, dim=1) - want).abs()
     kept = difference if mask is None else difference[mask]
     assert kept.numel() == 0 or kept.max() < 1e-10
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_the_same_greedy_text_by_rerun_steps_and_chunks(mixer: str) -> None:
-    model, tokens = build(mixer), torch.randint(V, (2, 9))
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_greedy_text_by_rerun_steps_and_chunks(name: str) -> None:
+    model, tokens = build(name), torch.randint(V, (2, 9))
     new = L_MAX - 9
-    want = generate_by_rerun(model, tokens, new, window=L_MAX, temperature=0)
+    want = generate_by_rerun(model, tokens, new, window=L_MAX, temperature=0, vocab_size=V)
     assert torch.equal(greedy_by_steps(model, tokens, new, [1] * 9), want)
     assert torch.equal(greedy_by_steps(model, tokens, new, [2, 7]), want)
     assert torch.equal(torch.stack(model.generate(tokens, new, temperature=0)), want)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("operator", [{}, {"order": 3, "num_heads": 2}])
-def test_ragged_prompts_give_what_each_gives_alone(mixer: str, operator: dict) -> None:
-    model = build(mixer, **(operator if mixer == "hyena" else {}))
+def test_ragged_prompts_give_what_each_gives_alone(name: str, operator: dict) -> None:
+    model = build(name, **({} if name == "attention" else operator))
     prompts = [prompt(n) for n in (7, 1, 20)]
     want = [model.generate(p[None], 12, temperature=0)[0] for p in prompts]
     for got, alone in zip(model.generate(prompts, 12, temperature=0), want, strict=True):
@@ -155,28 +170,101 @@ def test_a_window_goes_on_past_l_max(window: int) -> None:
 
 
 def test_size_of_a_models_state() -> None:
-    for mixer in MIXERS:
-        model = build(mixer)
+    for name in MODELS:
+        model = build(name)
         state = model.init_state(3, 40)
         assert state_size(model, 3, 40).rows == sum(t.numel() * t.element_size() for t in state.rows().values())
 
 
 def test_beams_and_saving() -> None:
-    for mixer in MIXERS:
-        model, tokens = build(mixer), torch.randint(V, (2, 12))
+    for name in MODELS:
+        model, tokens = build(name), torch.randint(V, (2, 12))
         _, state = model.prefill(tokens, model.init_state(2))
         saved = {k: t.clone() for k, t in state.state_dict().items()}
         rows = torch.tensor([1, 1, 0])
         next_tokens = torch.randint(V, (3,))
         logits, _ = model.step(next_tokens, state.reorder(rows))
-        want = model(torch.cat([tokens[rows], next_tokens[:, None]], dim=1))[0][:, -1]
+        want = parallel(model, torch.cat([tokens[rows], next_tokens[:, None]], dim=1))[:, -1]
         assert (logits - want).abs().max() < 1e-10
         model.step(next_tokens[:2], state)
         state.load_state_dict(saved)
         assert state.position == 12
         logits, _ = model.step(next_tokens[:2], state)
-        want = model(torch.cat([tokens, next_tokens[:2, None]], dim=1))[0][:, -1]
+        want = parallel(model, torch.cat([tokens, next_tokens[:2, None]], dim=1))[:, -1]
         assert (logits - want).abs().max() < 1e-10
+
+
+def test_an_operators_and_a_models_size_by_the_same_function() -> None:
+    attention = HyenaAttention(16, 2, l_max=L_MAX, causal=True)
+    assert hyena.generation.state_size(attention, 2, 30) == hyena.generation.state_size(attention.operator, 2, 30)
+    assert hyena.generation.state_size is state_size
+
+
+def test_tokens_beyond_the_vocabulary_are_never_drawn() -> None:
+    model, start = build("dna"), torch.randint(V, (2, 5))
+    # Hidden states of a LayerNorm that is shifted towards the padding tokens' rows, which make those win.
+    with torch.no_grad():
+        model.norm.bias.copy_(10 * model.embedding.weight[V:].sum(0))
+    assert (parallel(model, start)[..., :V].amax(-1) < parallel(model, start).amax(-1)).all()
+    assert all(int(row.max()) < V for row in model.generate(start, 30, temperature=0))
+    assert all(int(row.max()) < V for row in model.generate(start, 30, seed=1))
+    assert int(generate_by_rerun(model, start, 3, window=L_MAX, temperature=0).max()) >= V
+
+
+def test_hyenadna_without_a_head_and_with_a_classifiers() -> None:
+    c = {"l_max": L_MAX, "d_model": 16, "n_layer": 2}
+    x, mask = torch.randint(7, 12, (2, 20)), torch.ones(2, 20, dtype=torch.int64)
+    mask[1, :6] = 0
+    bare = HyenaDNA(HyenaDNAConfig(**c), dtype=torch.float64).eval()
+    got, state = bare.prefill(x[:, :19], bare.init_state(2), mask[:, :19])
+    last, state = bare.step(x[:, 19], state)
+    want = bare(x, mask)
+    kept = mask[:, :19].bool()
+    assert (got - want[:, :19])[kept].abs().max() < 1e-10
+    assert (last - want[:, 19]).abs().max() < 1e-10
+    with pytest.raises(ValueError, match="head=None"):
+        bare.generate(x, 1)
+    classes = HyenaDNA(HyenaDNAConfig(**c, head="classes")).eval()
+    for attempt in (classes.init_state, lambda n: classes.generate(x[:n], 1), lambda n: state_size(classes, n)):
+        with pytest.raises(ValueError, match="head='classes'"):
+            attempt(1)
+
+
+def test_hyenadna_in_bfloat16() -> None:
+    model = HyenaDNA(HyenaDNAConfig(l_max=L_MAX, head="lm"), dtype=torch.bfloat16).eval()
+    x = torch.randint(7, 12, (1, 40))
+    got, state = model.prefill(x[:, :30], model.init_state(1))
+    rest = []
+    for t in range(30, 40):
+        logits, state = model.step(x[:, t], state)
+        rest.append(logits[:, None])
+    got = torch.cat([got, *rest], dim=1)
+    want = model(x)
+    assert got.dtype == want.dtype == torch.bfloat16
+    torch.testing.assert_close(got, want, atol=2e-2, rtol=2e-2)
+
+
+def test_hyenadna_distilled() -> None:
+    small = distill(build("dna"), order=4)
+    assert list(distillation_errors(small)) == ["blocks.0.mixer", "blocks.1.mixer"]
+    x = torch.randint(V, (2, 30))
+    logits, state = small.prefill(x[:, :29], small.init_state(2))
+    last, _ = small.step(x[:, 29], state)
+    assert (torch.cat([logits, last[:, None]], dim=1) - small(x)).abs().max() < 1e-9
+
+
+def test_mixers_that_cannot_be_stepped() -> None:
+    class Nothing(nn.Module):
+        def forward(self, x: Tensor, **mixing: object) -> Tensor:
+            return x
+
+    mixers = [HyenaOperator(16, L_MAX), Nothing()]
+    model = HyenaDNA(HyenaDNAConfig(l_max=L_MAX, d_model=16, head="lm"), mixers).eval()
+    with pytest.raises(ValueError, match=r"blocks\.1\.mixer is a Nothing"):
+        model.init_state(1)
+    training = HyenaDNA(HyenaDNAConfig(l_max=L_MAX, d_model=16, head="lm"))
+    with pytest.raises(ValueError, match=r"dropout=0.1.*eval"):
+        training.prefill(torch.zeros(1, 3, dtype=torch.long), training.init_state(1))
 
 
 def test_wrong_arguments() -> None:

@@ -47,6 +47,20 @@ def keep_from_padding(mask: Tensor, batch: int, length: int) -> Tensor:
     return mask == 0
 
 
+def keep_from_tokenizer(mask: Tensor, shape: torch.Size) -> Tensor:
+    """A tokenizer's ``attention_mask`` ``(B, L)``, True or 1 = keep, as bool.
+
+    Raises:
+        ValueError: another shape than ``shape``, or floating point.
+    """
+    if mask.shape != shape or mask.is_floating_point():
+        raise ValueError(
+            f"mask must be bool or integer, of shape {tuple(shape)}, True or 1 where a token is kept; got {mask.dtype} "
+            f"of shape {tuple(mask.shape)}"
+        )
+    return mask.bool()
+
+
 def check_causal_mask(mask: Tensor, batch: int, heads: int, length: int) -> None:
     """Checks that an ``attn_mask`` is the causal one, which is the only one that Hyena can follow.
 

@@ -2,9 +2,10 @@
 
 from hyena.generation.distillation import distill, distillation_errors
 from hyena.generation.modal import ModalFilter
+from hyena.generation.model import state_size
 from hyena.generation.sampling import generate_by_rerun, sample
 from hyena.generation.state import AttentionState, HyenaState, ModelState, StateSize
-from hyena.generation.stepping import init_state, prefill, state_size, step
+from hyena.generation.stepping import init_state, prefill, step
 from hyena.generation.text import generate, stream
 
 __all__ = [

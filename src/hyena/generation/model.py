@@ -11,41 +11,63 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hyena.attention import HyenaAttention
 from hyena.generation import stepping
 from hyena.generation.state import AttentionState, HyenaState, ModelState, StateSize
+from hyena.masks import keep_from_tokenizer
 from hyena.operator import HyenaOperator
 
 if TYPE_CHECKING:
-    from hyena.models import Attention, Block, HyenaLM
+    from hyena.models import Attention, Block, Decoder
 
 
-def init_state(model: HyenaLM, batch: int, max_length: int | None = None) -> ModelState:
-    """See :meth:`hyena.models.HyenaLM.init_state`."""
+def init_state(model: Decoder, batch: int, max_length: int | None = None) -> ModelState:
+    """See :meth:`hyena.models.Decoder.init_state`."""
     length = _length(model, max_length)
     states: list[HyenaState | AttentionState] = []
-    for mixer in (block.mixer for block in _blocks(model)):
+    for mixer in _mixers(model):
         if isinstance(mixer, HyenaOperator):
             states.append(stepping.init_state(mixer, batch, length))
         else:
-            states.append(init_attention(cast("Attention", mixer), batch, length))
+            states.append(init_attention(mixer, batch, length))
     return ModelState(states, torch.zeros(batch, dtype=torch.long, device=model.embedding.weight.device))
 
 
-def state_size(model: HyenaLM, batch: int, max_length: int | None = None) -> StateSize:
-    """Bytes that :meth:`hyena.models.HyenaLM.init_state` allocates, found without allocating; as for an operator."""
-    length = _length(model, max_length)
+def state_size(
+    module: HyenaOperator | HyenaAttention | Decoder, batch: int, max_length: int | None = None
+) -> StateSize:
+    """Bytes that ``module.init_state(batch, max_length)`` allocates, found without allocating.
+
+    Args:
+        module: an operator, or anything else with an ``init_state``.
+        batch: B.
+        max_length: as for ``init_state``.
+
+    Returns:
+        ``rows``, which grows with the batch, and ``shared``, the filters', which states of an operator in eval mode
+        have in common.
+
+    Raises:
+        ValueError: as ``init_state``.
+    """
+    if isinstance(module, HyenaAttention):
+        module = module.operator
+    if isinstance(module, HyenaOperator):
+        return stepping.state_size(module, batch, max_length)
+    length = _length(module, max_length)
     rows, shared = 8 * batch, 0
-    for mixer in (block.mixer for block in _blocks(model)):
+    for mixer in _mixers(module):
         if isinstance(mixer, HyenaOperator):
             size = stepping.state_size(mixer, batch, length)
             rows, shared = rows + size.rows, shared + size.shared
         else:
-            weight = cast("Attention", mixer).in_proj.weight
+            weight = mixer.in_proj.weight
             rows += batch * length * (2 * weight.size(1) * weight.element_size() + 1)
     return StateSize(rows, shared)
 
 
-def _length(model: HyenaLM, max_length: int | None) -> int:
+def _length(model: Decoder, max_length: int | None) -> int:
+    model.check_decodes(logits=False)
     limit = model.config.l_max
     length = limit if max_length is None else max_length
     if not 1 <= length <= limit:
@@ -53,44 +75,57 @@ def _length(model: HyenaLM, max_length: int | None) -> int:
     return length
 
 
-def _blocks(model: HyenaLM) -> list[Block]:
+def _blocks(model: Decoder) -> list[Block]:
     return cast("list[Block]", list(model.blocks))
+
+
+def _mixers(model: Decoder) -> list[HyenaOperator | Attention]:
+    from hyena.models import Attention
+
+    mixers = []
+    for i, block in enumerate(_blocks(model)):
+        mixer = block.mixer
+        if not isinstance(mixer, (HyenaOperator, Attention)):
+            raise ValueError(
+                f"blocks.{i}.mixer is a {type(mixer).__name__}, and only HyenaOperator and hyena.models.Attention can "
+                "be stepped; hyena.generation.generate_by_rerun works with any mixer"
+            )
+        mixers.append(mixer)
+    return mixers
 
 
 @torch.no_grad()
 def advance(
-    model: HyenaLM, tokens: Tensor, state: ModelState, mask: Tensor | None = None, *, last: bool = False
+    model: Decoder, tokens: Tensor, state: ModelState, mask: Tensor | None = None, *, last: bool = False
 ) -> Tensor:
-    """Logits after each of the next tokens; see :meth:`hyena.models.HyenaLM.prefill`.
+    """Logits after each of the next tokens; see :meth:`hyena.models.Decoder.prefill`.
 
     Args:
         model: in eval mode, if it has dropout.
         tokens: ``(B, n)``.
         state: changed in place.
-        mask: ``(B, n)`` bool, True = keep.
+        mask: ``(B, n)``, True or 1 = keep.
         last: only the last position's logits, ``(B, 1, V)``.
     """
     if tokens.dim() != 2 or tokens.size(0) != state.batch or tokens.size(1) < 1:
         raise ValueError(f"expected tokens of shape ({state.batch}, n), n at least 1, got {tuple(tokens.shape)}")
-    if mask is not None and (mask.shape != tokens.shape or mask.dtype != torch.bool):
-        raise ValueError(
-            f"mask must be a bool tensor of shape {tuple(tokens.shape)}, True where a token is kept; got {mask.dtype} "
-            f"of shape {tuple(mask.shape)}"
-        )
-    if model.training and model.config.dropout > 0:
-        raise ValueError(f"the model is in training mode with dropout={model.config.dropout}; call eval() first")
+    if mask is not None:
+        mask = keep_from_tokenizer(mask, tokens.shape)
+    drops = max(part.p for part in (model.dropout, *(block.dropout for block in _blocks(model))))
+    if model.training and drops > 0:
+        raise ValueError(f"the model is in training mode with dropout={drops}; call eval() first")
     state.check_room(tokens.size(1), f"this model's l_max={model.config.l_max}")
-    x = model.embedding(tokens)
     counted = torch.ones_like(tokens) if mask is None else mask.long()
-    if model.positions is not None:
-        x = x + model.positions((state.tokens[:, None] + counted.cumsum(1) - 1).clamp_min(0))
+    x = model.embed(tokens, (state.tokens[:, None] + counted.cumsum(1) - 1).clamp_min(0))
     for block, layer in zip(_blocks(model), state.layers, strict=True):
         # As Block.forward, with the mixer's steps in its forward's place.
         mixed = _mix(block.mixer, block.norm1(x.to(block.norm1.weight.dtype)), layer, mask)
         x = x + mixed
         x = x + block.mlp(block.norm2(x.to(block.norm2.weight.dtype)))
     state.tokens += counted.sum(1)
-    return model.head(model.norm(x[:, -1:] if last else x))
+    # As the models' forward, from here on.
+    x = model.norm((x[:, -1:] if last else x).to(model.norm.weight.dtype))
+    return x if model.head is None else model.head(x)
 
 
 def _mix(mixer: nn.Module, u: Tensor, state: HyenaState | AttentionState, mask: Tensor | None) -> Tensor:

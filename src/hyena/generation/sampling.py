@@ -69,6 +69,7 @@ def generate_by_rerun(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
+    vocab_size: int | None = None,
 ) -> Tensor:
     """Continues each row, computing the whole window again for every token: for any model, and to compare with.
 
@@ -79,6 +80,7 @@ def generate_by_rerun(
         new_tokens: how many to add.
         window: how many of the last tokens the model sees, at most its ``l_max``.
         temperature, top_k, top_p, generator: see :func:`sample`.
+        vocab_size: only tokens below it are drawn; all there are logits for if missing.
 
     Returns:
         ``(B, L + new_tokens)``.
@@ -95,7 +97,7 @@ def generate_by_rerun(
     try:
         for _ in range(new_tokens):
             out = model(tokens[:, -window:])
-            logits = (out[0] if isinstance(out, tuple) else out)[:, -1]
+            logits = (out[0] if isinstance(out, tuple) else out)[:, -1, :vocab_size]
             drawn = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
             tokens = torch.cat([tokens, drawn[:, None]], dim=1)
     finally:

@@ -44,20 +44,7 @@ def init_state(op: HyenaOperator, batch: int, max_length: int | None = None) -> 
 
 
 def state_size(op: HyenaOperator, batch: int, max_length: int | None = None) -> StateSize:
-    """Bytes that :meth:`hyena.HyenaOperator.init_state` allocates, found without allocating.
-
-    Args:
-        op: the operator.
-        batch: B.
-        max_length: as for ``init_state``.
-
-    Returns:
-        ``rows``, which grows with the batch, and ``shared``, the filters', which states of an operator in eval mode
-        have in common.
-
-    Raises:
-        ValueError: as ``init_state``.
-    """
+    """See :func:`hyena.generation.state_size`."""
     length = _check(op, batch, max_length)
     number = ops.compute_dtype(op.short_weight).itemsize
     channels = conv_channels(op)

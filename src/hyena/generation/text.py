@@ -13,9 +13,10 @@ from torch import Tensor
 
 from hyena.generation.model import advance, init_state
 from hyena.generation.sampling import check_sampling, sample
+from hyena.masks import keep_from_tokenizer
 
 if TYPE_CHECKING:
-    from hyena.models import HyenaLM
+    from hyena.models import Decoder
 
 Prompts = Tensor | Sequence[Sequence[int] | Tensor]
 
@@ -32,13 +33,11 @@ def left_padded(prompts: Prompts, mask: Tensor | None, device: torch.device) -> 
         ValueError: no prompt, an empty one, or shapes that do not fit.
     """
     if isinstance(prompts, Tensor):
-        if prompts.dim() != 2 or (mask is not None and (mask.shape != prompts.shape or mask.dtype != torch.bool)):
-            other = "none" if mask is None else f"{mask.dtype} of shape {tuple(mask.shape)}"
-            raise ValueError(
-                f"prompts must be (B, L) with a bool mask of the same shape or none, got {tuple(prompts.shape)} and "
-                f"{other}"
-            )
-        keep = torch.ones_like(prompts, dtype=torch.bool) if mask is None else mask
+        if prompts.dim() != 2:
+            raise ValueError(f"prompts must be (B, L), or a list of rows of any lengths, got {tuple(prompts.shape)}")
+        keep = torch.ones_like(prompts, dtype=torch.bool)
+        if mask is not None:
+            keep = keep_from_tokenizer(mask, prompts.shape)
         rows = [row[k] for row, k in zip(prompts, keep, strict=True)]
     elif mask is not None:
         raise ValueError("a list of prompts has no padding, so it takes no mask")
@@ -56,7 +55,7 @@ def left_padded(prompts: Prompts, mask: Tensor | None, device: torch.device) -> 
 
 
 def stream(
-    model: HyenaLM,
+    model: Decoder,
     prompts: Prompts,
     max_new_tokens: int,
     *,
@@ -69,7 +68,7 @@ def stream(
     stop: Iterable[Sequence[int]] = (),
     window: int | None = None,
 ) -> Iterator[Tensor]:
-    """The tokens that continue the prompts, as they come; arguments as for :meth:`hyena.models.HyenaLM.generate`.
+    """The tokens that continue the prompts, as they come; arguments as for :meth:`hyena.models.Decoder.generate`.
 
     Yields:
         ``(B,)`` int64, the next token of each row, ``-1`` for rows that have ended. It ends with the last of them.
@@ -77,6 +76,7 @@ def stream(
     Raises:
         ValueError: as ``generate``, at the call and not at the first token.
     """
+    model.check_decodes(logits=True)
     check_sampling(temperature, top_k, top_p)
     endings = [list(ending) for ending in stop]
     if any(not ending for ending in endings):
@@ -103,7 +103,7 @@ def stream(
 
 
 def _stream(
-    model: HyenaLM,
+    model: Decoder,
     tokens: Tensor,
     keep: Tensor,
     new: int,
@@ -130,7 +130,8 @@ def _stream(
                     logits = advance(model, text[:, start:at], state, kept[:, start:at], last=True)
                 else:
                     logits = advance(model, text[:, at - 1 : at], state, last=True)
-                drawn = sample(logits[:, 0], **options)
+                # Only what is a token: HyenaDNA's output layer is wider than its vocabulary.
+                drawn = sample(logits[:, 0, : model.config.vocab_size], **options)
                 text[:, at] = drawn
                 given = torch.where(ended, DONE, drawn)
                 if eos is not None:
@@ -147,7 +148,7 @@ def _stream(
 
 
 def generate(
-    model: HyenaLM,
+    model: Decoder,
     prompts: Prompts,
     max_new_tokens: int,
     *,
@@ -155,7 +156,7 @@ def generate(
     progress: bool = False,
     **options: Any,
 ) -> list[Tensor]:
-    """See :meth:`hyena.models.HyenaLM.generate`."""
+    """See :meth:`hyena.models.Decoder.generate`."""
     device = model.embedding.weight.device
     pieces: Iterable[Tensor] = stream(model, prompts, max_new_tokens, **options)
     if progress:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hyena.filters import HyenaFilter
+from hyena.masks import keep_from_tokenizer
 from hyena.models.blocks import Block
+from hyena.models.decoder import Decoder
 from hyena.operator import HyenaOperator
 
 # Of the released models: standard deviation of the initial weights, what the filters' window decays to, and the
@@ -110,7 +112,7 @@ class HyenaDNAConfig:
         return cls(**values)
 
 
-class HyenaDNA(nn.Module):
+class HyenaDNA(Decoder):
     """Embedding, pre-norm Hyena blocks, LayerNorm, and a head if the config asks for one.
 
     Released weights come in with :func:`hyena.checkpoints.hyenadna`. A new model's filters start as this library's
@@ -152,7 +154,7 @@ class HyenaDNA(nn.Module):
             for mixer in mixers
         )
         self.norm = nn.LayerNorm(c.d_model, c.norm_eps, **at)
-        self.head: nn.Linear | None = None
+        self.head = None
         if c.head == "lm":
             self.head = nn.Linear(c.d_model, c.padded_vocab_size, bias=False, **at)
             self.tie_embeddings()
@@ -222,18 +224,30 @@ class HyenaDNA(nn.Module):
         """The normalised output of the last block ``(B, L, D)``, whatever the head; arguments as in :meth:`forward`."""
         if tokens.dim() != 2:
             raise ValueError(f"tokens must be (B, L), got {tuple(tokens.shape)}")
-        if mask is not None and mask.is_floating_point():
-            raise ValueError(f"mask must be bool or integer, 1 where a token is kept, got {mask.dtype}")
-        mixing = {"mask": None if mask is None else mask.bool(), "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
-        x = self.dropout(self.embedding(tokens))  # (B, L, D)
-        if self.config.residual_in_fp32:
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
+        keep = None if mask is None else keep_from_tokenizer(mask, tokens.shape)
+        mixing = {"mask": keep, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+        x = self.dropout(self.embed(tokens, None))  # (B, L, D)
         for block in self.blocks:
             if self.config.gradient_checkpointing and self.training:
                 x = checkpoint(functools.partial(block, **mixing), x, use_reentrant=False)
             else:
                 x = block(x, **mixing)
         return self.norm(x.to(self.norm.weight.dtype))
+
+    def embed(self, tokens: Tensor, at: Tensor | None) -> Tensor:
+        """See :meth:`hyena.models.Decoder.embed`."""
+        x = self.embedding(tokens)
+        return x.to(torch.promote_types(x.dtype, torch.float32)) if self.config.residual_in_fp32 else x
+
+    def check_decodes(self, *, logits: bool) -> None:
+        """See :meth:`hyena.models.Decoder.check_decodes`."""
+        if self.config.head == "classes":
+            raise ValueError(
+                "head='classes' looks at the whole sequence at once: build the model with head='lm', or head=None for "
+                "hidden states, to go on position by position"
+            )
+        if logits and self.config.head is None:
+            raise ValueError("this model has head=None and gives hidden states: build it with head='lm' to write text")
 
 
 def _mixer(c: HyenaDNAConfig, at: dict[str, Any]) -> HyenaOperator:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +16,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from hyena.filters import HyenaFilter
-from hyena.generation import model, text
-from hyena.generation.state import ModelState
 from hyena.models.blocks import Attention, Block, row_starts
+from hyena.models.decoder import Decoder
 from hyena.operator import HyenaOperator
 
 # Targets with this value are not predicted: F.cross_entropy's own default.
@@ -101,12 +99,14 @@ class HyenaLMConfig:
         return cls(**values)
 
 
-class HyenaLM(nn.Module):
+class HyenaLM(Decoder):
     """Embedding, pre-norm blocks, LayerNorm, output layer.
 
     Hyena needs no positions: its filters know them. With attention, learned positions are added to the embedding; they
     count the kept positions of each row, so that left padding and packing change nothing.
     """
+
+    head: nn.Linear
 
     def __init__(
         self, config: HyenaLMConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -175,10 +175,8 @@ class HyenaLM(nn.Module):
                 f"mask must be a bool tensor of shape {tuple(tokens.shape)}, True where a token is kept; got "
                 f"{mask.dtype} of shape {tuple(mask.shape)}"
             )
-        x = self.embedding(tokens)  # (B, L, D)
-        if self.positions is not None:
-            x = x + self.positions(self._count(tokens, mask, cu_seqlens, max_seqlen))
-        x = self.dropout(x)
+        at = None if self.positions is None else self._count(tokens, mask, cu_seqlens, max_seqlen)
+        x = self.dropout(self.embed(tokens, at))  # (B, L, D)
         mixing = {"mask": mask, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
         for block in self.blocks:
             if self.config.gradient_checkpointing and self.training:
@@ -195,79 +193,10 @@ class HyenaLM(nn.Module):
         flat = flat if flat.dtype == torch.float64 else flat.float()
         return logits, F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED)
 
-    def init_state(self, batch: int, max_length: int | None = None) -> ModelState:
-        """What the layers remember before the first token, as :meth:`hyena.HyenaOperator.init_state`."""
-        return model.init_state(self, batch, max_length)
-
-    def prefill(self, tokens: Tensor, state: ModelState, mask: Tensor | None = None) -> tuple[Tensor, ModelState]:
-        """Logits ``(B, n, V)`` after each of the next tokens ``(B, n)``, those of :meth:`forward` on all so far.
-
-        No gradient passes through; ``state`` is changed in place. ``mask`` ``(B, n)`` is as in :meth:`forward`; rows of
-        different lengths are padded on the left.
-
-        Raises:
-            ValueError: more tokens than the state was made for, or shapes that do not fit.
-        """
-        return model.advance(self, tokens, state, mask), state
-
-    def step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
-        """:meth:`prefill` of one token a row: ``(B,)`` in, logits ``(B, V)`` out."""
-        return model.advance(self, tokens[:, None], state)[:, 0], state
-
-    def generate(
-        self,
-        prompts: Tensor | Sequence[Sequence[int] | Tensor],
-        max_new_tokens: int,
-        *,
-        mask: Tensor | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        eos: int | None = None,
-        stop: Iterable[Sequence[int]] = (),
-        window: int | None = None,
-        callback: Callable[[Tensor], Any] | None = None,
-        progress: bool = False,
-    ) -> list[Tensor]:
-        """Continues each prompt, a step for each token; :func:`hyena.generation.stream` is the same as an iterator.
-
-        In eval mode and without gradients; the model is left in the mode it was in.
-
-        Args:
-            prompts: ``(B, L)``, or a list of prompts of any lengths.
-            max_new_tokens: how many tokens to add at most.
-            mask: ``(B, L)`` bool, False where a prompt has padding, on whichever side.
-            temperature, top_k, top_p: see :func:`hyena.generation.sample`; temperature 0 takes the likeliest token.
-            seed: of the random numbers, for the same text every time; torch's own generator if missing.
-            eos: the token that ends a row.
-            stop: sequences of tokens that end a row.
-            window: below ``l_max``; goes on past ``l_max`` by starting again from this many of the last tokens whenever
-                ``l_max`` is reached. The model then forgets what came before them.
-            callback: called with the next token of each row, ``(B,)``, as it is drawn; -1 for rows that have ended.
-            progress: shows a progress bar (with ``tqdm``).
-
-        Returns:
-            For each row the prompt and what was added, ``eos`` or the stop sequence included, without padding.
-
-        Raises:
-            ValueError: prompts and new tokens that do not fit ``l_max``, or arguments out of range.
-        """
-        return text.generate(
-            self,
-            prompts,
-            max_new_tokens,
-            mask=mask,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            eos=eos,
-            stop=stop,
-            window=window,
-            callback=callback,
-            progress=progress,
-        )
+    def embed(self, tokens: Tensor, at: Tensor | None) -> Tensor:
+        """See :meth:`hyena.models.Decoder.embed`."""
+        x = self.embedding(tokens)
+        return x if self.positions is None else x + self.positions(at)
 
     def _count(self, tokens: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int | None) -> Tensor:
         """The position of each token in its row, not counting padding: ``(L,)`` or ``(B, L)``."""
