@@ -95,8 +95,8 @@ def test_the_window_names_what_it_refuses() -> None:
 
 
 def test_a_filter_is_window_times_ffn_of_encoding() -> None:
-    h = HyenaFilter(4, 20, 3)
-    features, t = h.encoding(13, CPU, torch.float32)
+    h = HyenaFilter(4, 20, 3, dtype=torch.float64)
+    features, t = h.encoding(13, CPU, torch.float64)
     taps = h(13)
     assert taps.shape == (3, 13, 4)
     want = h.ffn(features) * h.window(t)
@@ -105,8 +105,8 @@ def test_a_filter_is_window_times_ffn_of_encoding() -> None:
 
 
 def test_two_sided_lags_are_in_order() -> None:
-    h = HyenaFilter(4, 20, 2, causal=False)
-    features, t = h.encoding(13, CPU, torch.float32)
+    h = HyenaFilter(4, 20, 2, causal=False, dtype=torch.float64)
+    features, t = h.encoding(13, CPU, torch.float64)
     want, taps = h.ffn(features) * h.window(t), h(13)
     assert taps.shape == (2, 25, 4)
     for i in range(2):
@@ -177,12 +177,86 @@ def test_long_filters_are_computed_again_instead_of_kept(causal: bool, monkeypat
         h.backward(grad)
         return h.detach()
 
+    monkeypatch.setattr(implicit, "_KERNELS", frozenset())
     first = run("kept", kept)
     monkeypatch.setattr(implicit, "_RECOMPUTE_FROM", 40)
     torch.testing.assert_close(run("again", again), first, rtol=0, atol=0)
     assert saved.get("again", 0) < saved["kept"] / 10
     for a, b in zip(again.parameters(), kept.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0)
+
+
+def _nodes(t: Tensor) -> str:
+    """Names of everything that ``t`` is differentiated through."""
+    names, left = [], [t.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None:
+            names.append(node.name())
+            left += [parent for parent, _ in node.next_functions]
+    return " ".join(names)
+
+
+FUSED = pytest.mark.skipif("cpu" not in implicit._KERNELS, reason="no kernels here")
+
+
+@FUSED
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("change", ["none", "two-sided", "learned encoding", "trained window", "one layer"])
+def test_the_kernel_is_the_modules(change: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    h = HyenaFilter(
+        4,
+        40,
+        2,
+        causal=change != "two-sided",
+        emb_dim=5,
+        inner_layers=0 if change == "one layer" else 2,
+        freq=1.0,
+        shift=0.1,
+        encoding=LearnedEncoding(5, 40) if change == "learned encoding" else None,
+        window=ExponentialWindow(4, 2, trainable=True) if change == "trained window" else None,
+    ).to(dtype)
+    weights = dict(h.named_parameters())
+    results = []
+    for kernels in (implicit._KERNELS, frozenset()):
+        monkeypatch.setattr(implicit, "_KERNELS", kernels)
+        taps = h(37)
+        assert ("implicit_filter" in _nodes(taps)) == bool(kernels)
+        grads = torch.autograd.grad(taps.square().sum(), list(weights.values()))
+        results.append({"taps": taps.detach(), **dict(zip(weights, grads, strict=True))})
+    tolerance = {} if dtype == torch.float64 else {"rtol": 2e-2 if dtype == torch.bfloat16 else 1e-3, "atol": 1e-3}
+    for name, t in results[0].items():
+        torch.testing.assert_close(t, results[1][name], **tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@FUSED
+def test_the_kernel_keeps_no_activations() -> None:
+    h, saved = HyenaFilter(32, 1000, 2), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        h(1000).sum().backward()
+    sizes = sorted((t.numel() for t in saved), reverse=True)
+    assert sizes[0] == 33 * 1000  # features, the next are weights
+    assert sizes[1] < 1000 * 32
+
+
+class Rising(ExponentialWindow):
+    """Somebody's own."""
+
+    def forward(self, t: Tensor) -> Tensor:
+        return 2 - super().forward(t)
+
+
+def test_changed_parts_are_called() -> None:
+    """Subclasses and hooks, whether there is a kernel or not."""
+    h = HyenaFilter(4, 20, window=Rising(4)).double()
+    features, t = h.encoding(20, CPU, torch.float64)
+    torch.testing.assert_close(h(20)[0], h.ffn(features) * h.window(t))
+    h = HyenaFilter(4, 20, dtype=torch.float64)
+    want = h(20)
+    handle = h.ffn.register_forward_hook(lambda module, args, output: 2 * output)
+    torch.testing.assert_close(h(20), 2 * want)
+    handle.remove()
+    torch.testing.assert_close(h(20), want)
 
 
 def test_state_does_not_grow_with_l_max() -> None:

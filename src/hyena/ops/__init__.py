@@ -1,9 +1,11 @@
 """The registered ops (``torch.ops.hyena``), with a checked Python call for each."""
 
 from hyena.ops._layout import compute_dtype, transform_length
+from hyena.ops._library import has_kernel
 from hyena.ops.gated_conv import gated_conv
+from hyena.ops.implicit_filter import implicit_filter
 from hyena.ops.mix import mix
-from hyena.ops.project import project
+from hyena.ops.project import has_plain_weights, is_hooked, project
 from hyena.ops.short_conv import short_conv
 from hyena.ops.spectrum import filter_spectrum
 
@@ -14,6 +16,10 @@ __all__ = [
     "compute_dtype",
     "filter_spectrum",
     "gated_conv",
+    "has_kernel",
+    "has_plain_weights",
+    "implicit_filter",
+    "is_hooked",
     "mix",
     "project",
     "short_conv",

@@ -23,7 +23,7 @@ def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[
     g = grads[0]
     assert g is not None
     rows = g.flatten(0, 1)
-    du = F.linear(g, weight.t()) if needs[0] else None
+    du = torch.ops.hyena.project(g, weight.t(), None) if needs[0] else None
     dw = rows.t() @ u.flatten(0, 1) if needs[1] else None
     db = rows.sum(0) if needs[2] else None
     return du, dw, db
@@ -37,6 +37,18 @@ define(
 )
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling the module may do more than its ``forward``."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return _has_any_global_hook() or any(getattr(module, name, None) for name in hooks)
+
+
+def has_plain_weights(module: nn.Module) -> bool:
+    """Whether the module's own weights are plain tensors, which a kernel can read."""
+    weights = [*module._parameters.values(), *module._buffers.values()]
+    return all(w is None or type(w) in (Tensor, nn.Parameter) for w in weights)
+
+
 def _autocasts(device: torch.device) -> bool:
     # The meta device knows no autocast.
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
@@ -48,12 +60,10 @@ def project(u: Tensor, layer: nn.Module) -> Tensor:
     Whatever somebody put in a linear layer's place (an adapter, a quantised layer or weight), whatever hooks there are,
     and autocast work as they do for any layer.
     """
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if (
         type(layer) is not nn.Linear
-        or type(layer.weight) not in (Tensor, nn.Parameter)
-        or _has_any_global_hook()
-        or any(getattr(layer, name, None) for name in hooks)
+        or is_hooked(layer)
+        or not has_plain_weights(layer)
         or _autocasts(u.device)
         or u.dtype != layer.weight.dtype
         or u.size(-1) != layer.in_features

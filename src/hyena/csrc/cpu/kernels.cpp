@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "gated_conv.h"
+#include "implicit_filter.h"
 #include "mix.h"
 #include "spectrum.h"
 
@@ -110,6 +111,16 @@ void spectrum_backward(const SpectrumArgs& args) {
     FilterSpectrum<float>(args).backward();
 }
 
+void implicit_filter(const ImplicitFilterArgs& args) {
+    if (args.is_double) return ImplicitFilter<double>(args).forward();
+    ImplicitFilter<float>(args).forward();
+}
+
+void implicit_filter_backward(const ImplicitFilterArgs& args) {
+    if (args.is_double) return ImplicitFilter<double>(args).backward();
+    ImplicitFilter<float>(args).backward();
+}
+
 }  // namespace
 
 #define HYENA_STRING_(x) #x
@@ -118,9 +129,17 @@ void spectrum_backward(const SpectrumArgs& args) {
 #define HYENA_JOIN(a, b) HYENA_JOIN_(a, b)
 
 const Kernels& HYENA_JOIN(kernels_, HYENA_ISA)() {
-    static constexpr Kernels table = {HYENA_STRING(HYENA_ISA), short_conv,          short_conv_backward, spectrum,
-                                      spectrum_backward,       gated_conv,          gated_conv_backward, mix,
-                                      mix_backward};
+    static constexpr Kernels table = {HYENA_STRING(HYENA_ISA),
+                                      short_conv,
+                                      short_conv_backward,
+                                      spectrum,
+                                      spectrum_backward,
+                                      gated_conv,
+                                      gated_conv_backward,
+                                      mix,
+                                      mix_backward,
+                                      implicit_filter,
+                                      implicit_filter_backward};
     return table;
 }
 

@@ -95,6 +95,23 @@ struct MixArgs {
     Spectra dspectra;
 };
 
+// h = (output layer of sin(freq (layer of … sin(freq (first layer of input))))) (exp(-time |deltas|) + shift).
+//
+// K taps, E features, H width of the hidden layers. Weights are (outputs, inputs) as in torch, everything contiguous.
+struct ImplicitFilterArgs {
+    int64_t taps, features, width, inner_layers, filters, channels;
+    bool is_double;
+    double shift;
+    const void *input, *time;                            // (K, E), (K)
+    const void *first, *inner, *biases, *freq;           // (H, E), (inner, H, H), (1 + inner, H), (H)
+    const void *out, *deltas;                            // (F C, H), (F C)
+    void* h;                                             // (F, K, C)
+    const void* dh;                                      // backward
+    void *dinput, *dtime, *ddeltas;                      // all or none null
+    void *dfirst, *dinner, *dbiases, *dfreq, *dout;
+    Pool pool;
+};
+
 struct Kernels {
     const char* name;  // the instruction set
     void (*short_conv)(const ShortConvArgs&);
@@ -105,6 +122,8 @@ struct Kernels {
     void (*gated_conv_backward)(const GatedConvArgs&);
     void (*mix)(const MixArgs&);
     void (*mix_backward)(const MixArgs&);
+    void (*implicit_filter)(const ImplicitFilterArgs&);
+    void (*implicit_filter_backward)(const ImplicitFilterArgs&);
 };
 
 // The table for the best instruction set of this machine; HYENA_CPU=avx512|avx2|baseline asks for a lesser one.

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -221,7 +222,7 @@ Tensor filter_spectrum(const Tensor& h_in, int64_t size, bool causal) {
 
 Tensor filter_spectrum_backward(const Tensor& ds_in, const Tensor& h_in, int64_t, bool causal) {
     const Tensor ds = torch::stable::contiguous(ds_in);
-    Tensor dh = torch::stable::new_empty(ds, h_in.sizes());
+    Tensor dh = with_huge_pages(torch::stable::new_empty(ds, h_in.sizes()));
     kernels().spectrum_backward(spectrum_args(dh, ds, causal));
     return back(dh, h_in);
 }
@@ -337,6 +338,68 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_backward(const Tensor& dy
     return {in_order_of(dz, z_in), back(dweight, weight_in), back(dbias, weight_in), dspectrum, back(dd, d_in)};
 }
 
+// The tensors of a filter, in arithmetic precision and contiguous.
+struct FilterTensors {
+    std::array<Tensor, 8> all;  // features, time, first, inner, biases, freq, out, deltas
+    ImplicitFilterArgs args{};
+
+    FilterTensors(std::array<Tensor, 8> given, double shift, int64_t filters) : all(std::move(given)) {
+        for (Tensor& t : all) t = torch::stable::contiguous(t);
+        const auto& [features, time, first, inner, biases, freq, out, deltas] = all;
+        args.taps = features.size(0);
+        args.features = features.size(1);
+        args.width = freq.size(0);
+        args.inner_layers = inner.size(0);
+        args.filters = filters;
+        args.channels = out.size(0) / filters;
+        args.is_double = features.scalar_type() == ScalarType::Double;
+        args.shift = shift;
+        args.input = features.const_data_ptr();
+        args.time = time.const_data_ptr();
+        args.first = first.const_data_ptr();
+        args.inner = inner.const_data_ptr();
+        args.biases = biases.const_data_ptr();
+        args.freq = freq.const_data_ptr();
+        args.out = out.const_data_ptr();
+        args.deltas = deltas.const_data_ptr();
+        args.pool = pool();
+    }
+};
+
+Tensor implicit_filter(const Tensor& features, const Tensor& time, const Tensor& first, const Tensor& inner, const Tensor& biases,
+                       const Tensor& freq, const Tensor& out, const Tensor& deltas, double shift, int64_t filters) {
+    FilterTensors f({features, time, first, inner, biases, freq, out, deltas}, shift, filters);
+    Tensor h = with_huge_pages(torch::stable::new_empty(features, {filters, f.args.taps, f.args.channels}));
+    f.args.h = h.data_ptr();
+    kernels().implicit_filter(f.args);
+    return h;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> implicit_filter_backward(
+    const Tensor& dh_in, const Tensor& features, const Tensor& time, const Tensor& first, const Tensor& inner, const Tensor& biases,
+    const Tensor& freq, const Tensor& out, const Tensor& deltas, double shift, bool every) {
+    FilterTensors f({features, time, first, inner, biases, freq, out, deltas}, shift, dh_in.size(0));
+    const Tensor dh = torch::stable::contiguous(dh_in);
+    const auto zeros = [&](int i, bool wanted) {
+        return wanted ? torch::stable::new_zeros(f.all[i], f.all[i].sizes()) : torch::stable::new_zeros(f.all[i], {0});
+    };
+    Tensor dfeatures = zeros(0, every), dtime = zeros(1, every), dfirst = zeros(2, true), dinner = zeros(3, true);
+    Tensor dbiases = zeros(4, true), dfreq = zeros(5, true), dout = zeros(6, true), ddeltas = zeros(7, every);
+    f.args.dh = dh.const_data_ptr();
+    if (every) {
+        f.args.dinput = dfeatures.data_ptr();
+        f.args.dtime = dtime.data_ptr();
+        f.args.ddeltas = ddeltas.data_ptr();
+    }
+    f.args.dfirst = dfirst.data_ptr();
+    f.args.dinner = dinner.data_ptr();
+    f.args.dbiases = dbiases.data_ptr();
+    f.args.dfreq = dfreq.data_ptr();
+    f.args.dout = dout.data_ptr();
+    kernels().implicit_filter_backward(f.args);
+    return {dfeatures, dtime, dfirst, dinner, dbiases, dfreq, dout, ddeltas};
+}
+
 // F.linear, its result in huge pages.
 Tensor project(const Tensor& u, const Tensor& weight, const Optional& bias) {
     const int64_t rows = u.size(0) * u.size(1);
@@ -363,4 +426,6 @@ STABLE_TORCH_LIBRARY_IMPL(hyena, CPU, m) {
     m.impl("mix", TORCH_BOX(&hyena::mix));
     m.impl("project", TORCH_BOX(&hyena::project));
     m.impl("mix_backward", TORCH_BOX(&hyena::mix_backward));
+    m.impl("implicit_filter", TORCH_BOX(&hyena::implicit_filter));
+    m.impl("implicit_filter_backward", TORCH_BOX(&hyena::implicit_filter_backward));
 }
