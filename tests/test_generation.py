@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyena import HyenaOperator
 from hyena.attention import HyenaAttention
@@ -205,6 +206,35 @@ def test_nothing_is_allocated_for_the_state_on_the_way() -> None:
     before = [t.data_ptr() for t in (state.short, *state.memory)]
     go_on(op, torch.randn(2, L_MAX, D), state, [5, 1])
     assert before == [t.data_ptr() for t in (state.short, *state.memory)]
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes of a result that is no view of the tensors given."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.known, self.bytes = {t.untyped_storage().data_ptr() for t in known}, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in self.known:
+                self.bytes = max(self.bytes, t.numel() * t.element_size())
+        return out
+
+
+def test_a_step_needs_no_memory_in_proportion_to_the_context() -> None:
+    most = []
+    for length in (64, 1024):
+        op = HyenaOperator(D, length).eval()
+        state = op.init_state(2)
+        with torch.no_grad():
+            op.prefill(torch.randn(2, length // 2 - 1, D), state)
+            spectra = [t[0] for t in state.filters.tiles]
+            with Largest([*op.parameters(), *state.memory, state.short, *state.filters.near, *spectra]) as largest:
+                op.step(torch.randn(2, D), state)  # the dearest one
+        most.append(largest.bytes)
+    assert most[0] == most[1]
 
 
 def test_filters_are_computed_once() -> None:

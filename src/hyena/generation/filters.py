@@ -7,7 +7,7 @@ itself is added directly. Every pair of an input and a later output is met exact
 ``O(L log^2 L)``.
 
 One tile is a two-sided convolution of ``U`` positions whose lag ``m`` is the filter's lag ``U + m``, so it is
-``hyena::gated_conv``, with whatever kernel that has here. Outputs ``[a, a + S)`` with ``S`` dividing ``a`` need no tile
+``hyena::add_conv_``, with whatever kernel that has here. Outputs ``[a, a + S)`` with ``S`` dividing ``a`` need no tile
 from inside ``[a, a + S)`` for what came before ``a``: a long chunk is done in such pieces, each one causal convolution.
 
 Dimensions: B batch, C channels of a convolution, F long filters, G filter channels, S piece, T longest row, U tile.
@@ -128,8 +128,7 @@ class TiledFilters:
         blocks = t // self.block
         level = (blocks & -blocks).bit_length() - 1  # the largest k with block * 2^k dividing t
         size = self.block << level
-        y = ops.gated_conv(memory[:, t - size : t], self.tiles[level][i])
-        memory[:, t : t + size] += y[:, :ahead]
+        ops.add_conv_(memory[:, t : t + min(size, ahead)], memory[:, t - size : t], self.tiles[level][i])
 
     def _causal_spectrum(self, size: int) -> Tensor:
         found = self._causal.get(size)

@@ -2,6 +2,7 @@
 
 from hyena.ops._layout import compute_dtype, transform_length
 from hyena.ops._library import has_kernel
+from hyena.ops.add_conv import add_conv_
 from hyena.ops.gated_conv import gated_conv
 from hyena.ops.implicit_filter import implicit_filter
 from hyena.ops.mix import mix
@@ -12,6 +13,7 @@ from hyena.ops.spectrum import filter_spectrum
 from hyena.ops._extension import backend_report  # isort: skip  (after the ops it implements)
 
 __all__ = [
+    "add_conv_",
     "backend_report",
     "compute_dtype",
     "filter_spectrum",

@@ -23,6 +23,7 @@ def define(
     *,
     backward: Callable[..., Any] | None = None,
     differentiable: Callable[..., Any] | None = None,
+    in_place: bool = False,
 ) -> None:
     """Registers ``hyena::<name>`` with everything that eager, ``torch.compile`` and autograd ask of it.
 
@@ -34,11 +35,15 @@ def define(
             is taken to be a backward op itself, and its derivative is autograd's, of ``differentiable``.
         differentiable: the same function as ``fallback``, in operations that autograd can differentiate, for any
             backend's spectra; ``fallback`` itself if missing.
+        in_place: the op changes an argument, and has no derivative.
     """
     name = schema[: schema.index("(")]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, fallback, "CompositeExplicitAutograd")
     torch.library.register_fake(f"hyena::{name}", fake, lib=LIBRARY)
+    OP_NAMES.append(name)
+    if in_place:
+        return
     derivative = backward if backward is not None else _derivative_of(differentiable or fallback)
 
     def run_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -49,7 +54,6 @@ def define(
         return tuple(g if need else None for g, need in zip(out, ctx.needs_input_grad, strict=True))
 
     torch.library.register_autograd(f"hyena::{name}", run_backward, setup_context=_save, lib=LIBRARY)
-    OP_NAMES.append(name)
 
 
 def _save(ctx: Any, inputs: Sequence[Any], output: Any) -> None:

@@ -25,11 +25,11 @@ _CHUNK = 1 << 25
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _pieces(x: Tensor, spectrum: Tensor) -> list[tuple[slice, slice]]:
-    """(filter channels, channels) of each piece."""
+def pieces(batch: int, channels: int, spectrum: Tensor, numbers: int | None = None) -> list[tuple[slice, slice]]:
+    """(filter channels, channels) of each piece of a transform, so that it holds at most ``numbers`` complex ones."""
     groups, size = spectrum.size(0), spectrum.size(1)
-    width = x.size(1) // groups
-    step = max(1, _CHUNK // max(1, x.size(0) * width * size))
+    width = channels // groups
+    step = max(1, (numbers or _CHUNK) // max(1, batch * width * size))
     return [(slice(g, g + step), slice(g * width, (g + step) * width)) for g in range(0, groups, step)]
 
 
@@ -37,11 +37,12 @@ def long_conv(x: Tensor, spectrum: Tensor) -> Tensor:
     """``h conv x``: x (B, C, L) in the compute dtype, spectrum (G, P+1) complex -> (B, C, L)."""
     if x.numel() == 0:  # FFT libraries refuse empty batches
         return torch.zeros_like(x)
-    out = [_long_conv(x[:, c], spectrum[g]) for g, c in _pieces(x, spectrum)]
+    out = [long_conv_piece(x[:, c], spectrum[g]) for g, c in pieces(x.size(0), x.size(1), spectrum)]
     return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
 
-def _long_conv(x: Tensor, spectrum: Tensor) -> Tensor:
+def long_conv_piece(x: Tensor, spectrum: Tensor) -> Tensor:
+    """:func:`long_conv` of what is not empty, all at once."""
     points = 2 * (spectrum.size(1) - 1)
     product = torch.fft.rfft(x, n=points).unflatten(1, (spectrum.size(0), -1)) * spectrum[:, None]
     return torch.fft.irfft(product.flatten(1, 2), n=points)[..., : x.size(2)]
@@ -51,7 +52,7 @@ def long_conv_backward(dy: Tensor, x: Tensor, spectrum: Tensor) -> tuple[Tensor,
     """Gradients of x and of the spectrum: (B, C, L) and (G, P+1) complex (real gradient of re and im)."""
     if x.numel() == 0:
         return torch.zeros_like(x), torch.zeros_like(spectrum)
-    out = [_long_conv_backward(dy[:, c], x[:, c], spectrum[g]) for g, c in _pieces(x, spectrum)]
+    out = [_long_conv_backward(dy[:, c], x[:, c], spectrum[g]) for g, c in pieces(x.size(0), x.size(1), spectrum)]
     if len(out) == 1:
         return out[0]
     return torch.cat([dx for dx, _ in out], dim=1), torch.cat([ds for _, ds in out], dim=0)

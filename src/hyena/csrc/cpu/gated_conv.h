@@ -38,9 +38,13 @@ struct GatedConv {
     };
 
     void read_product(T* buffer, const Row& row, const Inputs& in, const WorkMemory& m, const Team& team) const {
+        Ahead ahead;
+        ahead.add(in.v);
+        if (in.pre.data) ahead.add(in.pre);
+        ahead.length = row.length;
         team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
             passes.columns_in(buffer, c0, c1, m.local.get() + part * passes.scratch() * S,
-                              [&](int64_t t) HYENA_LAMBDA { return t < row.length ? in.product(t) : zero<T>(); });
+                              [&](int64_t t) HYENA_LAMBDA { return t < row.length ? in.product(t) : zero<T>(); }, ahead);
         });
     }
 
@@ -65,10 +69,21 @@ struct GatedConv {
         const Products<T> products = products_of(block, group);
         team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) { products.convolve(buffer, r0, r1); });
         team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
-            passes.columns_out(buffer, c0, c1, m.local.get() + part * passes.scratch() * S,
-                               [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
-                                   if (t < row.length) y.put(t, in.gated(t, v.re));
-                               });
+            T* local = m.local.get() + part * passes.scratch() * S;
+            if (a.added > 0) {
+                Ahead ahead;
+                ahead.add(y);
+                ahead.length = a.added;
+                passes.columns_out(
+                    buffer, c0, c1, local,
+                    [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                        if (t < a.added) y.put(t, y[t] + v.re);
+                    },
+                    ahead);
+            } else
+                passes.columns_out(buffer, c0, c1, local, [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                    if (t < row.length) y.put(t, in.gated(t, v.re));
+                });
         });
     }
 

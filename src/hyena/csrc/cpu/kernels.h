@@ -76,6 +76,7 @@ struct GatedConvArgs {
     Array v, pre, post, y;  // pre and post may be null
     Spectra spectra;
     const void* d;  // (C) or null
+    int64_t added;  // 0; or: the first `added` positions of the result are added to y, without post
     // backward
     Array dy, dv, dpre, dpost;
     Spectra dspectra;

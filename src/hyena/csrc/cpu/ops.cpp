@@ -255,6 +255,25 @@ Tensor gated_conv(const Tensor& v_in, const Tensor& spectrum_in, const Optional&
     return in_order_of(y, v_in);
 }
 
+void add_conv(const Tensor& y, const Tensor& v_in, const Tensor& spectrum_in) {
+    if (y.numel() == 0) return;
+    const Tensor v = channels_last(v_in), spectrum = torch::stable::contiguous(spectrum_in);
+    Tensor sum = channels_last(y);  // y itself, unless its channels lie apart
+    GatedConvArgs args{};
+    args.spectra = spectra(spectrum, 1);
+    const Rows rows(v, std::nullopt, std::nullopt, args.spectra.points);
+    args.seq = rows.sequence;
+    args.channels = v.size(2);
+    args.v = array(v);
+    args.y = array(sum);
+    args.added = y.size(1);
+    kernels().gated_conv(args);
+    if (sum.data_ptr() != y.data_ptr()) {
+        Tensor to = y;
+        torch::stable::copy_(to, sum);
+    }
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gated_conv_backward(const Tensor& dy_in, const Tensor& v_in,
                                                                        const Tensor& spectrum_in, const Optional& d_in,
                                                                        const Optional& pre_in, const Optional& post_in,
@@ -422,6 +441,7 @@ STABLE_TORCH_LIBRARY_IMPL(hyena, CPU, m) {
     m.impl("filter_spectrum", TORCH_BOX(&hyena::filter_spectrum));
     m.impl("filter_spectrum_backward", TORCH_BOX(&hyena::filter_spectrum_backward));
     m.impl("gated_conv", TORCH_BOX(&hyena::gated_conv));
+    m.impl("add_conv_", TORCH_BOX(&hyena::add_conv));
     m.impl("gated_conv_backward", TORCH_BOX(&hyena::gated_conv_backward));
     m.impl("mix", TORCH_BOX(&hyena::mix));
     m.impl("project", TORCH_BOX(&hyena::project));

@@ -1,0 +1,66 @@
+"""``hyena::add_conv_``: a long convolution added to what is there, ``y += (h conv v)[:, :n]``.
+
+What is left to do of :func:`hyena.ops.gated_conv` in a step of a decode, where a result as long as half of the context
+would be memory to fetch, fill and read again.
+
+Dimensions: B batch, L length, n positions of the result that are wanted, C channels, G filter channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyena.ops._layout import compute_dtype
+from hyena.ops._library import define, has_kernel
+from hyena.ops.gated_conv import check_spectrum, long_conv_piece, pieces
+from hyena.ops.short_conv import check_row
+from hyena.ops.spectrum import spectrum_rows
+
+# Complex numbers that the fallback transforms at once: 8 MiB in complex64, what a cache may hold.
+_CHUNK = 1 << 20
+
+
+def _add_conv_(y: Tensor, v: Tensor, spectrum: Tensor) -> None:
+    if y.numel() == 0:
+        return
+    dtype, s = compute_dtype(v), spectrum_rows(spectrum)
+    for g, c in pieces(v.size(0), v.size(2), s, _CHUNK):
+        x = v[..., c].to(dtype).transpose(1, 2).contiguous()
+        y[..., c] += long_conv_piece(x, s[g])[..., : y.size(1)].transpose(1, 2)
+
+
+define(
+    "add_conv_(Tensor(a!) y, Tensor v, Tensor spectrum) -> ()", _add_conv_, lambda y, v, spectrum: None, in_place=True
+)
+
+
+def add_conv_(y: Tensor, v: Tensor, spectrum: Tensor) -> None:
+    """Checked call of ``hyena::add_conv_``: ``y += (h conv v)[:, :n]``. No gradient passes through it.
+
+    Args:
+        y: ``(B, n, C)``, n at most L, changed in place; any strides, no memory in common with ``v``.
+        v: ``(B, L, C)`` of the same dtype.
+        spectrum: ``(G, P+1, 2)`` from :func:`hyena.ops.filter_spectrum`.
+
+    Raises:
+        ValueError: shapes, dtypes or sizes that do not fit, with the ones found, or gradients that are asked for.
+    """
+    check_row(v, None, None)
+    check_spectrum(v, spectrum, v.size(2), False)
+    if spectrum.dim() != 3:
+        raise ValueError(f"add_conv_ takes one filter's spectrum, (G, P + 1, 2), got {tuple(spectrum.shape)}")
+    fits = y.dim() == 3 and y.size(0) == v.size(0) and y.size(1) <= v.size(1) and y.size(2) == v.size(2)
+    if not fits or y.dtype != v.dtype or y.device != v.device:
+        raise ValueError(
+            f"y must be {v.dtype} of shape ({v.size(0)}, n, {v.size(2)}) with n at most {v.size(1)}, on {v.device}; "
+            f"got {y.dtype} of shape {tuple(y.shape)} on {y.device}"
+        )
+    if torch.is_grad_enabled() and (y.requires_grad or v.requires_grad or spectrum.requires_grad):
+        raise ValueError("add_conv_ has no gradient: call it under torch.no_grad(), or use gated_conv")
+    if has_kernel("gated_conv", v.device) and not has_kernel("add_conv_", v.device):
+        # A spectrum in the layout of kernels, on a device that has none for this op: row by row, to hold only one.
+        for row, part in zip(y, v, strict=True):
+            row += torch.ops.hyena.gated_conv(part[None], spectrum, None, None, None, None)[0, : row.size(0)]
+        return
+    torch.ops.hyena.add_conv_(y, v, spectrum)
