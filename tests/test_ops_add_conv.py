@@ -88,7 +88,7 @@ def test_pieces_of_channels_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_rows_in_turn_where_only_gated_conv_has_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["hyena.ops.add_conv"], "has_kernel", lambda name, device: name == "gated_conv")
+    monkeypatch.setattr(sys.modules["hyena.ops.add_conv"], "has_kernel", lambda name, *_: name == "gated_conv")
     check(Tier("any", "cpu"), 3, 29, 11, 6)
 
 

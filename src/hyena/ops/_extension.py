@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,16 @@ class Extension:
 
     instructions: str | None
     reason: str
+    cuda_takes: Callable[[int, int], int] | None = None
+
+    def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether the kernels for this kind of device take tensors there of this dtype, or hand them to the fallback.
+
+        The CPU's take everything. The GPU's want compute capability 8.0 and no float64.
+        """
+        if device.type == "cpu" and self.instructions != "emulated CUDA":
+            return True
+        return self.cuda_takes is not None and bool(self.cuda_takes(device.index or 0, dtype == torch.float64))
 
 
 def _load() -> Extension:
@@ -33,9 +44,12 @@ def _load() -> Extension:
         torch.ops.load_library(str(_LIBRARY))
     except OSError as error:
         return _without_kernels(f"{_LIBRARY.name} does not load with torch {torch.__version__}: {error}")
-    name = ctypes.CDLL(str(_LIBRARY)).hyena_cpu_kernels
+    library = ctypes.CDLL(str(_LIBRARY))
+    name = library.hyena_cpu_kernels
     name.restype = ctypes.c_char_p
-    return Extension(name().decode(), f"compiled kernels, {name().decode()} instructions")
+    # Only a build with the CUDA kernels has it.
+    cuda_takes = getattr(library, "hyena_cuda_takes", None)
+    return Extension(name().decode(), f"compiled kernels, {name().decode()} instructions", cuda_takes)
 
 
 def _without_kernels(why: str) -> Extension:

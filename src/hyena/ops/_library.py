@@ -40,6 +40,9 @@ def define(
     name = schema[: schema.index("(")]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, fallback, "CompositeExplicitAutograd")
+    # Under a name of its own too, for a kernel to call with what it does not take.
+    LIBRARY.define(f"{name}_fallback{schema[len(name) :]}", tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(f"{name}_fallback", fallback, "CompositeExplicitAutograd")
     torch.library.register_fake(f"hyena::{name}", fake, lib=LIBRARY)
     OP_NAMES.append(name)
     if in_place:
@@ -68,10 +71,15 @@ def _restore(ctx: Any) -> list[Any]:
     return [next(tensors) if t else a for t, a in zip(ctx.is_tensor, ctx.others, strict=True)]
 
 
-def has_kernel(name: str, device: torch.device) -> bool:
-    """Whether ``hyena::<name>`` has a compiled kernel for this kind of device."""
+def has_kernel(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether ``hyena::<name>`` has a compiled kernel for this kind of device, and it takes this dtype."""
+    # Imported here because the extension is loaded after the ops that it implements.
+    from hyena.ops._extension import EXTENSION
+
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device.type)
-    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"hyena::{name}", key)
+    if key is None or not torch._C._dispatch_has_kernel_for_dispatch_key(f"hyena::{name}", key):
+        return False
+    return EXTENSION.takes(device, dtype)
 
 
 def _derivative_of(function: Callable[..., Any]) -> Callable[..., Any]:

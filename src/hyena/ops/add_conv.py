@@ -58,7 +58,7 @@ def add_conv_(y: Tensor, v: Tensor, spectrum: Tensor) -> None:
         )
     if torch.is_grad_enabled() and (y.requires_grad or v.requires_grad or spectrum.requires_grad):
         raise ValueError("add_conv_ has no gradient: call it under torch.no_grad(), or use gated_conv")
-    if has_kernel("gated_conv", v.device) and not has_kernel("add_conv_", v.device):
+    if has_kernel("gated_conv", v.device, v.dtype) and not has_kernel("add_conv_", v.device, v.dtype):
         # A spectrum in the layout of kernels, on a device that has none for this op: row by row, to hold only one.
         for row, part in zip(y, v, strict=True):
             row += torch.ops.hyena.gated_conv(part[None], spectrum, None, None, None, None)[0, : row.size(0)]

@@ -71,7 +71,7 @@ def to_fallback_layout(spectrum: Tensor) -> Tensor:
     Every backend's transform is a multiple of an isometry on filters of lags ``-(P-1) … P-1``: its adjoint brings the
     taps back.
     """
-    if not has_kernel("filter_spectrum", spectrum.device):
+    if not has_kernel("filter_spectrum", spectrum.device, spectrum.dtype):
         return spectrum
     size = spectrum.size(-2) - 1
     stacked = spectrum.reshape(-1, *spectrum.shape[-3:])
@@ -83,7 +83,7 @@ def to_fallback_layout(spectrum: Tensor) -> Tensor:
 
 def from_fallback_layout(ds: Tensor) -> Tensor:
     """A gradient of ``to_fallback_layout(spectrum)`` as a gradient of ``spectrum``; differentiable."""
-    if not has_kernel("filter_spectrum", ds.device):
+    if not has_kernel("filter_spectrum", ds.device, ds.dtype):
         return ds
     size = ds.size(-2) - 1
     stacked = ds.reshape(-1, *ds.shape[-3:])

@@ -1,0 +1,311 @@
+// The gated long convolution of rows that fit one block, and whole mixing steps made of it.
+//
+// Right angle: time t is multiplied by exp(i pi t / 2P), P >= L. What wraps around in the circular convolution of P points is then
+// multiplied by i against what does not, so after untwisting the real part is the convolution: no padding to 2L, no unpacking of
+// real transforms. Spectra carry the factor 1 / P; gradients come from the same transforms and the conjugate spectrum.
+#pragma once
+
+#include "passes.h"
+#include "sequences.h"
+
+namespace hyena::cuda {
+
+constexpr int kMaxGates = 9;  // of an operator of order 8 with a value filter
+
+// Spectra of F filters of G channels, each with room for `room` points: (F, G, room).
+struct Spectra {
+    Cx* data = nullptr;
+    int64_t groups = 1, room = 1;
+    int64_t width = 1;  // channels that share a filter
+
+    HYENA_DEVICE Cx* at(int64_t filter, int64_t channel) const { return data + (filter * groups + channel / width) * room; }
+};
+
+// How the threads of a block share the positions of its sets.
+struct Chunks {
+    int sets, per_set, points;
+
+    HYENA_DEVICE Chunks(const Block& block, const Transform& t) : sets(int(t.sets)), per_set(block.threads / sets), points(int(t.points)) {}
+
+    // fn(set, t) for each of the thread's chunks.
+    template <class Fn>
+    HYENA_DEVICE void each(int thread, Fn&& fn) const {
+        const int set = thread / per_set;
+        if (set >= sets) return;
+        for (int t = thread % per_set * kChunk; t < points; t += per_set * kChunk) fn(set, t);
+    }
+};
+
+// Real parts of positions t … t + N - 1 of a set; zero beyond the end.
+template <int N>
+HYENA_DEVICE void get(const Cx* buffer, int points, int set, int t, float* x) {
+    HYENA_UNROLL
+    for (int e = 0; e < N; ++e) x[e] = t + e < points ? buffer[padded(uint32_t(set * points + t + e))].re : 0.f;
+}
+HYENA_DEVICE void put(Cx* buffer, int points, int set, int t, const float* x) {
+    HYENA_UNROLL
+    for (int e = 0; e < kChunk; ++e)
+        if (t + e < points) buffer[padded(uint32_t(set * points + t + e))].re = x[e];
+}
+
+// y = gate[F] * conv_{F-1}(… gate[1] * conv_0(gate[0] * value)): one block, one row, `sets` channels, one pass over the data.
+struct Convolve {
+    Sequences sequences;
+    Transform transform;
+    Spectra spectra;
+    const float* d = nullptr;  // (F, C), or null
+    int64_t channels = 0;
+    int filters = 0;
+    Operand value, gates[kMaxGates];
+    Array y;
+
+    int64_t blocks() const { return (channels + transform.sets - 1) / transform.sets * sequences.count; }
+
+    // Neighbouring blocks have the same channels and the next row, so that the spectra stay in the second cache level.
+    HYENA_DEVICE void operator()(const Block& block, char* shared, int64_t index) const {
+        Cx* buffer = reinterpret_cast<Cx*>(shared);
+        const Row row = row_of(sequences, index % sequences.count);
+        if (row.length == 0) return;
+        const int64_t first = index / sequences.count * transform.sets;
+        const Chunks chunks(block, transform);
+        const Transform& t = transform;
+        // Each thread's own chunks: sets beyond the last channel repeat it, and are not written.
+        block.each([&](int thread) {
+            chunks.each(thread, [&](int set, int at) {
+                float x[kChunk];
+                const int64_t channel = own(first, set);
+                Line(value, sequences, row, channel).read(at, x);
+                gate(gates[0], sequences, row, channel, at, x);
+                put(buffer, chunks.points, set, at, x);
+            });
+        });
+        for (int f = 0; f < filters; ++f) {
+            forward_pass<Ends::kRealTwisted>(block, t, 0, RealInBuffer{buffer}, InBuffer{buffer});
+            middle_forward(block, t, buffer);
+            turning_pass(block, t, buffer, [&](uint32_t set, uint32_t k, Cx x) {
+                const int64_t channel = own(first, int(set));
+                Cx s = spectra.at(f, channel)[k];
+                if (d != nullptr) s.re += d[f * channels + channel] / float(t.points);
+                return x * s;
+            });
+            middle_inverse(block, t, buffer);
+            inverse_pass<Ends::kRealTwisted>(block, t, 0, InBuffer{buffer}, RealInBuffer{buffer});
+            block.each([&](int thread) {
+                chunks.each(thread, [&](int set, int at) {
+                    float x[kChunk];
+                    get<kChunk>(buffer, chunks.points, set, at, x);
+                    gate(gates[f + 1], sequences, row, own(first, set), at, x);
+                    if (f + 1 < filters)
+                        put(buffer, chunks.points, set, at, x);
+                    else if (first + set < channels && at < row.length)
+                        write(y, row, first + set, at, x);
+                });
+            });
+        }
+    }
+
+    HYENA_DEVICE int64_t own(int64_t first, int set) const { return first + set < channels ? first + set : channels - 1; }
+};
+
+// Sums that a gradient keeps of every channel: that of d, then taps and bias of post, pre and value.
+constexpr int kPartSums = kTapGroup + 1;
+constexpr int kSums = 1 + 3 * kPartSums;
+
+// The gradient of y = post * conv(pre * value), which computes everything between again. A block has `sets` channels and a slice
+// of the rows, one after the other, so that every sum over rows has one writer and one order.
+struct ConvolveBackward {
+    Sequences sequences;
+    Transform transform;
+    Spectra spectra;
+    const float* d = nullptr;  // (C), or null
+    int64_t channels = 0;
+    int64_t slices = 1;
+    Operand value, pre, post, dy;
+    // With `adjoint`, gradients of z through its short convolution (of up to four taps); else those of the parts themselves.
+    bool adjoint = false;
+    Array dvalue, dpre, dpost;
+    Cx* dspectra = nullptr;  // (slices, C, P)
+    float* sums = nullptr;   // (slices, C, kSums)
+    Cx* kept = nullptr;      // (blocks, sets * P): the spectrum of pre * value
+
+    int64_t channel_blocks() const { return (channels + transform.sets - 1) / transform.sets; }
+    int64_t blocks() const { return channel_blocks() * slices; }
+
+    HYENA_DEVICE void operator()(const Block& block, char* shared, int64_t index) const {
+        const Transform& t = transform;
+        Cx* buffer = reinterpret_cast<Cx*>(shared);
+        float* partial = reinterpret_cast<float*>(buffer + padded(t.size()) + 1);
+        float* totals = partial + 2 * kPartSums * block.threads;
+        Cx* mine = kept + index * t.size();
+        const int64_t slice = index % slices, first = index / slices * t.sets;
+        const Chunks chunks(block, t);
+        block.each([&](int thread) {
+            for (int i = thread; i < int(t.sets) * kSums; i += block.threads) totals[i] = 0.f;
+            for (uint32_t i = uint32_t(thread); i < t.size(); i += uint32_t(block.threads))
+                if (first + i / t.points < channels) gradient_of(slice, first + i / t.points)[i % t.points] = {0.f, 0.f};
+        });
+        const int64_t begin = sequences.count * slice / slices, end = sequences.count * (slice + 1) / slices;
+        for (int64_t r = begin; r < end; ++r) {
+            const Row row = row_of(sequences, r);
+            if (row.length == 0) continue;
+            inputs(block, chunks, buffer, row, first, partial);
+            add_up<1>(block, chunks.sets, chunks.per_set, partial, totals);
+            transforms<false>(block, buffer, mine, slice, first);
+            outer_gradient(block, chunks, buffer, row, first, partial);
+            if (adjoint) add_up<kPartSums>(block, chunks.sets, chunks.per_set, partial, totals + t.sets);
+            gradient_in(block, chunks, buffer, row, first);
+            transforms<true>(block, buffer, mine, slice, first);
+            inner_gradients(block, chunks, buffer, row, first, partial);
+            if (adjoint) add_up<2 * kPartSums>(block, chunks.sets, chunks.per_set, partial, totals + t.sets * (1 + kPartSums));
+        }
+        block.each([&](int thread) {
+            for (int i = thread; i < int(t.sets) * kSums; i += block.threads) {
+                const int set = i / kSums, k = i % kSums, n = int(t.sets);
+                if (first + set >= channels) continue;
+                const float* from = k == 0                ? totals + set
+                                    : k < 1 + kPartSums   ? totals + n + set * kPartSums + (k - 1)
+                                                          : totals + n * (1 + kPartSums) + set * 2 * kPartSums + (k - 1 - kPartSums);
+                sums[(slice * channels + first + set) * kSums + k] = *from;
+            }
+        });
+    }
+
+  private:
+    HYENA_DEVICE int64_t own(int64_t first, int set) const { return first + set < channels ? first + set : channels - 1; }
+    HYENA_DEVICE Cx* gradient_of(int64_t slice, int64_t channel) const { return dspectra + (slice * channels + channel) * transform.points; }
+
+    // pre * value to the buffer; sums of it times dy * post, the gradient of d.
+    HYENA_DEVICE void inputs(const Block& block, const Chunks& chunks, Cx* buffer, const Row& row, int64_t first, float* partial) const {
+        block.each([&](int thread) {
+            float sum = 0.f;
+            chunks.each(thread, [&](int set, int at) {
+                const int64_t channel = own(first, set);
+                float x[kChunk], g[kChunk];
+                Line(value, sequences, row, channel).read(at, x);
+                gate(pre, sequences, row, channel, at, x);
+                put(buffer, chunks.points, set, at, x);
+                if (d == nullptr) return;
+                Line(dy, sequences, row, channel).read(at, g);
+                gate(post, sequences, row, channel, at, g);
+                HYENA_UNROLL
+                for (int e = 0; e < kChunk; ++e) sum += x[e] * g[e];
+            });
+            partial[thread] = sum;
+        });
+    }
+
+    // The gradient of the convolution's output, dy * post, to the buffer.
+    HYENA_DEVICE void gradient_in(const Block& block, const Chunks& chunks, Cx* buffer, const Row& row, int64_t first) const {
+        block.each([&](int thread) {
+            chunks.each(thread, [&](int set, int at) {
+                float g[kChunk];
+                Line(dy, sequences, row, own(first, set)).read(at, g);
+                gate(post, sequences, row, own(first, set), at, g);
+                put(buffer, chunks.points, set, at, g);
+            });
+        });
+    }
+
+    // The convolution of the buffer, whose spectrum is kept; or its adjoint, with the gradient of the filter's spectrum.
+    template <bool kAdjoint>
+    HYENA_DEVICE void transforms(const Block& block, Cx* buffer, Cx* mine, int64_t slice, int64_t first) const {
+        const Transform& t = transform;
+        forward_pass<Ends::kRealTwisted>(block, t, 0, RealInBuffer{buffer}, InBuffer{buffer});
+        middle_forward(block, t, buffer);
+        turning_pass(block, t, buffer, [&](uint32_t set, uint32_t k, Cx x) {
+            const int64_t channel = own(first, int(set));
+            Cx s = spectra.at(0, channel)[k];
+            if (d != nullptr) s.re += d[channel] / float(t.points);
+            Cx* keep = mine + set * t.points + k;
+            if constexpr (!kAdjoint) {
+                *keep = x;
+                return x * s;
+            } else {
+                if (first + set < channels) {
+                    Cx* sum = gradient_of(slice, channel) + k;
+                    *sum = *sum + times_conj(x, *keep);
+                }
+                return times_conj(x, s);
+            }
+        });
+        if (!kAdjoint && dpost.data == nullptr) return;  // nobody asks for the convolution itself
+        middle_inverse(block, t, buffer);
+        inverse_pass<Ends::kRealTwisted>(block, t, 0, InBuffer{buffer}, RealInBuffer{buffer});
+    }
+
+    // dpost = dy * conv(pre * value), which is in the buffer.
+    HYENA_DEVICE void outer_gradient(const Block& block, const Chunks& chunks, const Cx* buffer, const Row& row, int64_t first,
+                                     float* partial) const {
+        if (dpost.data == nullptr) return;
+        block.each([&](int thread) {
+            float parts[kPartSums] = {};
+            chunks.each(thread, [&](int set, int at) {
+                if (first + set >= channels || at >= row.length) return;
+                float g[kChunk + kHalo], c[kChunk + kHalo], x[kHalo + kChunk];
+                const Line up(dy, sequences, row, first + set);
+                up.raw<kChunk>(at, g);
+                up.raw<kHalo>(at + kChunk, g + kChunk);
+                get<kChunk + kHalo>(buffer, chunks.points, set, at, c);
+                HYENA_UNROLL
+                for (int e = 0; e < kChunk + kHalo; ++e) g[e] *= c[e];
+                if (!adjoint) {
+                    write(dpost, row, first + set, at, g);
+                    return;
+                }
+                const Line line(post, sequences, row, first + set);
+                line.window<0>(at, x);
+                write_adjoint(dpost, row, line, first + set, at, g, x, parts);
+            });
+            HYENA_UNROLL
+            for (int k = 0; k < kPartSums; ++k) partial[k * block.threads + thread] = parts[k];
+        });
+    }
+
+    // dpre = dp * value and dvalue = dp * pre, with dp in the buffer.
+    HYENA_DEVICE void inner_gradients(const Block& block, const Chunks& chunks, const Cx* buffer, const Row& row, int64_t first,
+                                      float* partial) const {
+        block.each([&](int thread) {
+            float parts[2 * kPartSums] = {};
+            chunks.each(thread, [&](int set, int at) {
+                if (first + set >= channels || at >= row.length) return;
+                const int64_t channel = first + set;
+                float dp[kChunk + kHalo], g[kChunk + kHalo];
+                get<kChunk + kHalo>(buffer, chunks.points, set, at, dp);
+                if (!adjoint) {
+                    if (pre.given()) {
+                        Line(value, sequences, row, channel).read(at, g);
+                        HYENA_UNROLL
+                        for (int e = 0; e < kChunk; ++e) g[e] *= dp[e];
+                        write(dpre, row, channel, at, g);
+                        gate(pre, sequences, row, channel, at, dp);
+                    }
+                    write(dvalue, row, channel, at, dp);
+                    return;
+                }
+                float xv[kHalo + kChunk + kHalo], v[kChunk + kHalo];
+                const Line values(value, sequences, row, channel);
+                values.window<kHalo>(at, xv);
+                if (pre.given()) {
+                    float xg[kHalo + kChunk + kHalo];
+                    const Line gates(pre, sequences, row, channel);
+                    gates.window<kHalo>(at, xg);
+                    values.convolve<kHalo>(at, xv, v);
+                    HYENA_UNROLL
+                    for (int e = 0; e < kChunk + kHalo; ++e) v[e] *= dp[e];
+                    gates.convolve<kHalo>(at, xg, g);
+                    write_adjoint(dpre, row, gates, channel, at, v, xg, parts);
+                    HYENA_UNROLL
+                    for (int e = 0; e < kChunk + kHalo; ++e) dp[e] *= g[e];
+                }
+                write_adjoint(dvalue, row, values, channel, at, dp, xv, parts + kPartSums);
+            });
+            HYENA_UNROLL
+            for (int k = 0; k < 2 * kPartSums; ++k) partial[k * block.threads + thread] = parts[k];
+        });
+    }
+};
+
+// Shared memory of ConvolveBackward beside its points, in floats.
+constexpr int64_t backward_extra(int threads, int64_t sets) { return 2 * kPartSums * int64_t(threads) + sets * kSums; }
+
+}  // namespace hyena::cuda

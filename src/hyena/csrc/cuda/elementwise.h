@@ -1,0 +1,219 @@
+// What needs no transform: the short convolution and its gradient, products of operands, and the tables.
+#pragma once
+
+#include "plan.h"
+#include "sequences.h"
+
+namespace hyena::cuda {
+
+// y = a * b, each behind its short convolution; b may be missing.
+struct Multiply {
+    static constexpr int kPositions = 2048;  // of a block
+    Sequences sequences;
+    int64_t channels = 0, tiles = 1;
+    Operand a, b;
+    Array y;
+
+    int64_t blocks() const { return sequences.count * channels * tiles; }
+
+    HYENA_DEVICE void operator()(const Block& block, char*, int64_t index) const {
+        const int64_t tile = index % tiles, channel = index / tiles % channels;
+        const Row row = row_of(sequences, index / tiles / channels);
+        const int end = int(tile + 1 == tiles ? row.length : (tile + 1) * kPositions);
+        block.each([&](int thread) {
+            for (int t = int(tile * kPositions) + thread * kChunk; t < row.length && t < end; t += block.threads * kChunk) {
+                float x[kChunk];
+                Line(a, sequences, row, channel).read(t, x);
+                gate(b, sequences, row, channel, t, x);
+                write(y, row, channel, t, x);
+            }
+        });
+    }
+};
+
+// Sums over positions of a * b * c, c perhaps missing: (tiles of all rows, C).
+struct Dot {
+    static constexpr int kPositions = 16384;
+    Sequences sequences;
+    int64_t channels = 0, tiles = 1;
+    Operand a, b, c, e;
+    float* sums = nullptr;
+
+    int64_t blocks() const { return sequences.count * channels * tiles; }
+
+    HYENA_DEVICE void operator()(const Block& block, char* shared, int64_t index) const {
+        float *partial = reinterpret_cast<float*>(shared), *total = partial + block.threads;
+        const int64_t tile = index % tiles, channel = index / tiles % channels, r = index / tiles / channels;
+        const Row row = row_of(sequences, r);
+        const int end = int(tile + 1 == tiles ? row.length : (tile + 1) * kPositions);
+        block.each([&](int thread) {
+            float sum = 0.f;
+            for (int t = int(tile * kPositions) + thread * kChunk; t < row.length && t < end; t += block.threads * kChunk) {
+                float x[kChunk], g[kChunk], part = 0.f;
+                Line(a, sequences, row, channel).read(t, x);
+                gate(b, sequences, row, channel, t, x);
+                Line(c, sequences, row, channel).read(t, g);
+                gate(e, sequences, row, channel, t, g);
+                HYENA_UNROLL
+                for (int i = 0; i < kChunk; ++i) part += x[i] * g[i];
+                sum += part;
+            }
+            partial[thread] = sum;
+            if (thread == 0) *total = 0.f;
+        });
+        add_up<1>(block, 1, block.threads, partial, total);
+        block.each([&](int thread) {
+            if (thread == 0) sums[(r * tiles + tile) * channels + channel] = *total;
+        });
+    }
+};
+
+// The gradient of the short convolution: dz, and sums of the taps' and the bias's gradients for each tile, (tiles of all rows, C,
+// 4 groups + 1).
+struct ShortConvBackward {
+    static constexpr int kPositions = 16384;
+    Sequences sequences;
+    int64_t channels = 0, tiles = 1;
+    Operand z, dy;  // z with its taps
+    Array dz;
+    float* sums = nullptr;
+
+    int64_t blocks() const { return sequences.count * channels * tiles; }
+
+    HYENA_DEVICE void operator()(const Block& block, char* shared, int64_t index) const {
+        float *partial = reinterpret_cast<float*>(shared), *totals = partial + block.threads * kTapSums;
+        const int64_t tile = index % tiles, channel = index / tiles % channels, r = index / tiles / channels;
+        const Row row = row_of(sequences, r);
+        const Line line(z, sequences, row, channel), up(dy, sequences, row, channel);
+        const int begin = int(tile * kPositions), end = int(tile + 1 == tiles ? row.length : (tile + 1) * kPositions);
+        float* out = sums + ((r * tiles + tile) * channels + channel) * (line.groups() * kTapGroup + 1);
+        for (int g = 0; g < line.groups(); ++g) {
+            block.each([&](int thread) {
+                float parts[kTapSums] = {};
+                for (int t = begin + thread * kChunk; t < row.length && t < end; t += block.threads * kChunk) {
+                    float x[kHalo + kChunk], y[kChunk];
+                    line.window<0>(t - g * kTapGroup, x);
+                    read_gradient(line, up, t, y);
+                    HYENA_UNROLL
+                    for (int e = 0; e < kChunk; ++e) {
+                        HYENA_UNROLL
+                        for (int j = 0; j < kTapGroup; ++j) parts[j] += y[e] * x[kHalo + e - j];
+                        parts[kTapGroup] += y[e];
+                    }
+                }
+                HYENA_UNROLL
+                for (int k = 0; k < kTapSums; ++k) partial[k * block.threads + thread] = parts[k];
+                if (thread < kTapSums) totals[thread] = 0.f;
+            });
+            add_up<kTapSums>(block, 1, block.threads, partial, totals);
+            block.each([&](int thread) {
+                if (thread < kTapGroup) out[g * kTapGroup + thread] = totals[thread];
+                if (thread == kTapGroup && g == 0) out[line.groups() * kTapGroup] = totals[thread];
+            });
+        }
+        block.each([&](int thread) {
+            for (int t = begin + thread * kChunk; t < row.length && t < end; t += block.threads * kChunk) {
+                float dx[kChunk] = {};
+                for (int g = 0; g < line.groups(); ++g) {
+                    float y[kChunk + kChunk];
+                    read_gradient(line, up, t + g * kTapGroup, y);
+                    read_gradient(line, up, t + g * kTapGroup + kChunk, y + kChunk);
+                    HYENA_UNROLL
+                    for (int e = 0; e < kChunk; ++e)
+                        HYENA_UNROLL
+                        for (int j = 0; j < kTapGroup; ++j) dx[e] += line.tap(g * kTapGroup + j) * y[e + j];
+                }
+                HYENA_UNROLL
+                for (int e = 0; e < kChunk; ++e)
+                    if (!line.keeps(t + e)) dx[e] = 0.f;
+                write(dz, row, channel, t, dx);
+            }
+        });
+    }
+
+    static constexpr int kTapSums = kTapGroup + 1;
+
+  private:
+    // dy, masked as z's short convolution is.
+    static HYENA_DEVICE void read_gradient(const Line& line, const Line& up, int t, float* y) {
+        up.raw<kChunk>(t, y);
+        HYENA_UNROLL
+        for (int e = 0; e < kChunk; ++e)
+            if (!line.keeps(t + e)) y[e] = 0.f;
+    }
+};
+
+// Adds up what blocks left: out[o][k] = sum over i, w of in[i][o][w][k], as (outer, groups, width, inner) -> (groups, room), with zeros in
+// the room beyond. In float64, so that nothing is lost however many there are.
+struct Reduce {
+    int64_t outer = 1, groups = 1, width = 1, inner = 1, room = 1;
+    const float* in = nullptr;
+    float* out = nullptr;
+
+    int64_t blocks() const { return (groups * room + kMaxThreads - 1) / kMaxThreads; }
+
+    HYENA_DEVICE void operator()(const Block& block, char*, int64_t index) const {
+        block.each([&](int thread) {
+            const int64_t at = index * block.threads + thread, o = at / room, k = at % room;
+            if (o >= groups) return;
+            double sum = 0;
+            if (k < inner)
+                for (int64_t i = 0; i < outer; ++i)
+                    for (int64_t w = 0; w < width; ++w) sum += in[((i * groups + o) * width + w) * inner + k];
+            out[at] = float(sum);
+        });
+    }
+};
+
+// Sums of the taps' gradients of `channels` channels, (channels, stride) from the position itself backwards and then (at `bias`) the
+// bias's, as gradients of weight (channels, taps) and bias (channels).
+struct TapGradients {
+    int64_t channels = 0, stride = 0, bias = 0, taps = 0;
+    const float* sums = nullptr;
+    float *dweight = nullptr, *dbias = nullptr;
+
+    int64_t blocks() const { return (channels + kMaxThreads - 1) / kMaxThreads; }
+
+    HYENA_DEVICE void operator()(const Block& block, char*, int64_t index) const {
+        block.each([&](int thread) {
+            const int64_t channel = index * block.threads + thread;
+            if (channel >= channels) return;
+            for (int64_t j = 0; j < taps; ++j) dweight[channel * taps + taps - 1 - j] = sums[channel * stride + j];
+            dbias[channel] = sums[channel * stride + bias];
+        });
+    }
+};
+
+// Fills one table.
+struct FillTable {
+    Region region;
+    char* memory = nullptr;
+
+    int64_t blocks() const { return (region.count + kMaxThreads - 1) / kMaxThreads; }
+
+    HYENA_DEVICE void operator()(const Block& block, char*, int64_t index) const {
+        block.each([&](int thread) {
+            const int64_t o = index * block.threads + thread;
+            if (o >= region.count) return;
+            char* at = memory + region.offset;
+            if (region.kind == Region::kRoots) {
+                Roots& r = reinterpret_cast<Roots*>(at)[o];
+                r = {half_turns(-2 * o, region.den), half_turns(-4 * o, region.den), half_turns(-8 * o, region.den),
+                     half_turns(-16 * o, region.den)};
+            } else if (region.kind == Region::kTurns) {
+                reinterpret_cast<Cx*>(at)[o] = half_turns(region.num * o, region.den);
+            } else {
+                int64_t rest = o, m = region.den, k = 0, step = 1;
+                for (int s = 0; s < region.passes; ++s) {
+                    m /= region.radix[s];
+                    k += step * (rest / m);
+                    rest %= m;
+                    step *= region.radix[s];
+                }
+                reinterpret_cast<uint32_t*>(at)[o] = uint32_t(k);
+            }
+        });
+    }
+};
+
+}  // namespace hyena::cuda

@@ -1,0 +1,44 @@
+// The CUDA kernels on the host: blocks one after the other, threads of a block in a loop. Slow, and exact: for tests on machines
+// without a GPU (CMake option HYENA_EMULATE_CUDA).
+#include <cstdlib>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "launch.h"
+
+namespace hyena::cuda {
+
+// Little shared memory makes short rows split, as long ones do on a GPU; HYENA_EMULATED_SHARED sets it, in bytes.
+Limits limits_of(int) {
+    const char* bytes = std::getenv("HYENA_EMULATED_SHARED");
+    return {bytes == nullptr ? 32 * 1024 : std::atoll(bytes), 2};
+}
+bool supported(int) { return true; }
+bool is_capturing(const Device&) { return false; }
+void wait_for(const Device&) {}
+
+template <class Program>
+void launch(const char* name, const Program& program, int threads, int64_t shared, const Device& device) {
+    if (shared > device.limits.shared)
+        throw std::runtime_error(std::string("hyena: ") + name + " asks for " + std::to_string(shared) + " bytes of shared memory");
+    std::vector<float> memory(size_t(shared) / 4 + 4);
+    for (int64_t index = 0; index < program.blocks(); ++index) {
+        // A block must read only what it wrote, and find nothing that another left behind.
+        for (float& x : memory) x = std::numeric_limits<float>::quiet_NaN();
+        program(Block{threads, index % 2 == 1}, reinterpret_cast<char*>(memory.data()), index);
+    }
+}
+
+#define HYENA_INSTANTIATE(...) \
+    template void launch<__VA_ARGS__>(const char*, const __VA_ARGS__&, int, int64_t, const Device&);
+HYENA_CONVOLVE_PROGRAMS(HYENA_INSTANTIATE)
+HYENA_BACKWARD_PROGRAMS(HYENA_INSTANTIATE)
+HYENA_SPLIT_PROGRAMS(HYENA_INSTANTIATE)
+HYENA_SPECTRUM_PROGRAMS(HYENA_INSTANTIATE)
+HYENA_ELEMENTWISE_PROGRAMS(HYENA_INSTANTIATE)
+
+}  // namespace hyena::cuda
+
+extern "C" __attribute__((visibility("default"))) const char* hyena_cpu_kernels() { return "emulated CUDA"; }

@@ -1,0 +1,35 @@
+// How a program (a struct with blocks() and operator()(block, shared, index)) is run: by a GPU (kernels_*.cu), or by a loop on the
+// host (emulated.cpp), for the same programs.
+#pragma once
+
+#include "elementwise.h"
+#include "spectrum.h"
+
+namespace hyena::cuda {
+
+struct Device {
+    int index = 0;
+    void* stream = nullptr;
+    Limits limits{};
+};
+
+// The device's limits; raises std::runtime_error where its state cannot be read.
+Limits limits_of(int device);
+// Whether the compiled kernels run on it at all (compute capability 8.0 or later).
+bool supported(int device);
+// Whether the stream is recording a CUDA graph: then nothing may be kept that this call computes.
+bool is_capturing(const Device& device);
+void wait_for(const Device& device);
+
+// Runs every block of a program, in the device's stream. Raises std::runtime_error naming the program where the launch fails.
+template <class Program>
+void launch(const char* name, const Program& program, int threads, int64_t shared, const Device& device);
+
+#define HYENA_CONVOLVE_PROGRAMS(X) X(Convolve)
+#define HYENA_BACKWARD_PROGRAMS(X) X(ConvolveBackward)
+#define HYENA_SPLIT_PROGRAMS(X) X(ColumnsIn) X(ColumnsOut) X(RowsConvolve) X(RowsBackward)
+#define HYENA_SPECTRUM_PROGRAMS(X) \
+    X(Spectrum<false>) X(Spectrum<true>) X(SpectrumColumns<false>) X(SpectrumColumns<true>) X(SpectrumRows<false>) X(SpectrumRows<true>)
+#define HYENA_ELEMENTWISE_PROGRAMS(X) X(Multiply) X(Dot) X(ShortConvBackward) X(Reduce) X(TapGradients) X(FillTable)
+
+}  // namespace hyena::cuda

@@ -1,0 +1,140 @@
+// What the kernels need of a device, written so that the same code runs on the host: without nvcc every kernel is an ordinary
+// function (see block.h), which is how they are tested on a machine that has no GPU.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define HYENA_DEVICE __host__ __device__ __forceinline__
+#define HYENA_UNROLL _Pragma("unroll")
+#else
+#define HYENA_DEVICE inline __attribute__((always_inline))
+#define HYENA_UNROLL
+#endif
+
+namespace hyena::cuda {
+
+struct alignas(8) Cx {
+    float re, im;
+};
+
+HYENA_DEVICE Cx operator+(Cx a, Cx b) { return {a.re + b.re, a.im + b.im}; }
+HYENA_DEVICE Cx operator-(Cx a, Cx b) { return {a.re - b.re, a.im - b.im}; }
+HYENA_DEVICE Cx operator*(Cx a, Cx b) { return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re}; }
+// a times the conjugate of b.
+HYENA_DEVICE Cx times_conj(Cx a, Cx b) { return {a.re * b.re + a.im * b.im, a.im * b.re - a.re * b.im}; }
+// Times w (forward), or its conjugate (inverse).
+template <bool kInverse>
+HYENA_DEVICE Cx twiddled(Cx a, Cx w) {
+    return kInverse ? times_conj(a, w) : a * w;
+}
+
+// exp(i pi num / den), rounded once.
+HYENA_DEVICE Cx half_turns(int64_t num, int64_t den) {
+    num %= 2 * den;
+    double s, c;
+#if defined(__CUDA_ARCH__)
+    sincospi((double)num / (double)den, &s, &c);
+#else
+    const double angle = 3.14159265358979323846 * (double)num / (double)den;
+    s = std::sin(angle);
+    c = std::cos(angle);
+#endif
+    return {(float)c, (float)s};
+}
+
+// n / d for n < 2^31, without a division (Granlund and Montgomery 1994, figure 4.1).
+struct FastDiv {
+    uint32_t divisor = 1, magic = 1, shift1 = 0, shift2 = 0;
+
+    FastDiv() = default;
+    explicit FastDiv(uint32_t d) : divisor(d) {
+        uint32_t bits = 0;
+        while ((uint64_t(1) << bits) < d) ++bits;
+        magic = uint32_t((((uint64_t(1) << bits) - d) << 32) / d + 1);
+        shift1 = bits < 1 ? bits : 1;
+        shift2 = bits > 1 ? bits - 1 : 0;
+    }
+    HYENA_DEVICE uint32_t operator()(uint32_t n) const {
+#if defined(__CUDA_ARCH__)
+        const uint32_t t = __umulhi(magic, n);
+#else
+        const uint32_t t = uint32_t((uint64_t(magic) * n) >> 32);
+#endif
+        return (t + ((n - t) >> shift1)) >> shift2;
+    }
+};
+
+// ---- storage types ------------------------------------------------------------------------------------------------------
+
+enum class Storage : int32_t { kFloat, kBFloat16, kFloat16 };
+
+struct BFloat16 {
+    uint16_t bits;
+};
+struct Float16 {
+    uint16_t bits;
+};
+
+template <class To, class From>
+HYENA_DEVICE To bits_as(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+HYENA_DEVICE float to_float(float x) { return x; }
+HYENA_DEVICE float to_float(BFloat16 x) { return bits_as<float>(uint32_t(x.bits) << 16); }
+HYENA_DEVICE float to_float(Float16 x) {
+#if defined(__CUDACC__)
+    return __half2float(bits_as<__half>(x.bits));
+#else
+    return bits_as<_Float16>(x.bits);
+#endif
+}
+
+template <class IO>
+HYENA_DEVICE IO from_float(float x);
+template <>
+HYENA_DEVICE float from_float<float>(float x) {
+    return x;
+}
+template <>
+HYENA_DEVICE BFloat16 from_float<BFloat16>(float x) {
+#if defined(__CUDA_ARCH__)
+    return bits_as<BFloat16>(__float2bfloat16_rn(x));
+#else
+    const uint32_t u = bits_as<uint32_t>(x);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return {uint16_t((u >> 16) | 0x40)};  // stay a NaN
+    return {uint16_t((u + 0x7fffu + ((u >> 16) & 1)) >> 16)};                  // to nearest, ties to even
+#endif
+}
+template <>
+HYENA_DEVICE Float16 from_float<Float16>(float x) {
+#if defined(__CUDACC__)
+    return bits_as<Float16>(__float2half_rn(x));
+#else
+    return bits_as<Float16>(static_cast<_Float16>(x));
+#endif
+}
+
+HYENA_DEVICE int64_t bytes_of(Storage s) { return s == Storage::kFloat ? 4 : 2; }
+
+// fn(a value of the C++ type), once for the type that `s` names.
+template <class Fn>
+HYENA_DEVICE void with_storage(Storage s, Fn&& fn) {
+    if (s == Storage::kFloat)
+        fn(float{});
+    else if (s == Storage::kBFloat16)
+        fn(BFloat16{});
+    else
+        fn(Float16{});
+}
+
+}  // namespace hyena::cuda

@@ -1,0 +1,148 @@
+#include "steps.h"
+
+#include <algorithm>
+
+namespace hyena::cuda {
+namespace {
+
+// Blocks for each multiprocessor that a gradient is cut into, rows permitting.
+constexpr int64_t kBlocksEach = 4;
+
+Cx* complex(const Tensor& t) { return static_cast<Cx*>(t.data_ptr()); }
+float* floats(const Tensor& t) { return static_cast<float*>(t.data_ptr()); }
+
+void forward_split(const Call& call, const Plan& plan, const Step& step, const Array& y) {
+    const int64_t bytes = plan.points * int64_t(sizeof(Cx));
+    const Rounds rounds(call, call.sequences.count, bytes);
+    const Tensor scratch = call.scratch(rounds.pairs() * plan.points * 2);
+    rounds.each([&](const Pairs& pairs) {
+        const Columns columns = columns_of(plan, pairs, complex(scratch));
+        run_columns(call, "columns in", ColumnsIn{call.sequences, columns, step.value, step.pre}, plan);
+        run_rows(call, "rows",
+                 RowsConvolve{call.sequences, rows_of(plan), pairs, step.spectra, step.filter, step.d, complex(scratch)}, plan);
+        run_columns(call, "columns out", ColumnsOut{call.sequences, columns, 1, {step.post}, {y}}, plan);
+    });
+}
+
+void backward_split(const Call& call, const Plan& plan, const Step& step, const Operand& dy, StepGradients& to) {
+    const int64_t bytes = 3 * plan.points * int64_t(sizeof(Cx));
+    const Rounds rounds(call, call.sequences.count, bytes);
+    const int64_t size = rounds.pairs() * plan.points * 2;
+    const Tensor input = call.scratch(size), gradient = call.scratch(size), kept = call.scratch(size);
+    const Tensor dspectra = torch::stable::new_zeros(call.like, {call.channels * plan.points * 2}, ScalarType::Float);
+    const bool outer = step.post.given();
+    rounds.each([&](const Pairs& pairs) {
+        const Columns in = columns_of(plan, pairs, complex(input)), g = columns_of(plan, pairs, complex(gradient));
+        run_columns(call, "columns in", ColumnsIn{call.sequences, in, step.value, step.pre}, plan);
+        run_columns(call, "columns of the gradient in", ColumnsIn{call.sequences, g, dy, step.post}, plan);
+        Spectra spectra = step.spectra;
+        spectra.data = spectra.at(step.filter, 0);
+        run_rows(call, "gradient rows",
+                 RowsBackward{call.sequences, rows_of(plan), pairs, spectra, step.d, complex(input), complex(gradient), outer,
+                              complex(kept), complex(dspectra)},
+                 plan);
+        if (outer) run_columns(call, "columns out", ColumnsOut{call.sequences, in, 1, {dy}, {to.dpost}}, plan);
+        ColumnsOut inner{call.sequences, g, 1, {step.pre}, {to.dvalue}};
+        if (step.pre.given()) {
+            inner.count = 2;
+            inner.factors[1] = step.value;
+            inner.results[1] = to.dpre;
+        }
+        run_columns(call, "columns of the gradient out", inner, plan);
+    });
+    reduce(call, floats(dspectra), 1, step.spectra.groups, step.spectra.width, 2 * plan.points, 2 * step.spectra.room, to.dspectrum);
+    if (to.dd == nullptr) return;
+    const int64_t tiles = std::max<int64_t>(1, (call.sequences.longest + Dot::kPositions - 1) / Dot::kPositions);
+    const Tensor sums = call.scratch(call.sequences.count * tiles * call.channels);
+    const int threads = 256;
+    call.run("sums of d", Dot{call.sequences, call.channels, tiles, step.value, step.pre, dy, step.post, floats(sums)}, threads,
+             (threads + 1) * 4);
+    reduce(call, floats(sums), call.sequences.count * tiles, call.channels, 1, 1, 1, to.dd);
+}
+
+void backward_whole(const Call& call, const Plan& plan, const Step& step, const Operand& dy, bool adjoint, StepGradients& to) {
+    ConvolveBackward program;
+    program.sequences = call.sequences;
+    program.transform = plan.whole;
+    program.spectra = step.spectra;
+    program.spectra.data = step.spectra.at(step.filter, 0);
+    program.d = step.d;
+    program.channels = call.channels;
+    // More blocks than multiprocessors, as far as there are rows to share out; every slice has its own sums.
+    const int64_t wanted = kBlocksEach * call.device.limits.multiprocessors / std::max<int64_t>(1, program.channel_blocks());
+    program.slices = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, call.sequences.count));
+    program.value = step.value;
+    program.pre = step.pre;
+    program.post = step.post;
+    program.dy = dy;
+    program.adjoint = adjoint;
+    program.dvalue = to.dvalue;
+    program.dpre = to.dpre;
+    program.dpost = to.dpost;
+    const Tensor dspectra = call.scratch(program.slices * call.channels * plan.points * 2);
+    const Tensor sums = call.scratch(program.slices * call.channels * kSums);
+    const Tensor kept = call.scratch(program.blocks() * plan.whole.size() * 2);
+    program.dspectra = complex(dspectra);
+    program.sums = floats(sums);
+    program.kept = complex(kept);
+    const int threads = threads_for(plan.whole.size());
+    call.run("convolution's gradient", program, threads, shared_bytes(plan.whole.size(), backward_extra(threads, plan.whole.sets)));
+    reduce(call, floats(dspectra), program.slices, step.spectra.groups, step.spectra.width, 2 * plan.points, 2 * step.spectra.room,
+           to.dspectrum);
+    to.sums = call.scratch(call.channels * kSums);
+    reduce(call, floats(sums), program.slices, call.channels, 1, kSums, kSums, floats(to.sums));
+    // The first of a channel's sums is that of d.
+    if (to.dd != nullptr) call.run("gradient of d", TapGradients{call.channels, kSums, 0, 0, floats(to.sums), nullptr, to.dd}, kMaxThreads);
+}
+
+}  // namespace
+
+void forward(const Call& call, const Prepared& prepared, const Step& step, const Array& y) {
+    const Plan& plan = prepared.plan;
+    if (plan.split) {
+        forward_split(call, plan, step, y);
+        return;
+    }
+    Convolve program;
+    program.sequences = call.sequences;
+    program.transform = plan.whole;
+    program.spectra = step.spectra;
+    program.spectra.data = step.spectra.at(step.filter, 0);
+    program.d = step.d;
+    program.channels = call.channels;
+    program.filters = 1;
+    program.value = step.value;
+    program.gates[0] = step.pre;
+    program.gates[1] = step.post;
+    program.y = y;
+    call.run("convolution", program, threads_for(plan.whole.size()), shared_bytes(plan.whole.size()));
+}
+
+void backward(const Call& call, const Prepared& prepared, const Step& step, const Operand& dy, bool adjoint, StepGradients& to) {
+    if (prepared.plan.split)
+        backward_split(call, prepared.plan, step, dy, to);
+    else
+        backward_whole(call, prepared.plan, step, dy, adjoint, to);
+}
+
+void reduce(const Call& call, const float* in, int64_t outer, int64_t groups, int64_t width, int64_t inner, int64_t room, float* out) {
+    call.run("sums", Reduce{outer, groups, width, inner, room, in, out}, kMaxThreads);
+}
+
+void multiply(const Call& call, const Operand& a, const Operand& b, const Array& y) {
+    const int64_t tiles = (call.sequences.longest + Multiply::kPositions - 1) / Multiply::kPositions;
+    call.run("products", Multiply{call.sequences, call.channels, tiles, a, b, y}, Multiply::kPositions / kChunk);
+}
+
+void short_conv_gradient(const Call& call, const Operand& z, const Operand& dy, const Array& dz, float* dweight, float* dbias) {
+    const int64_t tiles = std::max<int64_t>(1, (call.sequences.longest + ShortConvBackward::kPositions - 1) / ShortConvBackward::kPositions);
+    const int64_t width = (z.taps + kTapGroup - 1) / kTapGroup * kTapGroup + 1;
+    const Tensor sums = call.scratch(call.sequences.count * tiles * call.channels * width), total = call.scratch(call.channels * width);
+    const int threads = 256;
+    call.run("short convolution's gradient", ShortConvBackward{call.sequences, call.channels, tiles, z, dy, dz, floats(sums)}, threads,
+             (threads + 1) * ShortConvBackward::kTapSums * 4);
+    reduce(call, floats(sums), call.sequences.count * tiles, call.channels, 1, width, width, floats(total));
+    call.run("gradients of taps", TapGradients{call.channels, width, width - 1, z.taps, floats(total), dweight, dbias}, kMaxThreads);
+}
+
+}  // namespace hyena::cuda

@@ -1,0 +1,45 @@
+// What the registration of the CPU's and the GPU's kernels share: dtypes, memory order, transform lengths. Stable ABI.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
+
+namespace hyena {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+// Whether z of shape (B, L, C) lies in memory as (B, C, L).
+inline bool is_channel_major(const Tensor& z) {
+    return z.size(1) > 1 && z.size(2) > 1 && z.stride(1) == 1 && z.stride(2) != 1;
+}
+
+// Parameters in arithmetic precision, contiguous.
+inline Tensor parameter(const Tensor& t, ScalarType type) {
+    return torch::stable::contiguous(t.scalar_type() == type ? t : torch::stable::to(t, type));
+}
+
+// A gradient in the dtype of what it is of.
+inline Tensor back(const Tensor& gradient, const Tensor& like) {
+    return gradient.scalar_type() == like.scalar_type() ? gradient : torch::stable::to(gradient, like.scalar_type());
+}
+
+// The longest fast length (2^a 3^b 5^c, above 64 a multiple of 16) that a spectrum of `size` points has room for.
+inline int64_t points_of(int64_t size) {
+    const auto fast = [](int64_t n) {
+        if (n > 64 && n % 16 != 0) return false;
+        for (int64_t p : {2, 3, 5})
+            while (n % p == 0) n /= p;
+        return n == 1;
+    };
+    while (!fast(size)) size -= size <= 64 || size % 16 == 0 ? 1 : size % 16;
+    return size;
+}
+
+}  // namespace hyena
