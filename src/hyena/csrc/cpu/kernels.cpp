@@ -51,7 +51,7 @@ struct ShortConv {
     struct BackwardMemory {
         Memory<T> taps, sums, grad;
         BackwardMemory(const ShortConv& s, int parts)
-            : taps((s.a.filter.taps + 1) * W), sums((s.a.filter.taps + 1) * W * parts), grad(s.longest() * W) {}
+            : taps((s.a.filter.taps + 1) * W), sums(sums_size(s.a.filter.taps, W) * parts), grad(s.longest() * W) {}
     };
     int64_t longest() const {
         int64_t n = 0;
@@ -60,7 +60,7 @@ struct ShortConv {
     }
 
     void backward() const {
-        const int64_t each = (a.filter.taps + 1) * W;
+        const int64_t each = sums_size(a.filter.taps, W);
         share(
             a.seq.pool, groups(), [&](int parts) { return BackwardMemory(*this, parts); },
             [&](int64_t i, const BackwardMemory& m, Team team) {

@@ -50,6 +50,7 @@ struct Mix {
     };
 
     int64_t taps_size() const { return (a.order + 1) * (a.filter.taps + 1) * W; }
+    int64_t all_sums_size() const { return (a.order + 1) * sums_size(a.filter.taps, W); }
     void lay_out_taps(Group group, T* to) const {
         for (int64_t part = 0; part <= a.order; ++part)
             lay_out(a.filter, Group{part * a.channels + group.first, group.lanes}, to + part * (a.filter.taps + 1) * W);
@@ -166,7 +167,7 @@ struct Mix {
               grad(parts_of_z * points * W),
               local(m.passes.scratch() * S * parts),
               taps(m.taps_size()),
-              sums(m.taps_size() * parts),
+              sums(m.all_sums_size() * parts),
               skips(W * parts) {}
     };
 
@@ -278,9 +279,9 @@ struct Mix {
     }
 
     void short_filter_backward(const Row& row, Group group, const BackwardMemory& m, const Team& team) const {
-        const int64_t count = a.filter.taps, each = (count + 1) * W, step = (a.order + 1) * W;
+        const int64_t count = a.filter.taps, each = sums_size(count, W), step = (a.order + 1) * W;
         const Keep keep(a.seq, row);
-        std::memset(m.sums.get(), 0, taps_size() * team.parts * sizeof(T));
+        std::memset(m.sums.get(), 0, all_sums_size() * team.parts * sizeof(T));
         T* grad = m.grad.get();
         if (keep.mask)
             for (int64_t t = 0; t < row.length; ++t)
@@ -289,13 +290,13 @@ struct Mix {
             for (int64_t p = 0; p <= a.order; ++p) {
                 const Group of{p * a.channels + group.first, group.lanes};
                 short_conv_backward_span<T, IO>(Channels<T, IO>(a.z, row, of), Channels<T, IO>(a.dz, row, of), keep,
-                                                m.taps.get() + p * each, count, grad + p * W, step, t0, t1,
-                                                m.sums.get() + part * taps_size() + p * each);
+                                                m.taps.get() + p * (count + 1) * W, count, grad + p * W, step, t0, t1,
+                                                m.sums.get() + part * all_sums_size() + p * each);
             }
         });
         for (int part = 0; part < team.parts; ++part)
             for (int64_t p = 0; p <= a.order; ++p)
-                add_sums(m.sums.get() + part * taps_size() + p * each, count, Group{p * a.channels + group.first, group.lanes},
+                add_sums(m.sums.get() + part * all_sums_size() + p * each, count, Group{p * a.channels + group.first, group.lanes},
                          static_cast<T*>(a.dweight), static_cast<T*>(a.dbias));
     }
 };

@@ -28,14 +28,23 @@ struct Storage {
     }
 };
 
-// exp(2 i pi num / den), the angle reduced exactly first.
+// exp(2 i pi num / den). The angle is reduced exactly to half a right angle before it is rounded: an angle near 2 pi, rounded,
+// would be off by several eps of its sine.
 template <class T>
 void put_root(T* at, int64_t num, int64_t den) {
     num %= den;
     if (num < 0) num += den;
-    const double angle = 2 * kPi * (double)num / (double)den;
-    at[0] = (T)std::cos(angle);
-    at[1] = (T)std::sin(angle);
+    const int64_t octant = 8 * num / den, past = 8 * num - octant * den;
+    const bool before = octant % 2 != 0;  // closer to the next right angle than to the last
+    const double angle = kPi / 4 * ((double)(before ? den - past : past) / (double)den);
+    double re = std::cos(angle), im = before ? -std::sin(angle) : std::sin(angle);
+    for (int64_t right_angles = (octant + 1) / 2; right_angles > 0; --right_angles) {
+        const double turned = re;
+        re = -im;
+        im = turned;
+    }
+    at[0] = (T)re;
+    at[1] = (T)im;
 }
 
 template <class T>

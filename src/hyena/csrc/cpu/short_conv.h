@@ -6,6 +6,18 @@
 namespace hyena {
 namespace {
 
+// The sums over positions that make the gradients of a group's taps and of its bias: K + 1 long sums, of two vectors each.
+inline int64_t sums_size(int64_t taps, int lanes) { return 2 * (taps + 1) * lanes; }
+
+template <class T>
+HYENA_INLINE void add_to_sum(T* sums, int64_t k, Vec<T> v) {
+    constexpr int W = Simd<T>::W;
+    LongSum<T> sum{load(sums + 2 * k * W), load(sums + (2 * k + 1) * W)};
+    sum.add(v);
+    store(sums + 2 * k * W, sum.total);
+    store(sums + (2 * k + 1) * W, sum.left_out);
+}
+
 // The usual three taps, with everything in registers, for positions with two more behind them.
 template <class T, class IO>
 void three_taps_backward(const Channels<T, IO>& z, const Channels<T, IO>& dz, const T* taps, const T* grad, int64_t step,
@@ -25,15 +37,15 @@ void three_taps_backward(const Channels<T, IO>& z, const Channels<T, IO>& dz, co
         now = next;
         next = after;
     }
-    store(sums, load(sums) + s0.value());
-    store(sums + W, load(sums + W) + s1.value());
-    store(sums + 2 * W, load(sums + 2 * W) + s2.value());
-    store(sums + 3 * W, load(sums + 3 * W) + s3.value());
+    add_to_sum<T>(sums, 0, s0.value());
+    add_to_sum<T>(sums, 1, s1.value());
+    add_to_sum<T>(sums, 2, s2.value());
+    add_to_sum<T>(sums, 3, s3.value());
 }
 
 // dz, and sums for dweight and dbias, from the gradient after the short convolution.
 //
-// `grad[t * step]` is W lanes of that gradient, zero where a position is not kept. `sums` holds K + 1 vectors: taps, then bias.
+// `grad[t * step]` is W lanes of that gradient, zero where a position is not kept.
 template <class T, class IO>
 void short_conv_backward_span(const Channels<T, IO>& z, const Channels<T, IO>& dz, const Keep& keep, const T* taps, int64_t count,
                               const T* grad, int64_t step, int64_t begin, int64_t end, T* sums) {
@@ -43,21 +55,24 @@ void short_conv_backward_span(const Channels<T, IO>& z, const Channels<T, IO>& d
         three_taps_backward(z, dz, taps, grad, step, begin, inside, sums);
         if (begin < inside) begin = inside;
     }
-    for (int64_t t = begin; t < end; ++t) {
-        store(sums + count * W, load(sums + count * W) + load(grad + t * step));
-        if (!keep[t]) {
-            dz.put(t, zero<T>());
-            continue;
+    for (int64_t first = begin; first < end; first += kSumBlock) {
+        const int64_t last = first + kSumBlock < end ? first + kSumBlock : end;
+        Vec<T> bias = zero<T>();
+        for (int64_t t = first; t < last; ++t) {
+            bias += load(grad + t * step);
+            Vec<T> sum = zero<T>();
+            if (keep[t])
+                for (int64_t j = 0; j < count && t + j < keep.length; ++j)
+                    sum += load(taps + (count - 1 - j) * W) * load(grad + (t + j) * step);
+            dz.put(t, sum);
         }
-        const Vec<T> x = z[t];
-        Vec<T> sum = zero<T>();
-        for (int64_t j = 0; j < count && t + j < keep.length; ++j) {
-            const Vec<T> later = load(grad + (t + j) * step);
-            const int64_t k = (count - 1 - j) * W;
-            sum += load(taps + k) * later;
-            store(sums + k, load(sums + k) + later * x);
+        add_to_sum<T>(sums, count, bias);
+        for (int64_t j = 0; j < count; ++j) {
+            Vec<T> sum = zero<T>();
+            for (int64_t t = first; t < last && t + j < keep.length; ++t)
+                if (keep[t]) sum += load(grad + (t + j) * step) * z[t];
+            add_to_sum<T>(sums, count - 1 - j, sum);
         }
-        dz.put(t, sum);
     }
 }
 
@@ -65,9 +80,10 @@ void short_conv_backward_span(const Channels<T, IO>& z, const Channels<T, IO>& d
 template <class T>
 void add_sums(const T* sums, int64_t taps, Group group, T* dweight, T* dbias) {
     constexpr int W = Simd<T>::W;
+    const auto sum = [&](int64_t k, int lane) { return sums[2 * k * W + lane] + sums[(2 * k + 1) * W + lane]; };
     for (int lane = 0; lane < group.lanes; ++lane) {
-        for (int64_t k = 0; k < taps; ++k) dweight[(group.first + lane) * taps + k] += sums[k * W + lane];
-        dbias[group.first + lane] += sums[taps * W + lane];
+        for (int64_t k = 0; k < taps; ++k) dweight[(group.first + lane) * taps + k] += sum(k, lane);
+        dbias[group.first + lane] += sum(taps, lane);
     }
 }
 

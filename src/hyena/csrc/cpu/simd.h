@@ -197,20 +197,39 @@ HYENA_INLINE T sum_lanes(Vec<T> v) {
     return s;
 }
 
-// A long sum in blocks, whose rounding grows with the square root of what a running sum's does.
+// A sum with what its roundings left out (Knuth's two-sum), exact to about an eps however long it is.
+template <class T>
+struct LongSum {
+    Vec<T> total{}, left_out{};
+    HYENA_INLINE void add(Vec<T> v) {
+        const Vec<T> sum = total + v, added = sum - total;
+        left_out += (total - (sum - added)) + (v - added);
+        total = sum;
+    }
+    HYENA_INLINE Vec<T> value() const { return total + left_out; }
+};
+
+// A running sum is as good as that over a few terms, and cheaper; so one long sum takes blocks of them.
+constexpr int kSumBlock = 16;
+
 template <class T>
 struct BlockedSum {
-    Vec<T> part{}, total{};
+    LongSum<T> blocks;
+    Vec<T> block{};
     int count = 0;
     HYENA_INLINE void add(Vec<T> v) {
-        part += v;
-        if (++count == 32) {
-            total += part;
-            part = zero<T>();
+        block += v;
+        if (++count == kSumBlock) {
+            blocks.add(block);
+            block = zero<T>();
             count = 0;
         }
     }
-    HYENA_INLINE Vec<T> value() const { return total + part; }
+    HYENA_INLINE Vec<T> value() const {
+        LongSum<T> all = blocks;
+        all.add(block);
+        return all.value();
+    }
 };
 
 }  // namespace
