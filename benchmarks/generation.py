@@ -1,14 +1,16 @@
 """What a token costs when text is made one token at a time, against the context that came before.
 
-    python benchmarks/generation.py            # 1K to 64K, batch 1 and 16
-    python benchmarks/generation.py --quick    # 1K to 8K
+    python benchmarks/generation.py                      # 1K to 64K, batch 1 and 16, and base blocks
+    python benchmarks/generation.py --longest 8192       # contexts up to 8K; nothing is written
+    python benchmarks/generation.py --resume             # keeps the batch sizes that an interrupted run has finished
 
 One layer of D channels, from the input of a position to its output, on one thread: Hyena by exact steps (every step of
-one decode is timed, and steps with tiles of one size count as their median), by a dot product over the history (naive),
-distilled, and run again over the whole context; and attention with a cache of keys and values. The projections, which
-all of them have, are timed alone and subtracted for the ratio of mixing times. Totals of a decode are sums of all its
-steps for exact, and for the others integrals over the contexts measured. Writes results/generation.json and
-results/generation.png.
+two decodes is timed and the shorter time counts; for the mean, steps with tiles of one size count as their median), by
+a dot product over the history (naive, the fastest of three ways to write it), distilled, and run again over the whole
+context; and attention with a cache of keys and values. The projections, which all of them have, are timed alone and
+subtracted for the ratio of mixing times. Totals of a decode are sums of all its steps for exact, and for the others
+integrals over the contexts measured. Then exact decodes with other base blocks than the library's. Writes
+results/generation.json after each batch size, and results/generation.png.
 
 Dimensions: B batch, C context, D channels, T longest context.
 """
@@ -16,10 +18,12 @@ Dimensions: B batch, C context, D channels, T longest context.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,7 +32,7 @@ from measure import RESULTS, interleaved, machine, write
 from torch import Tensor
 
 from hyena import HyenaOperator
-from hyena.generation import ModalFilter, state_size
+from hyena.generation import ModalFilter, state_size, stepping
 from hyena.generation.filters import BLOCK
 from hyena.generation.model import attend, init_attention
 from hyena.models import Attention
@@ -36,6 +40,12 @@ from hyena.ops import backend_report
 
 HEADS = 4
 METHODS = ("exact", "naive", "distilled", "rerun", "attention")
+# So that lines that lie on each other are seen.
+STYLES = {"exact": "C0o-", "naive": "C1s--", "distilled": "C2^--", "rerun": "C3x:", "attention": "C4o-"}
+BLOCKS = (8, 16, 32, 64, 128)
+# Of the decodes that base blocks are compared by: seven tile sizes or more, for any of them.
+BLOCKS_CONTEXT = 4096
+DECODES = 2
 
 
 class Naive:
@@ -45,25 +55,36 @@ class Naive:
         self.op, self.length = op, length
         h = op.filter(length)[0]  # (T, D)
         h[0] += op.filter_bias[0]
-        self.taps = h.flip(0).contiguous()
-        self.history = torch.randn(batch, length, op.width)
-        # The same with time last; whichever order is faster at a context is taken.
-        self.taps_last, self.history_last = self.taps.t().contiguous(), self.history.transpose(1, 2).contiguous()
-        self.short = torch.zeros(batch, op.short_weight.size(1) - 1, op.short_weight.size(0))
+        self.taps = h.flip(0).contiguous()  # (T, D), the last lag first
+        self.taps_last = self.taps.t().contiguous()[..., None]  # (D, T, 1)
+        # Three layouts of one block of memory; whichever is fastest at a context is taken.
+        memory = torch.randn(batch * length * op.width, device=h.device)
+        self.history = memory.view(batch, length, op.width)
+        self.history_last = memory.view(batch, op.width, length)
+        self.history_channels = memory.view(op.width, batch, length)
+        self.short = torch.zeros(batch, op.short_weight.size(1) - 1, op.short_weight.size(0), device=h.device)
 
-    def step(self, u: Tensor, t: int, *, time_last: bool) -> Tensor:
-        op = self.op
+    def step(self, u: Tensor, t: int, how: str) -> Tensor:
+        op, first = self.op, self.length - t - 1
         z = torch.cat([self.short, op.in_proj(u)[:, None]], dim=1)
         self.short.copy_(z[:, 1:])
         x, gate, v = ((z * op.short_weight.t()).sum(1) + op.short_bias).chunk(3, dim=1)
         p = gate * v
-        if time_last:
+        if how == "channels first":
+            self.history_channels[..., t] = p.t()
+            y = torch.bmm(self.history_channels[..., : t + 1], self.taps_last[:, first:])[..., 0].t()
+        elif how == "time last":
             self.history_last[..., t] = p
-            y = torch.linalg.vecdot(self.history_last[..., : t + 1], self.taps_last[:, self.length - t - 1 :])
+            y = torch.linalg.vecdot(self.history_last[..., : t + 1], self.taps_last[:, first:, 0])
         else:
             self.history[:, t] = p
-            y = (self.history[:, : t + 1] * self.taps[self.length - t - 1 :]).sum(1)
+            y = (self.history[:, : t + 1] * self.taps[first:]).sum(1)
         return op.out_proj(x * y)
+
+
+def say(what: str) -> None:
+    """Progress, beside the table."""
+    print(f"  {time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
 def medians_ms(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -84,6 +105,19 @@ def decode_ms(op: HyenaOperator, batch: int, length: int) -> list[float]:
         op.step(u, state)
         times.append(1e3 * (time.perf_counter() - start))
     return times
+
+
+def crossover(batch: int, width: int) -> dict:
+    """What a token costs with each base block, in units of the library's choice."""
+    op, times = HyenaOperator(width, BLOCKS_CONTEXT).eval(), defaultdict(list)
+    try:
+        for _ in range(3):
+            for stepping.BLOCK in BLOCKS:  # they take turns, so that a slow minute meets all of them
+                times[stepping.BLOCK].append(mean_ms(decode_ms(op, batch, BLOCKS_CONTEXT), stepping.BLOCK))
+    finally:
+        stepping.BLOCK = BLOCK
+    medians = {block: statistics.median(each) for block, each in times.items()}
+    return {"batch": batch, "context": BLOCKS_CONTEXT, **{str(b): ms / medians[BLOCK] for b, ms in medians.items()}}
 
 
 def mean_ms(steps: list[float], block: int) -> float:
@@ -109,15 +143,16 @@ def total_ms(contexts: list[int], each: list[float], length: int) -> float:
     return total
 
 
-def measure(batch: int, contexts: list[int], width: int, order: int, quick: bool) -> list[dict]:
-    longest, repeats = contexts[-1], 10 if quick else 30
+def measure(batch: int, contexts: list[int], width: int, order: int) -> Iterator[dict]:
+    longest, repeats = contexts[-1], 30
     op = HyenaOperator(width, longest).eval()
     small = HyenaOperator(width, longest, filter=ModalFilter(width, 1, order, longest)).eval()
     attention = Attention(width, HEADS).eval()
     u = torch.randn(batch, width)
     projections = medians_ms({"": lambda: op.out_proj(op.in_proj(u)[:, :width])}, 300)[""]
 
-    steps = decode_ms(op, batch, longest)
+    say(f"batch {batch}: {DECODES} decodes of {longest} tokens, every step timed")
+    steps = [min(each) for each in zip(*(decode_ms(op, batch, longest) for _ in range(DECODES)), strict=True)]
     naive = Naive(op, batch, longest)
     distilled = small.init_state(batch)
     cache = init_attention(attention, batch, longest)
@@ -136,14 +171,9 @@ def measure(batch: int, contexts: list[int], width: int, order: int, quick: bool
     flat = medians_ms({str(c): lambda c=c: distilled_step(c) for c in contexts}, 20 * repeats)
     rows = []
     for c in contexts:
-        cached = medians_ms(
-            {
-                "naive": lambda c=c: naive.step(u, c - 1, time_last=False),
-                "naive, time last": lambda c=c: naive.step(u, c - 1, time_last=True),
-                "attention": lambda c=c: attention_step(c),
-            },
-            repeats,
-        )
+        say(f"batch {batch}, context {c}: naive, attention and the whole context again")
+        ways = {how: lambda c=c, how=how: naive.step(u, c - 1, how) for how in ("", "time last", "channels first")}
+        cached = medians_ms({**ways, "attention": lambda c=c: attention_step(c)}, repeats)
         whole = torch.randn(1, c, width)
         upto = steps[:c]
         rows.append(
@@ -155,7 +185,8 @@ def measure(batch: int, contexts: list[int], width: int, order: int, quick: bool
                 "exact_mean_ms": sum(upto) / c,
                 "exact_median_ms": statistics.median(upto),
                 "exact_worst_ms": max(upto),
-                "naive_ms": min(cached["naive"], cached["naive, time last"]),
+                "exact_worst_at": upto.index(max(upto)) + 1,
+                "naive_ms": min(cached[how] for how in ways),
                 "distilled_ms": flat[str(c)],
                 # Rows cost alike; one is enough, and sixteen of the longest would be most of this benchmark's time.
                 "rerun_ms": batch * medians_ms({"": lambda w=whole: op(w)}, 3)[""],
@@ -168,17 +199,18 @@ def measure(batch: int, contexts: list[int], width: int, order: int, quick: bool
                 "attention_bytes": 8 * batch * width * c,
             }
         )
-    for i, row in enumerate(rows):
-        c = row["context"]
-        before = [r["context"] for r in rows[: i + 1]]
+        row = rows[-1]
+        before = [r["context"] for r in rows]
         for name in ("naive", "distilled", "rerun", "attention"):
-            row[f"{name}_total_ms"] = total_ms(before, [r[f"{name}_ms"] for r in rows[: i + 1]], c)
+            row[f"{name}_total_ms"] = total_ms(before, [r[f"{name}_ms"] for r in rows], c)
         row["exact_total_ms"] = c * row["exact_ms"]
         mixing = {m: row[f"{m}_total_ms"] - c * projections for m in ("exact", "naive")}
         row["naive_over_exact_mixing"] = mixing["naive"] / mixing["exact"]
         row["attention_over_exact"] = row["attention_ms"] / row["exact_ms"]
         row["attention_over_exact_total"] = row["attention_total_ms"] / row["exact_total_ms"]
-    return rows
+        row["worst_over_median"] = row["exact_worst_ms"] / row["exact_median_ms"]
+        row["worst_over_rerun"] = row["exact_worst_ms"] / row["rerun_ms"]
+        yield row
 
 
 def bars(rows: list[dict]) -> list[tuple[str, float, str, bool]]:
@@ -231,62 +263,111 @@ def plot(rows: list[dict], path: Path) -> None:
     for axis, batch in zip(axes, batches):
         mine = [r for r in rows if r["batch"] == batch]
         for name in METHODS:
-            axis.loglog([r["context"] for r in mine], [r[f"{name}_ms"] for r in mine], marker="o", label=name)
+            axis.loglog([r["context"] for r in mine], [r[f"{name}_ms"] for r in mine], STYLES[name], label=name)
+        worst = [r["exact_worst_ms"] for r in mine]
+        axis.loglog([r["context"] for r in mine], worst, "C0o:", label="exact, worst step", alpha=0.6)
         axis.set(title=f"batch {batch}", xlabel="context (tokens)", ylabel="ms per token")
         axis.grid(alpha=0.3)
     mine = [r for r in rows if r["batch"] == batches[0]]
     for name in METHODS:
-        axes[-1].loglog([r["context"] for r in mine], [r[f"{name}_bytes"] for r in mine], marker="o", label=name)
+        axes[-1].loglog([r["context"] for r in mine], [r[f"{name}_bytes"] for r in mine], STYLES[name], label=name)
     axes[-1].set(title=f"state, batch {batches[0]}", xlabel="context (tokens)", ylabel="bytes")
     axes[-1].grid(alpha=0.3)
-    axes[0].legend()
+    axes[0].legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="contexts up to 8K, fewer repeats, nothing written")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--width", type=int, default=256, help="D")
-    parser.add_argument("--order", type=int, default=16, help="modes of the distilled form")
-    options = parser.parse_args()
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    contexts = [1 << k for k in range(10, 14 if options.quick else 17)]
-    rows: list[dict] = []
-    print(backend_report().splitlines()[1])
-    print("batch context    exact (median, worst)    naive  distilled   rerun  attention   ms per token; exact state")
-    with torch.inference_mode():
-        for batch in options.batch:
-            new = measure(batch, contexts, options.width, options.order, options.quick)
-            for r in new:
-                print(
-                    f"{r['batch']:>5} {r['context']:>7} {r['exact_ms']:>8.3f} ({r['exact_median_ms']:.3f}, "
-                    f"{r['exact_worst_ms']:7.2f}) {r['naive_ms']:>8.3f} {r['distilled_ms']:>10.3f} "
-                    f"{r['rerun_ms']:>8.1f} {r['attention_ms']:>9.3f}  {r['exact_bytes'] / 2**20:.1f} MiB",
-                    flush=True,
-                )
-            rows += new
-    checks = bars(rows)
-    for what, value, limit, holds in checks:
-        print(f"{'yes' if holds else 'NO ':3} {value:8.2f} {limit:7} {what}")
-    if options.quick:
-        return
-    record = {
+def settings(options: argparse.Namespace, contexts: list[int]) -> dict:
+    """What rows of two runs must have in common to stand in one table."""
+    return {
         **machine("cpu"),
         "dtype": "float32",
+        "contexts": contexts,
         "width": options.width,
         "order": options.order,
         "heads": HEADS,
+        "block": BLOCK,
         "backend": backend_report().splitlines()[1],
         "baseline": "attention with a cache of keys and values, and a dot product over the history, in the same run",
-        "rows": rows,
-        "bars": [{"what": w, "value": v, "limit": limit, "holds": ok} for w, v, limit, ok in checks],
     }
-    path = write("generation", record)
-    plot(rows, RESULTS / "generation.png")
-    print(f"wrote {path} and generation.png")
+
+
+def finished(record: dict) -> tuple[list[dict], list[dict]]:
+    """Rows and base blocks of an interrupted run with the same settings, on the same commit."""
+    path = RESULTS / "generation.json"
+    if not path.exists():
+        sys.exit(f"generation.py: there is no {path} to resume")
+    before = json.loads(path.read_text())
+    other = [key for key in record if key != "date" and before.get(key) != record[key]]
+    if other:
+        sys.exit(f"generation.py: {path} differs from this run in {', '.join(other)}; start again without --resume")
+    return before["rows"], before["blocks"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--longest", type=int, default=65536, help="longest context, from 1024 on in powers of two")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="rows decoded together")
+    parser.add_argument("--width", type=int, default=256, help="D")
+    parser.add_argument("--order", type=int, default=16, help="modes of the distilled form")
+    parser.add_argument("--resume", action="store_true", help="keep what an interrupted run has finished")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    contexts = [1 << k for k in range(10, options.longest.bit_length())]
+    if not contexts:
+        parser.error(f"--longest must be at least 1024, got {options.longest}")
+    recorded = options.longest == parser.get_default("longest")
+    record = settings(options, contexts)
+    rows, blocks = finished(record) if options.resume else ([], [])
+
+    def save() -> None:
+        checks = [{"what": w, "value": v, "limit": limit, "holds": ok} for w, v, limit, ok in bars(rows)]
+        if recorded:
+            write("generation", {**record, "rows": rows, "blocks": blocks, "bars": checks})
+
+    print(record["backend"])
+    print("batch context    exact (median, worst)    naive  distilled    rerun  attention   ms per token; exact state")
+    with torch.inference_mode():
+        for batch in options.batch:
+            before = [r for r in rows if r["batch"] == batch]
+            new = []
+            for r in before or measure(batch, contexts, options.width, options.order):
+                new.append(r)
+                print(
+                    f"{r['batch']:>5} {r['context']:>7} {r['exact_ms']:>8.3f} ({r['exact_median_ms']:.3f}, "
+                    f"{r['exact_worst_ms']:7.2f}) {r['naive_ms']:>8.3f} {r['distilled_ms']:>10.3f} "
+                    f"{r['rerun_ms']:>8.1f} {r['attention_ms']:>10.3f}  {r['exact_bytes'] / 2**20:.1f} MiB",
+                    flush=True,
+                )
+            if not before:
+                rows += new
+                save()
+        print(f"\nbase blocks, cost of a token over {BLOCKS_CONTEXT} as a share of that with {BLOCK}")
+        print("batch" + "".join(f"{block:>7}" for block in BLOCKS))
+        for batch in options.batch:
+            found = next((b for b in blocks if b["batch"] == batch), None)
+            if found is None:
+                say(f"batch {batch}: decodes of {BLOCKS_CONTEXT} tokens with base blocks of {BLOCKS}")
+                found = crossover(batch, options.width)
+                blocks.append(found)
+                save()
+            print(f"{batch:>5}" + "".join(f"{found[str(block)]:>7.2f}" for block in BLOCKS))
+    print()
+    for what, value, limit, holds in bars(rows):
+        print(f"{'yes' if holds else 'NO ':3} {value:8.2f} {limit:7} {what}")
+    for r in rows:
+        if r["context"] == contexts[-1]:
+            print(
+                f"batch {r['batch']}: the worst of {r['context']} steps is number {r['exact_worst_at']}, "
+                f"{r['worst_over_median']:.0f} x the median and {r['worst_over_rerun']:.2f} x a run over the context"
+            )
+    if recorded:
+        plot(rows, RESULTS / "generation.png")
+        print(f"wrote {RESULTS / 'generation.json'} and generation.png")
 
 
 if __name__ == "__main__":

@@ -286,11 +286,16 @@ def test_states_carry_no_graph() -> None:
     assert state.detach().short.data_ptr() == state.short.data_ptr()
 
 
-def test_to_a_device(device: str) -> None:
+@pytest.mark.parametrize("distilled", [False, True])
+def test_to_a_device(device: str, distilled: bool) -> None:
     op, u = build("order-3", dtype=torch.float64).eval(), torch.randn(2, 50, D, dtype=torch.float64)
+    if distilled:
+        op.filter = ModalFilter(D, 2, 3, L_MAX, dtype=torch.float64)
+        nn.init.normal_(op.filter.residue)
     want, state = op(u), op.init_state(2)
     first = go_on(op, u[:, :21], state, [5])
     op, state = op.to(device), state.to(device)
+    assert {t.device.type for t in state.to("meta").rows().values()} == {"meta"}
     then = go_on(op, u[:, 21:].to(device), state, [1, 7])
     assert close(torch.cat([first, then.cpu()], dim=1), want)
 

@@ -11,6 +11,7 @@ import torch
 
 from cases import DTYPES, Tier, rand
 from hyena import ops
+from hyena.ops.spectrum import taps_of
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -69,3 +70,29 @@ def test_errors_name_the_numbers() -> None:
         ops.filter_spectrum(torch.zeros(1, 17, 3), 8, False)
     with pytest.raises(ValueError, match=r"odd number of taps.*got 8"):
         ops.filter_spectrum(torch.zeros(1, 8, 3), 8, False)
+
+
+@pytest.mark.parametrize("size", [5, 16, 67])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])
+def test_the_taps_come_back(tier: Tier, causal: bool, size: int) -> None:
+    h = rand(2, 5, 3).to(tier.device)
+    with tier():
+        got = taps_of(ops.filter_spectrum(h, size, causal))
+    middle = got.size(1) // 2  # lag 0
+    first = middle if causal else middle - 2
+    want = torch.zeros_like(got)
+    want[:, first : first + 5] = h
+    torch.testing.assert_close(got, want)
+
+
+def test_a_spectrum_on_another_device(device: str) -> None:
+    h, v = rand(2, 9, 3), rand(1, 5, 3)
+    spectrum = ops.filter_spectrum(h, 5, causal=False)
+    moved = ops.move_spectrum(spectrum, device)
+    assert moved.device.type == device
+    assert moved.shape == spectrum.shape
+    for one, other in zip(spectrum, moved, strict=True):
+        torch.testing.assert_close(ops.gated_conv(v.to(device), other).cpu(), ops.gated_conv(v, one))
+    assert ops.move_spectrum(spectrum, "meta").shape == spectrum.shape
+    empty = ops.filter_spectrum(rand(0, 9, 3), 5, causal=False)
+    assert ops.move_spectrum(empty, device).shape == empty.shape

@@ -16,7 +16,6 @@ Dimensions: B batch, C channels of a convolution, F long filters, G filter chann
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,8 +24,9 @@ from hyena import ops
 
 # Positions of a base block: inside one, inputs are multiplied by taps directly; beyond, tiles are transformed. A tile
 # costs some dozens of microseconds before it computes anything, which a block spreads over its positions, and direct
-# sums grow with it: with 256 channels 16, 32 and 64 were equally fast for one row, with and without kernels, and 16 to
-# 64 within a third of each other for 16 rows without.
+# sums grow with it. What a token cost over 4096, 256 channels, as a share of that with 32, for blocks of 8, 16, 64 and
+# 128 (`python benchmarks/generation.py` prints it): with kernels 1.00, 1.01, 1.00, 1.01 for one row and 1.11, 1.01,
+# 1.03, 1.14 for 16; without them 1.48, 1.05, 0.98, 0.97 and 1.11, 1.07, 1.16, 1.17.
 BLOCK = 32
 
 # Causal spectra that are kept for further chunks of the same length.
@@ -73,10 +73,10 @@ class TiledFilters:
         """For each filter ``(B, T, C)``: inputs up to the current position, from there on what they add to outputs."""
         return [self.taps.new_zeros(batch, self.max_length, bias.numel()) for bias in self.bias]
 
-    def map(self, fn: Callable[[Tensor], Tensor]) -> TiledFilters:
-        """Every tensor replaced by ``fn`` of it."""
-        near, bias, tiles = (tuple(fn(t) for t in group) for group in (self.near, self.bias, self.tiles))
-        return TiledFilters(fn(self.taps), near, bias, tiles)
+    def to(self, device: torch.device | str) -> TiledFilters:
+        """The same on another device, with spectra as that one's backend has them."""
+        near, bias = (tuple(t.to(device) for t in group) for group in (self.near, self.bias))
+        return TiledFilters(self.taps.to(device), near, bias, tuple(ops.move_spectrum(t, device) for t in self.tiles))
 
     def extend(self, i: int, memory: Tensor, at: int, x: Tensor) -> Tensor:
         """The next outputs of convolution ``i``.

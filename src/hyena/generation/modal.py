@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -151,10 +150,12 @@ class ModalFilters:
         """For each filter its states, complex ``(B, C, m)``."""
         return [pole.new_zeros(batch, *pole.shape) for pole in self.pole]
 
-    def map(self, fn: Callable[[Tensor], Tensor]) -> ModalFilters:
-        """Every tensor replaced by ``fn`` of it."""
-        fields = (self.pole, self.residue, self.bias, self.first, self.powers, self.spectra)
-        return ModalFilters(self.max_length, *(tuple(fn(t) for t in field) for field in fields))
+    def to(self, device: torch.device | str) -> ModalFilters:
+        """The same on another device, with spectra as that one's backend has them."""
+        fields = (self.pole, self.residue, self.bias, self.first, self.powers)
+        pole, residue, bias, first, powers = (tuple(t.to(device) for t in field) for field in fields)
+        spectra = tuple(ops.move_spectrum(t, device) for t in self.spectra)
+        return ModalFilters(self.max_length, pole, residue, bias, first, powers, spectra)
 
     def extend(self, i: int, memory: Tensor, at: int, x: Tensor) -> Tensor:
         """The outputs ``(B, n, C)`` of convolution ``i`` for its next inputs ``x``; changes ``memory``."""

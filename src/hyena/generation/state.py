@@ -37,8 +37,8 @@ class Filters(Protocol):
     def extend(self, i: int, memory: Tensor, at: int, x: Tensor) -> Tensor:
         """The outputs ``(B, n, C)`` of convolution ``i`` for its next inputs ``x``; changes ``memory``."""
 
-    def map(self, fn: Map) -> Filters:
-        """Every tensor replaced by ``fn`` of it."""
+    def to(self, device: torch.device | str) -> Filters:
+        """The same on another device."""
 
 
 class State(abc.ABC):
@@ -57,8 +57,8 @@ class State(abc.ABC):
         """The tensors that belong to rows, each ``(B, …)``."""
 
     @abc.abstractmethod
-    def _replaced(self, rows: Map, shared: Map | None) -> Self:
-        """A copy with ``rows`` of each row tensor; and ``shared`` of what states share, if that is to change."""
+    def _replaced(self, rows: Map, device: torch.device | str | None) -> Self:
+        """A copy with ``rows`` of each row tensor; and what states share on ``device``, if that is to move."""
 
     @property
     def batch(self) -> int:
@@ -68,8 +68,8 @@ class State(abc.ABC):
     # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _map(self, rows: Map, shared: Map | None = None) -> Self:
-        return self._replaced(rows, shared)
+    def _map(self, rows: Map, device: torch.device | str | None = None) -> Self:
+        return self._replaced(rows, device)
 
     def clone(self) -> Self:
         """A state of its own: going on from one of the two leaves the other as it is."""
@@ -81,7 +81,7 @@ class State(abc.ABC):
 
     def to(self, device: torch.device | str) -> Self:
         """The state on another device, with its filters."""
-        return self._map(lambda t: t.to(device), lambda t: t.to(device))
+        return self._map(lambda t: t.to(device), device)
 
     def reorder(self, rows: Tensor) -> Self:
         """A state whose row ``b`` is this one's row ``rows[b]``: for beam search, or to drop or repeat rows.
@@ -146,8 +146,8 @@ class HyenaState(State):
         """See :class:`State`."""
         return {"short": self.short, **{f"memory.{i}": m for i, m in enumerate(self.memory)}}
 
-    def _replaced(self, rows: Map, shared: Map | None) -> HyenaState:
-        filters = self.filters if shared is None else self.filters.map(shared)
+    def _replaced(self, rows: Map, device: torch.device | str | None) -> HyenaState:
+        filters = self.filters if device is None else self.filters.to(device)
         return HyenaState(self.position, rows(self.short), [rows(m) for m in self.memory], filters)
 
 
@@ -175,7 +175,7 @@ class AttentionState(State):
         """See :class:`State`."""
         return {"keys": self.keys, "values": self.values, "keep": self.keep}
 
-    def _replaced(self, rows: Map, shared: Map | None) -> AttentionState:
+    def _replaced(self, rows: Map, device: torch.device | str | None) -> AttentionState:
         return AttentionState(self.position, rows(self.keys), rows(self.values), rows(self.keep))
 
 
@@ -206,8 +206,8 @@ class ModelState(State):
         each = {f"layers.{i}.{k}": t for i, layer in enumerate(self.layers) for k, t in layer.rows().items()}
         return {"tokens": self.tokens, **each}
 
-    def _replaced(self, rows: Map, shared: Map | None) -> ModelState:
-        return ModelState([layer._replaced(rows, shared) for layer in self.layers], rows(self.tokens))
+    def _replaced(self, rows: Map, device: torch.device | str | None) -> ModelState:
+        return ModelState([layer._replaced(rows, device) for layer in self.layers], rows(self.tokens))
 
     def _set_position(self, position: int) -> None:
         for layer in self.layers:

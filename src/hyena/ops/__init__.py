@@ -8,7 +8,7 @@ from hyena.ops.implicit_filter import implicit_filter
 from hyena.ops.mix import mix
 from hyena.ops.project import has_plain_weights, is_hooked, project
 from hyena.ops.short_conv import short_conv
-from hyena.ops.spectrum import filter_spectrum
+from hyena.ops.spectrum import filter_spectrum, move_spectrum
 
 from hyena.ops._extension import backend_report  # isort: skip  (after the ops it implements)
 
@@ -23,6 +23,7 @@ __all__ = [
     "implicit_filter",
     "is_hooked",
     "mix",
+    "move_spectrum",
     "project",
     "short_conv",
     "transform_length",

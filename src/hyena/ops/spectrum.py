@@ -65,20 +65,35 @@ def _filter_spectrum_backward(ds: Tensor, h: Tensor, size: int, causal: bool) ->
     return dh.transpose(1, 2).to(h.dtype).contiguous()
 
 
-def to_fallback_layout(spectrum: Tensor) -> Tensor:
-    """A spectrum of whatever backend as the fallback would have made it; differentiable.
+def taps_of(spectrum: Tensor) -> Tensor:
+    """The taps ``(F, 2P-1, G)``, lags ``-(P-1) … P-1``, of a spectrum of whatever backend; of kernels' differentiable.
 
-    Every backend's transform is a multiple of an isometry on filters of lags ``-(P-1) … P-1``: its adjoint brings the
-    taps back.
+    The transform of kernels is a multiple of an isometry on such filters: its adjoint brings the taps back.
     """
-    if not has_kernel("filter_spectrum", spectrum.device, spectrum.dtype):
-        return spectrum
     size = spectrum.size(-2) - 1
     stacked = spectrum.reshape(-1, *spectrum.shape[-3:])
     points = points_of(size)
-    like = spectrum.new_empty(stacked.size(0), 2 * points - 1, stacked.size(1))
-    h = torch.ops.hyena.filter_spectrum_backward(stacked, like, size, False) * points
-    return _filter_spectrum(h, size, False).view(spectrum.shape)
+    if has_kernel("filter_spectrum", spectrum.device, spectrum.dtype):
+        like = spectrum.new_empty(stacked.size(0), 2 * points - 1, stacked.size(1))
+        return torch.ops.hyena.filter_spectrum_backward(stacked, like, size, False) * points
+    placed = torch.fft.irfft(spectrum_rows(stacked), n=2 * points)
+    return torch.cat([placed[..., points + 1 :], placed[..., :points]], dim=-1).transpose(1, 2)
+
+
+def to_fallback_layout(spectrum: Tensor) -> Tensor:
+    """A spectrum of whatever backend as the fallback would have made it; differentiable."""
+    if not has_kernel("filter_spectrum", spectrum.device, spectrum.dtype):
+        return spectrum
+    return _filter_spectrum(taps_of(spectrum), spectrum.size(-2) - 1, False).view(spectrum.shape)
+
+
+def move_spectrum(spectrum: Tensor, device: torch.device | str) -> Tensor:
+    """A spectrum on another device, as the backend there would have made it."""
+    device = torch.device(device)
+    if device.type == spectrum.device.type or spectrum.numel() == 0:
+        return spectrum.to(device)
+    taps = taps_of(spectrum).to(device)
+    return torch.ops.hyena.filter_spectrum(taps, spectrum.size(-2) - 1, False).view(spectrum.shape)
 
 
 def from_fallback_layout(ds: Tensor) -> Tensor:
