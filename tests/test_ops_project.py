@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,38 +23,48 @@ def project(u: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.hyena.project(u, weight, bias)
 
 
+def channel_major(u: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.hyena.project_channel_major(u, weight, bias)
+
+
+BOTH = pytest.mark.parametrize("op", [project, channel_major])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(tier: Tier, dtype: torch.dtype, bias: bool, layout: str) -> None:
+@BOTH
+def test_layouts(tier: Tier, dtype: torch.dtype, bias: bool, layout: str, op: Callable[..., Tensor]) -> None:
     inputs = {"u": rand(3, 17, 5), "weight": rand(9, 5, seed=1), "bias": rand(9, seed=2) if bias else None}
     for dy in LAYOUTS[:3] if layout != "expanded" else ["expanded"]:
         u = laid_out(inputs["u"], layout).to(tier.device, dtype)
         with tier():
-            assert torch.ops.hyena.project(u, rand(9, 5).to(u), None).is_contiguous()
-        compare(
-            project, linear, inputs, laid_out(rand(3, 17, 9), dy), tier, dtype, {"u": layout, "dy": dy}, ordered=False
-        )
+            y = op(u, rand(9, 5).to(u))
+            assert (y if op is project else y.transpose(1, 2)).is_contiguous()
+        compare(op, linear, inputs, laid_out(rand(3, 17, 9), dy), tier, dtype, {"u": layout, "dy": dy}, ordered=False)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (1, 1), (2, 3000)])
-def test_shapes(tier: Tier, shape: tuple[int, int]) -> None:
+@BOTH
+def test_shapes(tier: Tier, shape: tuple[int, int], op: Callable[..., Tensor]) -> None:
     """Nothing, next to nothing, and more than a huge page."""
     inputs = {"u": rand(*shape, 4), "weight": rand(192, 4, seed=1), "bias": rand(192, seed=2)}
-    compare(project, linear, inputs, rand(*shape, 192), tier, torch.float32)
+    compare(op, linear, inputs, rand(*shape, 192), tier, torch.float32, ordered=op is project)
 
 
-def test_gradgradcheck(tier: Tier) -> None:
+@BOTH
+def test_gradgradcheck(tier: Tier, op: Callable[..., Tensor]) -> None:
     leaves = [t.to(tier.device).requires_grad_() for t in (rand(2, 3, 4), rand(5, 4), rand(5))]
     with tier():
-        assert torch.autograd.gradcheck(project, leaves)
-        assert torch.autograd.gradgradcheck(project, leaves)
+        assert torch.autograd.gradcheck(op, leaves)
+        assert torch.autograd.gradgradcheck(op, leaves)
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
-def test_opcheck(device: str, bias: bool) -> None:
+@pytest.mark.parametrize("op", ["project", "project_channel_major"])
+def test_opcheck(device: str, bias: bool, op: str) -> None:
     leaves = [t.float().to(device).requires_grad_() for t in (rand(2, 3, 4), rand(5, 4), rand(5))]
-    torch.library.opcheck(torch.ops.hyena.project.default, (*leaves[:2], leaves[2] if bias else None))
+    torch.library.opcheck(getattr(torch.ops.hyena, op).default, (*leaves[:2], leaves[2] if bias else None))
 
 
 class Quantised(Tensor):
@@ -83,8 +95,17 @@ def test_other_layers_hooks_and_autocast_work_as_ever(device: str) -> None:
     layer, u = nn.Linear(4, 5, device=device), rand(2, 3, 4).float().to(device)
     want = F.linear(u, layer.weight, layer.bias)
     torch.testing.assert_close(ops.project(u, layer), want)
+    turned = ops.project(u, layer, channel_major=True)
+    assert turned.transpose(1, 2).is_contiguous()
+    torch.testing.assert_close(turned, want)
     with torch.autocast(device, torch.bfloat16):
         assert ops.project(u, layer).dtype == torch.bfloat16
+        turned = ops.project(u, layer, channel_major=True)
+        assert turned.dtype == torch.bfloat16
+        assert turned.transpose(1, 2).is_contiguous()
+        turned.sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(turned.float(), want, rtol=0.05, atol=0.05)
     seen = []
     handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output) or output + 1)
     torch.testing.assert_close(ops.project(u, layer), want + 1)

@@ -177,7 +177,7 @@ class HyenaOperator(nn.Module):
         if flat:
             u = u[None]
         longest = self._longest(u, cu_seqlens, max_seqlen)
-        z = ops.project(u, self.in_proj)
+        z = ops.project(u, self.in_proj, channel_major=u.is_cuda)
         if self._needs_parts():
             y = self._mix_in_parts(z, longest, mask, cu_seqlens)
         else:

@@ -1,7 +1,8 @@
-"""``hyena::project``: a linear layer whose result is laid out for the mixing step.
+"""``hyena::project`` and ``hyena::project_channel_major``: a linear layer whose result is laid out for the mixing step.
 
-It is ``F.linear`` in every other respect. On the CPU its kernel puts a long result into huge pages: first use of small
-ones can take as long as the matrix product itself.
+They are ``F.linear`` in every other respect. On the CPU the kernel of the first puts a long result into huge pages:
+first use of small ones can take as long as the matrix product itself. The second leaves ``(B, L, C)`` in memory as
+``(B, C, L)``, the order that a GPU's kernels want: the same matrix product with another layout flag.
 
 Dimensions: B batch, L length, D channels in, C channels out.
 """
@@ -37,6 +38,32 @@ define(
 )
 
 
+def _channel_major(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows, columns = weight.expand(u.size(0), -1, -1), u.transpose(1, 2)
+    y = torch.bmm(rows, columns) if bias is None else torch.baddbmm(bias[:, None], rows, columns)
+    return y.transpose(1, 2)
+
+
+def _channel_major_backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
+    u, weight, _ = inputs
+    g = grads[0]
+    assert g is not None
+    # A product for each row of the batch, as it lies: no copy. The weight's gradient is one sum over all positions, in
+    # the accumulator of one product, for which the rows are put one after the other.
+    du = torch.bmm(g, weight.expand(u.size(0), -1, -1)) if needs[0] else None
+    dw = g.flatten(0, 1).t() @ u.flatten(0, 1) if needs[1] else None
+    db = g.sum((0, 1)) if needs[2] else None
+    return du, dw, db
+
+
+define(
+    "project_channel_major(Tensor u, Tensor weight, Tensor? bias) -> Tensor",
+    _channel_major,
+    lambda u, weight, bias: u.new_empty(u.size(0), weight.size(0), u.size(1)).transpose(1, 2),
+    backward=_channel_major_backward,
+)
+
+
 def is_hooked(module: nn.Module) -> bool:
     """Whether calling the module may do more than its ``forward``."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -54,19 +81,27 @@ def _autocasts(device: torch.device) -> bool:
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
-def project(u: Tensor, layer: nn.Module) -> Tensor:
-    """``layer(u)`` for u of shape ``(B, L, D)``, by ``hyena::project`` if the layer is a plain ``nn.Linear``.
+def project(u: Tensor, layer: nn.Module, channel_major: bool = False) -> Tensor:
+    """``layer(u)`` for u of shape ``(B, L, D)``, by an op of this file if the layer is a plain ``nn.Linear``.
 
     Whatever somebody put in a linear layer's place (an adapter, a quantised layer or weight), whatever hooks there are,
     and autocast work as they do for any layer.
+
+    Args:
+        u: ``(B, L, D)``.
+        layer: ``nn.Linear``, or what has taken its place.
+        channel_major: whether the result had better lie in memory as ``(B, C, L)``.
     """
-    if (
-        type(layer) is not nn.Linear
-        or is_hooked(layer)
-        or not has_plain_weights(layer)
-        or _autocasts(u.device)
-        or u.dtype != layer.weight.dtype
-        or u.size(-1) != layer.in_features
-    ):
+    if type(layer) is not nn.Linear or is_hooked(layer) or not has_plain_weights(layer):
         return layer(u)
-    return torch.ops.hyena.project(u, layer.weight, layer.bias)
+    weight, bias = layer.weight, layer.bias
+    if channel_major and _autocasts(u.device) and u.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(u.device.type)
+        u, weight, bias = u.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    elif _autocasts(u.device):
+        return layer(u)
+    if u.dtype != weight.dtype or u.size(-1) != layer.in_features:
+        return layer(u)
+    if channel_major:
+        return torch.ops.hyena.project_channel_major(u, weight, bias)
+    return torch.ops.hyena.project(u, weight, bias)

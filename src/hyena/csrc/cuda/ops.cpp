@@ -430,7 +430,11 @@ STABLE_TORCH_LIBRARY_IMPL(hyena, CUDA, m) {
     m.impl("mix_backward", TORCH_BOX(&hyena::cuda::mix_backward));
 }
 
-// For Python: whether kernels, rather than fallbacks, run for a dtype on a device.
-extern "C" __attribute__((visibility("default"))) int hyena_cuda_takes(int device, int is_double) {
-    return !is_double && hyena::cuda::supported(device);
+// For Python: whether kernels, rather than fallbacks, run for a dtype on a device. Not where there is no such device.
+extern "C" __attribute__((visibility("default"))) int hyena_cuda_takes(int device, int is_double) noexcept {
+    try {
+        return !is_double && hyena::cuda::supported(device);
+    } catch (...) {
+        return 0;
+    }
 }
