@@ -14,7 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# A long row's Toeplitz matrix is multiplied block by block: blocks on one diagonal are equal, so few are built.
+# A long row's Toeplitz matrix is multiplied block by block: blocks on one diagonal are equal, so few are built, and
+# each is multiplied once.
 BLOCK = 512
 
 Rows = list[tuple[int, int]]
@@ -35,19 +36,16 @@ def long_conv(x: Tensor, h: Tensor, *, causal: bool = True) -> Tensor:
     x, h = x.double(), h.double().repeat_interleave(x.size(2) // h.size(1), dim=1)
     first = 0 if causal else -((h.size(0) - 1) // 2)
     length = x.size(1)
-    size = min(length, BLOCK)
-    starts = range(0, length, size)
-    blocks = {offset: toeplitz_block(h, first, offset, size) for offset in {t - s for t in starts for s in starts}}
-    out = []
-    for t in starts:
-        rows = min(size, length - t)
-        y = x.new_zeros(x.size(0), rows, x.size(2))
-        for s in starts:
-            block, part = blocks[t - s], x[:, s : s + size]
-            if block is not None:
-                y = y + torch.einsum("cts,bsc->btc", block[:, :rows, : part.size(1)], part)
-        out.append(y)
-    return torch.cat(out, dim=1)
+    size = max(1, min(length, BLOCK))
+    count = -(-length // size)
+    parts = torch.nn.functional.pad(x, (0, 0, 0, count * size - length)).unflatten(1, (count, size))
+    y = torch.zeros_like(parts)
+    for ahead in range(1 - count, count):  # by so many blocks the outputs are later than the inputs
+        block = toeplitz_block(h, first, ahead * size, size)
+        if block is not None:
+            term = torch.einsum("cts,bnsc->bntc", block, parts[:, max(0, -ahead) : count - max(0, ahead)])
+            y = y + torch.nn.functional.pad(term, (0, 0, 0, 0, max(0, ahead), max(0, -ahead)))
+    return y.flatten(1, 2)[:, :length]
 
 
 def keep(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -303,24 +304,40 @@ def test_top_p() -> None:
     assert set(sample(logits, top_p=0.9, top_k=2).tolist()) == {1, 3}
 
 
-def test_the_main_jobs_checkpoint_on_the_command_line(tmp_path: Path) -> None:
+@pytest.fixture
+def command() -> Iterator[Callable[..., None]]:
+    """``generate.py``'s main, called in this process."""
+    spec = importlib.util.spec_from_file_location("generate", EXAMPLE / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    threads = torch.get_num_threads()
+    yield lambda *arguments: module.main([*map(str, arguments)])
+    torch.set_num_threads(threads)
+
+
+def test_the_main_jobs_checkpoint_on_the_command_line(
+    tmp_path: Path, command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     vocabulary = "\n abcdefghijk"
     model = HyenaLM(HyenaLMConfig(vocab_size=13, l_max=16, d_model=16, n_layer=1))
     path = tmp_path / "checkpoint.pt"
     torch.save({"config": model.config.to_dict(), "vocabulary": vocabulary, "model": model.state_dict()}, path)
-    run = [sys.executable, "-W", "ignore", EXAMPLE / "generate.py", "--checkpoint", path, "--length", "40"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def output(*more: str) -> subprocess.CompletedProcess:
-        return subprocess.run([*run, *more], capture_output=True, text=True, env=environment, check=False)
-
-    got = output("--prompt", "abc", "--temperature", "0")
-    assert got.returncode == 0, got.stderr
+    options = ["--checkpoint", path, "--length", 40]
+    command(*options, "--prompt", "abc", "--temperature", 0)
     ids = torch.tensor([[vocabulary.index(c) for c in "abc"]])
     want = model.generate(ids, 40, temperature=0, window=8)[0]
-    assert got.stdout == "".join(vocabulary[i] for i in want) + "\n"
-    assert output("--distilled", "4", "--seed", "1").returncode == 0
-    wrong = output("--prompt", "xyz")
+    assert capsys.readouterr().out == "".join(vocabulary[i] for i in want) + "\n"
+    command(*options, "--distilled", 4, "--seed", 1)
+    # A prompt of a line break is not shown.
+    assert len(capsys.readouterr().out) == 41
+
+
+def test_the_command_lines_errors_have_an_exit_code_and_no_traceback(tmp_path: Path) -> None:
+    model = HyenaLM(HyenaLMConfig(vocab_size=3, l_max=16, d_model=16, n_layer=1))
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"config": model.config.to_dict(), "vocabulary": "abc", "model": model.state_dict()}, path)
+    run = [sys.executable, "-W", "ignore", EXAMPLE / "generate.py", "--checkpoint", path, "--prompt", "xyz"]
+    wrong = subprocess.run(run, capture_output=True, text=True, check=False)
     assert wrong.returncode == 1
     assert "'x', 'y', 'z'" in wrong.stderr
     assert "Traceback" not in wrong.stderr
