@@ -3,14 +3,15 @@
     python benchmarks/generation.py                      # 1K to 64K, batch 1 and 16, and base blocks
     python benchmarks/generation.py --longest 8192       # contexts up to 8K; nothing is written
     python benchmarks/generation.py --resume             # keeps the batch sizes that an interrupted run has finished
+    python benchmarks/generation.py --device cuda
 
-One layer of D channels, from the input of a position to its output, on one thread: Hyena by exact steps (every step of
-two decodes is timed and the shorter time counts; for the mean, steps with tiles of one size count as their median), by
-a dot product over the history (naive, the fastest of three ways to write it), distilled, and run again over the whole
-context; and attention with a cache of keys and values. The projections, which all of them have, are timed alone and
-subtracted for the ratio of mixing times. Totals of a decode are sums of all its steps for exact, and for the others
-integrals over the contexts measured. Then exact decodes with other base blocks than the library's. Writes
-results/generation.json after each batch size, and results/generation.png.
+One layer of D channels, from the input of a position to its output, on one CPU thread: Hyena by exact steps (every
+step of three decodes is timed and the shortest time counts; for the mean, steps with tiles of one size count as their
+median), by a dot product over the history (naive, the fastest of three ways to write it), distilled, and run again
+over the whole context; and attention with a cache of keys and values. The projections, which all of them have, are
+timed alone and subtracted for the ratio of mixing times. Totals of a decode are sums of all its steps for exact, and
+for the others integrals over the contexts measured. Then exact decodes with other base blocks than the library's.
+Writes results/generation.json after each batch size, and results/generation.png (generation-cuda on a GPU).
 
 Dimensions: B batch, C context, D channels, T longest context.
 """
@@ -45,7 +46,7 @@ STYLES = {"exact": "C0o-", "naive": "C1s--", "distilled": "C2^--", "rerun": "C3x
 BLOCKS = (8, 16, 32, 64, 128)
 # Of the decodes that base blocks are compared by: seven tile sizes or more, for any of them.
 BLOCKS_CONTEXT = 4096
-DECODES = 2
+DECODES = 3
 
 
 class Naive:
@@ -87,13 +88,24 @@ def say(what: str) -> None:
     print(f"  {time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
+def device() -> str:
+    return torch.get_default_device().type
+
+
+def wait() -> None:
+    """Until the device has done what it was asked to."""
+    if device() != "cpu":
+        torch.cuda.synchronize()
+
+
 def medians_ms(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median milliseconds of each; fewer repeats where one round takes long."""
     start = time.perf_counter()
     for function in functions.values():
         function()
+    wait()
     repeats = min(repeats, max(3, int(2.0 / (time.perf_counter() - start))))
-    return {name: 1e3 * seconds for name, seconds in interleaved(functions, repeats=repeats).items()}
+    return {name: 1e3 * seconds for name, seconds in interleaved(functions, repeats=repeats, device=device()).items()}
 
 
 def decode_ms(op: HyenaOperator, batch: int, length: int) -> list[float]:
@@ -103,6 +115,7 @@ def decode_ms(op: HyenaOperator, batch: int, length: int) -> list[float]:
     for _ in range(length):
         start = time.perf_counter()
         op.step(u, state)
+        wait()
         times.append(1e3 * (time.perf_counter() - start))
     return times
 
@@ -174,7 +187,9 @@ def measure(batch: int, contexts: list[int], width: int, order: int) -> Iterator
         say(f"batch {batch}, context {c}: naive, attention and the whole context again")
         ways = {how: lambda c=c, how=how: naive.step(u, c - 1, how) for how in ("", "time last", "channels first")}
         cached = medians_ms({**ways, "attention": lambda c=c: attention_step(c)}, repeats)
-        whole = torch.randn(1, c, width)
+        # On one thread rows cost alike; one is enough, and sixteen of the longest would be most of the time of all.
+        alike = batch if device() == "cpu" else 1
+        whole = torch.randn(batch // alike, c, width)
         upto = steps[:c]
         rows.append(
             {
@@ -188,8 +203,7 @@ def measure(batch: int, contexts: list[int], width: int, order: int) -> Iterator
                 "exact_worst_at": upto.index(max(upto)) + 1,
                 "naive_ms": min(cached[how] for how in ways),
                 "distilled_ms": flat[str(c)],
-                # Rows cost alike; one is enough, and sixteen of the longest would be most of this benchmark's time.
-                "rerun_ms": batch * medians_ms({"": lambda w=whole: op(w)}, 3)[""],
+                "rerun_ms": alike * medians_ms({"": lambda w=whole: op(w)}, 3)[""],
                 "attention_ms": cached["attention"],
                 "exact_bytes": state_size(op, batch, c).rows,
                 "exact_shared_bytes": state_size(op, batch, c).shared,
@@ -278,10 +292,15 @@ def plot(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def name() -> str:
+    """Of the files that are written."""
+    return "generation" if device() == "cpu" else f"generation-{device()}"
+
+
 def settings(options: argparse.Namespace, contexts: list[int]) -> dict:
     """What rows of two runs must have in common to stand in one table."""
     return {
-        **machine("cpu"),
+        **machine(device()),
         "dtype": "float32",
         "contexts": contexts,
         "width": options.width,
@@ -295,7 +314,7 @@ def settings(options: argparse.Namespace, contexts: list[int]) -> dict:
 
 def finished(record: dict) -> tuple[list[dict], list[dict]]:
     """Rows and base blocks of an interrupted run with the same settings, on the same commit."""
-    path = RESULTS / "generation.json"
+    path = RESULTS / f"{name()}.json"
     if not path.exists():
         sys.exit(f"generation.py: there is no {path} to resume")
     before = json.loads(path.read_text())
@@ -313,8 +332,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="rows decoded together")
     parser.add_argument("--width", type=int, default=256, help="D")
     parser.add_argument("--order", type=int, default=16, help="modes of the distilled form")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--resume", action="store_true", help="keep what an interrupted run has finished")
     options = parser.parse_args()
+    torch.set_default_device(options.device)
     torch.manual_seed(0)
     torch.set_num_threads(1)
     contexts = [1 << k for k in range(10, options.longest.bit_length())]
@@ -327,7 +348,7 @@ def main() -> None:
     def save() -> None:
         checks = [{"what": w, "value": v, "limit": limit, "holds": ok} for w, v, limit, ok in bars(rows)]
         if recorded:
-            write("generation", {**record, "rows": rows, "blocks": blocks, "bars": checks})
+            write(name(), {**record, "rows": rows, "blocks": blocks, "bars": checks})
 
     print(record["backend"])
     print("batch context    exact (median, worst)    naive  distilled    rerun  attention   ms per token; exact state")
@@ -366,8 +387,8 @@ def main() -> None:
                 f"{r['worst_over_median']:.0f} x the median and {r['worst_over_rerun']:.2f} x a run over the context"
             )
     if recorded:
-        plot(rows, RESULTS / "generation.png")
-        print(f"wrote {RESULTS / 'generation.json'} and generation.png")
+        plot(rows, RESULTS / f"{name()}.png")
+        print(f"wrote {RESULTS / name()}.json and {name()}.png")
 
 
 if __name__ == "__main__":
