@@ -24,6 +24,8 @@ def case(name: str) -> tuple[Callable[..., Tensor], dict, Tensor, Judge]:
     kind, length = name.split("-")[0], int(name.split("-")[1])
     if kind == "short_conv":
         fn, want, x = ops.short_conv, oracle.short_conv, short_conv.inputs(2, length, 9, 3, mask="random")
+    elif kind == "direct_conv":
+        fn, want, x = ops.direct_conv, oracle.gated_conv, gated_conv.inputs(2, length, 9, min(length, 100), 9)
     elif kind == "gated_conv":
         fn, want, x = gated_conv.convolve, gated_conv.matrices, gated_conv.inputs(2, length, 9, length, 9)
     else:
@@ -35,7 +37,7 @@ def case(name: str) -> tuple[Callable[..., Tensor], dict, Tensor, Judge]:
 
 
 CASES = [f"{kind}-{length}" for kind in ("short_conv", "gated_conv", "mix", "two_sided_mix") for length in (65, 1009)]
-CASES += ["short_conv-20011"]  # long sums
+CASES += ["direct_conv-65", "direct_conv-1009", "short_conv-20011"]  # long sums
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -51,7 +51,8 @@ def fft_conv(x: Tensor, h: Tensor, d: Tensor | None = None, *, causal: bool = Tr
         d: ``(C,)`` weight of the input itself.
 
     Returns:
-        ``(B, L, C)`` in the dtype and memory order of ``x``. The transform runs in float32, in float64 for float64.
+        ``(B, L, C)`` in the dtype and memory order of ``x``. It is computed in float32, in float64 for float64; few
+        taps are applied one by one where that is faster.
 
     Raises:
         ValueError: shapes or dtypes that do not fit.
@@ -89,8 +90,10 @@ def gated_conv(
     if h.dim() != 2:
         raise ValueError(f"h must be (taps, channels), got {tuple(h.shape)}")
     longest = v.size(1) if max_seqlen is None else min(max_seqlen, v.size(1))
-    h = h.to(ops.compute_dtype(v))
-    spectrum = ops.filter_spectrum(_cut(h, longest, causal)[None], ops.transform_length(longest), causal)
+    h = _cut(h.to(ops.compute_dtype(v)), longest, causal)
+    if ops.is_direct(h.size(0), longest, v.device):
+        return ops.direct_conv(v, h, d, pre, post, cu_seqlens, causal, longest)
+    spectrum = ops.filter_spectrum(h[None], ops.transform_length(longest), causal)
     return ops.gated_conv(v, spectrum[0], d, pre, post, cu_seqlens)
 
 

@@ -27,7 +27,7 @@ _RECOMPUTE_FROM = 1 << 16
 
 # Where a kernel makes the taps: two to three times as fast in training as the modules, each in turn, which take its
 # place elsewhere.
-_KERNELS = frozenset(kind for kind in ("cpu", "cuda") if ops.has_kernel("implicit_filter", torch.device(kind)))
+_KERNELS = ops.KERNELS["implicit_filter"]
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -1,8 +1,9 @@
 """The registered ops (``torch.ops.hyena``), with a checked Python call for each."""
 
 from hyena.ops._layout import compute_dtype, transform_length
-from hyena.ops._library import has_kernel
+from hyena.ops._library import KERNELS, find_kernels
 from hyena.ops.add_conv import add_conv_
+from hyena.ops.direct_conv import direct_conv, is_direct
 from hyena.ops.gated_conv import gated_conv
 from hyena.ops.implicit_filter import implicit_filter
 from hyena.ops.mix import mix
@@ -12,15 +13,19 @@ from hyena.ops.spectrum import filter_spectrum, move_spectrum
 
 from hyena.ops._extension import backend_report  # isort: skip  (after the ops it implements)
 
+find_kernels()
+
 __all__ = [
+    "KERNELS",
     "add_conv_",
     "backend_report",
     "compute_dtype",
+    "direct_conv",
     "filter_spectrum",
     "gated_conv",
-    "has_kernel",
     "has_plain_weights",
     "implicit_filter",
+    "is_direct",
     "is_hooked",
     "mix",
     "move_spectrum",

@@ -14,6 +14,8 @@ from torch import Tensor
 
 LIBRARY = torch.library.Library("hyena", "DEF")
 OP_NAMES: list[str] = []
+KERNELS: dict[str, frozenset[str]] = {}
+"""Kinds of device that have a kernel of each op, once the extension is loaded: for rules that torch.compile traces."""
 
 
 def define(
@@ -80,6 +82,12 @@ def has_kernel(name: str, device: torch.device, dtype: torch.dtype = torch.float
     if key is None or not torch._C._dispatch_has_kernel_for_dispatch_key(f"hyena::{name}", key):
         return False
     return EXTENSION.takes(device, dtype)
+
+
+def find_kernels() -> None:
+    """Fills ``KERNELS``."""
+    for name in OP_NAMES:
+        KERNELS[name] = frozenset(kind for kind in ("cpu", "cuda") if has_kernel(name, torch.device(kind)))
 
 
 def _derivative_of(function: Callable[..., Any]) -> Callable[..., Any]:

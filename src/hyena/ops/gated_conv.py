@@ -234,6 +234,25 @@ def check_spectrum(z: Tensor, spectrum: Tensor, channels: int, packed: bool) -> 
         )
 
 
+def check_inputs(
+    v: Tensor, d: Tensor | None, pre: Tensor | None, post: Tensor | None, cu_seqlens: Tensor | None
+) -> None:
+    """What every gated convolution asks of its inputs but the filter.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, with the ones found.
+    """
+    check_row(v, None, cu_seqlens)
+    for name, gate in (("pre", pre), ("post", post)):
+        if gate is not None and (gate.shape != v.shape or gate.dtype != v.dtype):
+            raise ValueError(
+                f"{name} must be {v.dtype} of shape {tuple(v.shape)} like v, got {gate.dtype} of shape "
+                f"{tuple(gate.shape)}"
+            )
+    if d is not None and d.shape != v.shape[2:]:
+        raise ValueError(f"d must be ({v.size(2)},), got {tuple(d.shape)}")
+
+
 def gated_conv(
     v: Tensor,
     spectrum: Tensor,
@@ -253,17 +272,9 @@ def gated_conv(
     Raises:
         ValueError: shapes, dtypes or sizes that do not fit, with the ones found.
     """
-    check_row(v, None, cu_seqlens)
+    check_inputs(v, d, pre, post, cu_seqlens)
     check_spectrum(v, spectrum, v.size(2), cu_seqlens is not None)
     if spectrum.dim() != 3:
         raise ValueError(f"gated_conv takes one filter's spectrum, (G, P + 1, 2), got {tuple(spectrum.shape)}")
-    for name, gate in (("pre", pre), ("post", post)):
-        if gate is not None and (gate.shape != v.shape or gate.dtype != v.dtype):
-            raise ValueError(
-                f"{name} must be {v.dtype} of shape {tuple(v.shape)} like v, got {gate.dtype} of shape "
-                f"{tuple(gate.shape)}"
-            )
-    if d is not None and d.shape != v.shape[2:]:
-        raise ValueError(f"d must be ({v.size(2)},), got {tuple(d.shape)}")
     check_bounds(cu_seqlens, v.size(1), spectrum.size(1) - 1)
     return torch.ops.hyena.gated_conv(v, spectrum, d, pre, post, cu_seqlens)

@@ -20,7 +20,7 @@ def masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else torch.where(mask[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
-def _shifted(x: Tensor, by: int) -> Tensor:
+def shifted(x: Tensor, by: int) -> Tensor:
     """``x[:, t - by]`` with zeros shifted in: to later positions for ``by > 0``, to earlier ones for ``by < 0``."""
     if by == 0:
         return x
@@ -37,7 +37,7 @@ def short_conv_rows(z: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor
     taps = w.size(1)
     y = x * w[:, taps - 1]
     for j in range(1, min(taps, x.size(1))):
-        y = y + _shifted(x, j) * w[:, taps - 1 - j]
+        y = y + shifted(x, j) * w[:, taps - 1 - j]
     if bias is not None:
         y = y + bias.to(dtype)
     return masked(y, mask)
@@ -53,7 +53,7 @@ def short_conv_rows_backward(
     dz = g * w[:, taps - 1]
     dw = [(g * x).sum((0, 1))]
     for j in range(1, taps):
-        ahead = _shifted(g, -j)
+        ahead = shifted(g, -j)
         dz = dz + ahead * w[:, taps - 1 - j]
         dw.append((ahead * x).sum((0, 1)))
     return masked(dz, mask), torch.stack(dw[::-1], dim=1), g.sum((0, 1))

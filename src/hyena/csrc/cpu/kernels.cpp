@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "direct_conv.h"
 #include "gated_conv.h"
 #include "implicit_filter.h"
 #include "mix.h"
@@ -98,6 +99,8 @@ HYENA_KERNEL(short_conv, ShortConvArgs, ShortConv, forward)
 HYENA_KERNEL(short_conv_backward, ShortConvArgs, ShortConv, backward)
 HYENA_KERNEL(gated_conv, GatedConvArgs, GatedConv, forward)
 HYENA_KERNEL(gated_conv_backward, GatedConvArgs, GatedConv, backward)
+HYENA_KERNEL(direct_conv, DirectConvArgs, DirectConv, forward)
+HYENA_KERNEL(direct_conv_backward, DirectConvArgs, DirectConv, backward)
 HYENA_KERNEL(mix, MixArgs, Mix, forward)
 HYENA_KERNEL(mix_backward, MixArgs, Mix, backward)
 
@@ -138,6 +141,8 @@ const Kernels& HYENA_JOIN(kernels_, HYENA_ISA)() {
                                       gated_conv_backward,
                                       mix,
                                       mix_backward,
+                                      direct_conv,
+                                      direct_conv_backward,
                                       implicit_filter,
                                       implicit_filter_backward};
     return table;

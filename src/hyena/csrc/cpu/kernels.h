@@ -83,6 +83,18 @@ struct GatedConvArgs {
     void* dd;
 };
 
+// A convolution of few taps: lags 0 … taps - 1, or two-sided -(taps - 1) / 2 … (taps - 1) / 2.
+struct DirectConvArgs {
+    Sequence seq;
+    int64_t channels, filters, taps;
+    bool causal;
+    Array v, pre, post, y;  // pre and post may be null
+    const void *h, *d;      // (taps, filters), (C) or null
+    // backward
+    Array dy, dv, dpre, dpost;
+    void *dh, *dd;
+};
+
 struct MixArgs {
     Sequence seq;
     int64_t channels, order;
@@ -123,6 +135,8 @@ struct Kernels {
     void (*gated_conv_backward)(const GatedConvArgs&);
     void (*mix)(const MixArgs&);
     void (*mix_backward)(const MixArgs&);
+    void (*direct_conv)(const DirectConvArgs&);
+    void (*direct_conv_backward)(const DirectConvArgs&);
     void (*implicit_filter)(const ImplicitFilterArgs&);
     void (*implicit_filter_backward)(const ImplicitFilterArgs&);
 };

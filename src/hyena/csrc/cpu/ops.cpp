@@ -306,6 +306,63 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gated_conv_backward(const Ten
             dspectrum, d ? back(dd, *d_in) : dd};
 }
 
+// Inputs of a direct convolution; holds the tensors that its pointers point into.
+struct DirectInputs {
+    const Tensor v, h;
+    const Optional pre, post;
+    Optional d;
+    const Rows rows;
+    DirectConvArgs args{};
+
+    DirectInputs(const Tensor& v_in, const Tensor& h_in, const Optional& d_in, const Optional& pre_in, const Optional& post_in,
+                 const Optional& cu_seqlens, bool causal)
+        : v(channels_last(v_in)),
+          h(parameter(h_in, compute_type(v_in))),
+          pre(channels_last(pre_in)),
+          post(channels_last(post_in)),
+          rows(v, std::nullopt, cu_seqlens, kAnyLength) {
+        if (d_in) d = parameter(*d_in, compute_type(v_in));
+        args.seq = rows.sequence;
+        args.channels = v.size(2);
+        args.filters = h.size(1);
+        args.taps = h.size(0);
+        args.causal = causal;
+        args.v = array(v);
+        args.pre = optional_array(pre);
+        args.post = optional_array(post);
+        args.h = h.data_ptr();
+        args.d = d ? d->data_ptr() : nullptr;
+    }
+};
+
+Tensor direct_conv(const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre, const Optional& post,
+                   const Optional& cu_seqlens, bool causal) {
+    DirectInputs in(v, h, d, pre, post, cu_seqlens, causal);
+    Tensor y = empty(in.v, v.size(2));
+    in.args.y = array(y);
+    kernels().direct_conv(in.args);
+    return in_order_of(y, v);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> direct_conv_backward(const Tensor& dy_in, const Tensor& v, const Tensor& h,
+                                                                        const Optional& d, const Optional& pre,
+                                                                        const Optional& post, const Optional& cu_seqlens,
+                                                                        bool causal) {
+    DirectInputs in(v, h, d, pre, post, cu_seqlens, causal);
+    const Tensor dy = channels_last(dy_in);
+    Tensor dv = empty(in.v, v.size(2)), dpre = empty(in.v, pre ? v.size(2) : 0), dpost = empty(in.v, post ? v.size(2) : 0);
+    Tensor dh = torch::stable::new_zeros(in.h, in.h.sizes()), dd = torch::stable::new_zeros(in.h, {d ? v.size(2) : 0});
+    in.args.dy = array(dy);
+    in.args.dv = array(dv);
+    in.args.dpre = pre ? array(dpre) : Array{};
+    in.args.dpost = post ? array(dpost) : Array{};
+    in.args.dh = dh.data_ptr();
+    in.args.dd = d ? dd.data_ptr() : nullptr;
+    kernels().direct_conv_backward(in.args);
+    return {in_order_of(dv, v), back(dh, h), d ? back(dd, *d) : dd, pre ? in_order_of(dpre, *pre) : dpre,
+            post ? in_order_of(dpost, *post) : dpost};
+}
+
 MixArgs mix_args(const Tensor& z, const Tensor& weight, const Tensor& bias, const Tensor& spectrum, const Tensor& d) {
     MixArgs args{};
     args.channels = d.size(1);
@@ -443,6 +500,8 @@ STABLE_TORCH_LIBRARY_IMPL(hyena, CPU, m) {
     m.impl("gated_conv", TORCH_BOX(&hyena::gated_conv));
     m.impl("add_conv_", TORCH_BOX(&hyena::add_conv));
     m.impl("gated_conv_backward", TORCH_BOX(&hyena::gated_conv_backward));
+    m.impl("direct_conv", TORCH_BOX(&hyena::direct_conv));
+    m.impl("direct_conv_backward", TORCH_BOX(&hyena::direct_conv_backward));
     m.impl("mix", TORCH_BOX(&hyena::mix));
     m.impl("project", TORCH_BOX(&hyena::project));
     m.impl("mix_backward", TORCH_BOX(&hyena::mix_backward));
