@@ -18,35 +18,50 @@ struct Spectra {
     int64_t groups = 1, room = 1;
     int64_t width = 1;  // channels that share a filter
 
-    HYENA_DEVICE Cx* at(int64_t filter, int64_t channel) const { return data + (filter * groups + channel / width) * room; }
+    HYENA_DEVICE Cx* at(int64_t filter, int64_t channel) const {
+        return data + (filter * groups + (width == 1 ? channel : int64_t(uint32_t(channel) / uint32_t(width)))) * room;
+    }
 };
+
+// d as a constant added to a spectrum that carries 1 / P.
+HYENA_DEVICE float skip_of(const float* d, int64_t at, uint32_t points) { return d == nullptr ? 0.f : d[at] / float(points); }
 
 // How the threads of a block share the positions of its sets.
 struct Chunks {
+    const Transform& transform;
     int sets, per_set, points;
 
-    HYENA_DEVICE Chunks(const Block& block, const Transform& t) : sets(int(t.sets)), per_set(block.threads / sets), points(int(t.points)) {}
+    HYENA_DEVICE Chunks(const Block& block, const Transform& t)
+        : transform(t), sets(int(t.sets)), per_set(sets == 1 ? block.threads : block.threads / sets), points(int(t.points)) {}
 
     // fn(set, t) for each of the thread's chunks.
     template <class Fn>
     HYENA_DEVICE void each(int thread, Fn&& fn) const {
-        const int set = thread / per_set;
+        const int set = sets == 1 ? 0 : thread / per_set;
         if (set >= sets) return;
-        for (int t = thread % per_set * kChunk; t < points; t += per_set * kChunk) fn(set, t);
+        for (int t = (thread - set * per_set) * kChunk; t < points; t += per_set * kChunk) fn(set, t);
+    }
+
+    // A chunk's real parts, from the buffer and into it. A chunk of a padded buffer lies between two gaps.
+    HYENA_DEVICE void get(const Cx* buffer, int set, int t, float* x) const {
+        const Cx* from = buffer + transform.pad(uint32_t(set * points + t));
+        HYENA_UNROLL
+        for (int e = 0; e < kChunk; ++e) x[e] = t + kChunk <= points || t + e < points ? from[e].re : 0.f;
+    }
+    HYENA_DEVICE void put(Cx* buffer, int set, int t, const float* x) const {
+        Cx* to = buffer + transform.pad(uint32_t(set * points + t));
+        HYENA_UNROLL
+        for (int e = 0; e < kChunk; ++e)
+            if (t + kChunk <= points || t + e < points) to[e].re = x[e];
+    }
+    // With the first few of the chunk after it, zeros behind the last.
+    HYENA_DEVICE void get_ahead(const Cx* buffer, int set, int t, float* x) const {
+        get(buffer, set, t, x);
+        const Cx* from = buffer + transform.pad(uint32_t(set * points + t + kChunk));
+        HYENA_UNROLL
+        for (int e = 0; e < kHalo; ++e) x[kChunk + e] = t + kChunk + e < points ? from[e].re : 0.f;
     }
 };
-
-// Real parts of positions t … t + N - 1 of a set; zero beyond the end.
-template <int N>
-HYENA_DEVICE void get(const Cx* buffer, int points, int set, int t, float* x) {
-    HYENA_UNROLL
-    for (int e = 0; e < N; ++e) x[e] = t + e < points ? buffer[padded(uint32_t(set * points + t + e))].re : 0.f;
-}
-HYENA_DEVICE void put(Cx* buffer, int points, int set, int t, const float* x) {
-    HYENA_UNROLL
-    for (int e = 0; e < kChunk; ++e)
-        if (t + e < points) buffer[padded(uint32_t(set * points + t + e))].re = x[e];
-}
 
 // y = gate[F] * conv_{F-1}(… gate[1] * conv_0(gate[0] * value)): one block, one row, `sets` channels, one pass over the data.
 struct Convolve {
@@ -76,27 +91,27 @@ struct Convolve {
                 const int64_t channel = own(first, set);
                 Line(value, sequences, row, channel).read(at, x);
                 gate(gates[0], sequences, row, channel, at, x);
-                put(buffer, chunks.points, set, at, x);
+                chunks.put(buffer, set, at, x);
             });
         });
         for (int f = 0; f < filters; ++f) {
             forward_pass<Ends::kRealTwisted>(block, t, 0, RealInBuffer{buffer}, InBuffer{buffer});
             middle_forward(block, t, buffer);
-            turning_pass(block, t, buffer, [&](uint32_t set, uint32_t k, Cx x) {
+            turning_pass(block, t, buffer, [&](uint32_t set) {
                 const int64_t channel = own(first, int(set));
-                Cx s = spectra.at(f, channel)[k];
-                if (d != nullptr) s.re += d[f * channels + channel] / float(t.points);
-                return x * s;
+                return [s = spectra.at(f, channel), skip = skip_of(d, f * channels + channel, t.points)](uint32_t k, Cx x) {
+                    return x * Cx{s[k].re + skip, s[k].im};
+                };
             });
             middle_inverse(block, t, buffer);
             inverse_pass<Ends::kRealTwisted>(block, t, 0, InBuffer{buffer}, RealInBuffer{buffer});
             block.each([&](int thread) {
                 chunks.each(thread, [&](int set, int at) {
                     float x[kChunk];
-                    get<kChunk>(buffer, chunks.points, set, at, x);
+                    chunks.get(buffer, set, at, x);
                     gate(gates[f + 1], sequences, row, own(first, set), at, x);
                     if (f + 1 < filters)
-                        put(buffer, chunks.points, set, at, x);
+                        chunks.put(buffer, set, at, x);
                     else if (first + set < channels && at < row.length)
                         write(y, row, first + set, at, x);
                 });
@@ -134,7 +149,7 @@ struct ConvolveBackward {
     HYENA_DEVICE void operator()(const Block& block, char* shared, int64_t index) const {
         const Transform& t = transform;
         Cx* buffer = reinterpret_cast<Cx*>(shared);
-        float* partial = reinterpret_cast<float*>(buffer + padded(t.size()) + 1);
+        float* partial = reinterpret_cast<float*>(buffer + buffer_places(t.size()));
         float* totals = partial + 2 * kPartSums * block.threads;
         Cx* mine = kept + index * t.size();
         const int64_t slice = index % slices, first = index / slices * t.sets;
@@ -183,7 +198,7 @@ struct ConvolveBackward {
                 float x[kChunk], g[kChunk];
                 Line(value, sequences, row, channel).read(at, x);
                 gate(pre, sequences, row, channel, at, x);
-                put(buffer, chunks.points, set, at, x);
+                chunks.put(buffer, set, at, x);
                 if (d == nullptr) return;
                 Line(dy, sequences, row, channel).read(at, g);
                 gate(post, sequences, row, channel, at, g);
@@ -201,7 +216,7 @@ struct ConvolveBackward {
                 float g[kChunk];
                 Line(dy, sequences, row, own(first, set)).read(at, g);
                 gate(post, sequences, row, own(first, set), at, g);
-                put(buffer, chunks.points, set, at, g);
+                chunks.put(buffer, set, at, g);
             });
         });
     }
@@ -212,21 +227,20 @@ struct ConvolveBackward {
         const Transform& t = transform;
         forward_pass<Ends::kRealTwisted>(block, t, 0, RealInBuffer{buffer}, InBuffer{buffer});
         middle_forward(block, t, buffer);
-        turning_pass(block, t, buffer, [&](uint32_t set, uint32_t k, Cx x) {
+        turning_pass(block, t, buffer, [&](uint32_t set) {
             const int64_t channel = own(first, int(set));
-            Cx s = spectra.at(0, channel)[k];
-            if (d != nullptr) s.re += d[channel] / float(t.points);
-            Cx* keep = mine + set * t.points + k;
-            if constexpr (!kAdjoint) {
-                *keep = x;
-                return x * s;
-            } else {
-                if (first + set < channels) {
-                    Cx* sum = gradient_of(slice, channel) + k;
-                    *sum = *sum + times_conj(x, *keep);
+            const bool counts = first + set < channels;
+            return [counts, s = spectra.at(0, channel), skip = skip_of(d, channel, t.points), keep = mine + set * t.points,
+                    sum = gradient_of(slice, channel)](uint32_t k, Cx x) {
+                const Cx filter = {s[k].re + skip, s[k].im};
+                if constexpr (!kAdjoint) {
+                    keep[k] = x;
+                    return x * filter;
+                } else {
+                    if (counts) sum[k] = sum[k] + times_conj(x, keep[k]);
+                    return times_conj(x, filter);
                 }
-                return times_conj(x, s);
-            }
+            };
         });
         if (!kAdjoint && dpost.data == nullptr) return;  // nobody asks for the convolution itself
         middle_inverse(block, t, buffer);
@@ -243,9 +257,8 @@ struct ConvolveBackward {
                 if (first + set >= channels || at >= row.length) return;
                 float g[kChunk + kHalo], c[kChunk + kHalo], x[kHalo + kChunk];
                 const Line up(dy, sequences, row, first + set);
-                up.raw<kChunk>(at, g);
-                up.raw<kHalo>(at + kChunk, g + kChunk);
-                get<kChunk + kHalo>(buffer, chunks.points, set, at, c);
+                up.ahead(at, g);
+                chunks.get_ahead(buffer, set, at, c);
                 HYENA_UNROLL
                 for (int e = 0; e < kChunk + kHalo; ++e) g[e] *= c[e];
                 if (!adjoint) {
@@ -270,7 +283,7 @@ struct ConvolveBackward {
                 if (first + set >= channels || at >= row.length) return;
                 const int64_t channel = first + set;
                 float dp[kChunk + kHalo], g[kChunk + kHalo];
-                get<kChunk + kHalo>(buffer, chunks.points, set, at, dp);
+                chunks.get_ahead(buffer, set, at, dp);
                 if (!adjoint) {
                     if (pre.given()) {
                         Line(value, sequences, row, channel).read(at, g);

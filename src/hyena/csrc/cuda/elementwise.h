@@ -197,9 +197,10 @@ struct FillTable {
             if (o >= region.count) return;
             char* at = memory + region.offset;
             if (region.kind == Region::kRoots) {
-                Roots& r = reinterpret_cast<Roots*>(at)[o];
-                r = {half_turns(-2 * o, region.den), half_turns(-4 * o, region.den), half_turns(-8 * o, region.den),
-                     half_turns(-16 * o, region.den)};
+                const int64_t m = region.den;
+                const auto high = [&](int64_t i) { return half_turns((region.num - 16 * i) * o, 2 * m); };
+                reinterpret_cast<Roots*>(at)[o] = {half_turns(-2 * o, m), half_turns(-4 * o, m), half_turns(-6 * o, m), high(1),
+                                                   high(2), high(3), high(0), {}};
             } else if (region.kind == Region::kTurns) {
                 reinterpret_cast<Cx*>(at)[o] = half_turns(region.num * o, region.den);
             } else {

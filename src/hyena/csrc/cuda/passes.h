@@ -5,8 +5,9 @@
 // and because every butterfly writes where it read, a pass needs one barrier.
 //
 // The buffer holds `sets` transforms one after the other; each has `points` points and `lanes` neighbouring columns that are
-// transformed alike (lanes > 1 for columns of a long transform). Point i of the buffer lies at padded(i), which spreads the strides
-// of every pass over the banks of shared memory.
+// transformed alike (lanes > 1 for columns of a long transform). Point i of the buffer lies at pad(i): one place is left free after
+// every 16, which spreads the strides of every pass over the banks of shared memory. Strides are multiples of 16, or one at the last
+// pass, so that pad(i + k * stride) = pad(i) + k * pad(stride). Transforms that have others (of up to 64 points) are not padded.
 #pragma once
 
 #include "block.h"
@@ -14,17 +15,19 @@
 
 namespace hyena::cuda {
 
-HYENA_DEVICE uint32_t padded(uint32_t i) { return i + (i >> 4); }
-
-// w = exp(-2 i pi o / m) and three of its powers: the others are at most three products away.
+// For a butterfly's o: w = exp(-2 i pi o / m) and its powers, each at most one product away: w^(4 i + j) = high_i * low_j. In a first
+// pass the high ones carry the twist of time o, exp(i pi o / 2m).
 struct alignas(16) Roots {
-    Cx w1, w2, w4, w8;
+    Cx low1, low2, low3, high1, high2, high3, high0, unused;
 };
+
+// Places that so many points may take.
+HYENA_DEVICE int64_t buffer_places(uint32_t points) { return int64_t(points) + (points >> 4) + 1; }
 
 struct Pass {
     int radix = 1;
     uint32_t stride = 1;  // between the inputs of a butterfly, in points of the buffer
-    uint32_t step = 1;    // the same, in padded points (Transform::linear)
+    uint32_t step = 1;    // the same, in padded places
     FastDiv by_stride;
     const Roots* roots = nullptr;  // one for every o < stride / lanes
 };
@@ -34,54 +37,40 @@ constexpr int kMaxPasses = 10;
 struct Transform {
     uint32_t points = 1, sets = 1, lanes = 1, lane_shift = 0;
     int passes = 0;
-    bool linear = false;  // padded(i + k * stride) = padded(i) + k * step throughout
+    uint32_t pad_shift = 31;  // 4, or 31 for no padding
     Pass pass[kMaxPasses];
-    const Cx* twist = nullptr;  // exp(i pi o / (2 points)) for the first pass's o: the right angle (conv.h)
 
     HYENA_DEVICE uint32_t size() const { return points * sets * lanes; }
+    HYENA_DEVICE uint32_t pad(uint32_t i) const { return i + (i >> pad_shift); }
 };
 
-// The powers 0 … R - 1 of w, times `lead`.
-template <int R, bool kLead>
-HYENA_DEVICE void powers(const Roots& r, Cx lead, Cx* w) {
-    w[0] = kLead ? lead : Cx{1.f, 0.f};
-    if constexpr (R > 1) w[1] = r.w1;
-    if constexpr (R > 2) w[2] = r.w2;
-    if constexpr (R > 3) w[3] = r.w1 * r.w2;
-    if constexpr (R > 4) w[4] = r.w4;
-    if constexpr (R > 5) {
-        w[5] = r.w1 * r.w4;
-        w[6] = r.w2 * r.w4;
-        w[7] = w[3] * r.w4;
-    }
-    if constexpr (R > 8) {
-        const Cx high = kLead ? lead * r.w8 : r.w8;
-        unrolled<R - 8>([&](auto k) { w[8 + k] = k == 0 ? high : w[k] * high; });
-    }
-    if constexpr (kLead && R > 1) unrolled<(R < 8 ? R : 8) - 1>([&](auto k) { w[k + 1] = w[k + 1] * lead; });
+// The powers 0 … R - 1 of w; in a first pass with a twist, times that of time o.
+template <int R, bool kTwist>
+HYENA_DEVICE void powers(const Roots& r, Cx* w) {
+    const Cx low[4] = {{1.f, 0.f}, r.low1, r.low2, r.low3};
+    const Cx high[4] = {kTwist ? r.high0 : Cx{1.f, 0.f}, r.high1, r.high2, r.high3};
+    unrolled<R>([&](auto k) {
+        constexpr int I = decltype(k)::value / 4, J = decltype(k)::value % 4;
+        w[k] = J == 0 ? high[I] : I == 0 && !kTwist ? low[J] : low[J] * high[I];
+    });
 }
 
-// Where a butterfly's input k lies: point `i` of the buffer, `at` in padded points.
+// Where a butterfly's input k lies: point `i` of the buffer, place `at`.
 struct Place {
     uint32_t i, at;
 };
 
 struct Butterfly {
-    uint32_t base, start;  // of input 0, in points and in padded points
+    uint32_t base, start;  // of input 0: point and place
     uint32_t stride, step, root;
-    bool linear;
 
-    HYENA_DEVICE Butterfly(const Transform& t, const Pass& pass, int radix, uint32_t j)
-        : stride(pass.stride), step(pass.step), linear(t.linear) {
+    HYENA_DEVICE Butterfly(const Transform& t, const Pass& pass, int radix, uint32_t j) : stride(pass.stride), step(pass.step) {
         const uint32_t block = pass.by_stride(j), o = j - block * stride;
         base = block * stride * uint32_t(radix) + o;
-        start = padded(base);
+        start = t.pad(base);
         root = o >> t.lane_shift;
     }
-    HYENA_DEVICE Place operator[](int k) const {
-        const uint32_t i = base + uint32_t(k) * stride;
-        return {i, linear ? start + uint32_t(k) * step : padded(i)};
-    }
+    HYENA_DEVICE Place operator[](int k) const { return {base + uint32_t(k) * stride, start + uint32_t(k) * step}; }
 };
 
 // What a first pass reads (and a last inverse pass writes): real or complex numbers with the twist, or complex ones without it.
@@ -110,7 +99,7 @@ HYENA_DEVICE void forward_pass(const Block& block, const Transform& t, int s, Lo
                     if constexpr (kEnds == Ends::kTwisted) a[k] = turned<decltype(k)::value, 2 * R>(a[k]);
                 });
                 butterfly<R, false>(a);
-                if constexpr (kRoots) powers<R, kTwist>(pass.roots[b.root], kTwist ? t.twist[b.root] : Cx{}, w);
+                if constexpr (kRoots) powers<R, kTwist>(pass.roots[b.root], w);
                 unrolled<R>([&](auto k) { store(b[k], kTwist || (kRoots && k > 0) ? a[k] * w[k] : a[k]); });
             }
         });
@@ -129,7 +118,7 @@ HYENA_DEVICE void inverse_pass(const Block& block, const Transform& t, int s, Lo
             for (uint32_t j = uint32_t(thread); j < count; j += uint32_t(block.threads)) {
                 const Butterfly b(t, pass, R, j);
                 Cx a[R], w[R];
-                if constexpr (kRoots) powers<R, kTwist>(pass.roots[b.root], kTwist ? t.twist[b.root] : Cx{}, w);
+                if constexpr (kRoots) powers<R, kTwist>(pass.roots[b.root], w);
                 unrolled<R>([&](auto k) {
                     a[k] = load(b[k]);
                     if (kTwist || (kRoots && k > 0)) a[k] = times_conj(a[k], w[k]);
@@ -151,9 +140,9 @@ HYENA_DEVICE void inverse_pass(const Block& block, const Transform& t, int s, Lo
     });
 }
 
-// The last forward pass, whose twiddles are all 1, handing each point of the spectrum to product(index, value) -> value, and the
-// first inverse pass of what that returns. `index` runs over [set][k][butterfly]: neighbouring threads have neighbouring indices.
-// With kBack = false the transform ends here, and nothing is stored; with kForth = false it begins here, from product(index, 0).
+// The last forward pass, whose twiddles are all 1, handing each point of a set's spectrum to product(set)(index, value) -> value, and
+// the first inverse pass of what that returns. `index` runs over [k][butterfly]: neighbouring threads have neighbouring indices. With
+// kBack = false the transform ends here, and nothing is stored; with kForth = false it begins here, from product(set)(index, 0).
 template <bool kForth = true, bool kBack = true, class Product>
 HYENA_DEVICE void turning_pass(const Block& block, const Transform& t, Cx* buffer, Product&& product) {
     const Pass& pass = t.pass[t.passes - 1];
@@ -165,12 +154,13 @@ HYENA_DEVICE void turning_pass(const Block& block, const Transform& t, Cx* buffe
                 const Butterfly b(t, pass, R, j);
                 // Only rows (lanes = 1) turn; j / each is the set.
                 const uint32_t set = t.sets == 1 ? 0 : j / each;
+                const auto at = product(set);
                 Cx a[R];
                 if constexpr (kForth) {
                     unrolled<R>([&](auto k) { a[k] = buffer[b[k].at]; });
                     butterfly<R, false>(a);
                 }
-                unrolled<R>([&](auto k) { a[k] = product(set, k * each + (j - set * each), kForth ? a[k] : Cx{}); });
+                unrolled<R>([&](auto k) { a[k] = at(k * each + (j - set * each), kForth ? a[k] : Cx{}); });
                 if constexpr (kBack) {
                     butterfly<R, true>(a);
                     unrolled<R>([&](auto k) { buffer[b[k].at] = a[k]; });

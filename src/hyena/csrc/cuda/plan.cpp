@@ -18,7 +18,7 @@ constexpr int64_t kColumnPoints = 8192;
 constexpr int64_t kLeastLanes = 16;
 
 // Odd radices first, then as many sixteens as leave no lone two, last: so every stride but the last is a multiple of 16 where
-// the number of points is, and padded addresses are linear in them.
+// the number of points is (see Transform::pad).
 std::vector<int> radices_of(int64_t n) {
     std::vector<int> radices;
     const int64_t whole = n;
@@ -56,7 +56,7 @@ int threads_for(int64_t size) {
     return int(std::clamp<int64_t>(wanted, 64, kMaxThreads));
 }
 
-int64_t shared_bytes(int64_t size, int64_t extra) { return int64_t(padded(uint32_t(size)) + 1) * int64_t(sizeof(Cx)) + extra * 4; }
+int64_t shared_bytes(int64_t size, int64_t extra) { return buffer_places(uint32_t(size)) * int64_t(sizeof(Cx)) + extra * 4; }
 
 namespace {
 
@@ -77,20 +77,21 @@ class Tables {
         while ((int64_t(1) << t.lane_shift) < lanes) ++t.lane_shift;
         const std::vector<int> radices = radices_of(points);
         t.passes = int(radices.size());
-        t.linear = true;
+        if (points * lanes % 16 == 0) t.pad_shift = 4;
         int64_t m = points;
         for (int s = 0; s < t.passes; ++s) {
             Pass& pass = t.pass[s];
             pass.radix = radices[size_t(s)];
             const int64_t q = m / pass.radix;
             pass.stride = uint32_t(q * lanes);
-            pass.step = pass.stride % 16 == 0 ? padded(pass.stride) : pass.stride;
+            pass.step = t.pad(pass.stride);
             pass.by_stride = FastDiv(pass.stride);
-            if (pass.stride % 16 != 0 && !(pass.stride == 1 && 16 % pass.radix == 0 && points % 16 == 0)) t.linear = false;
-            pass.roots = at<Roots>({Region::kRoots, 0, q, 0, m, {}, 0});
+            const bool last = pass.stride == 1 && 16 % pass.radix == 0;
+            if (t.pad_shift == 4 && pass.stride % 16 != 0 && !last)
+                throw std::logic_error("hyena: stride " + std::to_string(pass.stride) + " of " + std::to_string(points) + " points");
+            pass.roots = at<Roots>({Region::kRoots, 0, q, twist && s == 0 ? 1 : 0, m, {}, 0});
             m = q;
         }
-        if (twist) t.twist = at<Cx>({Region::kTurns, 0, points / radices[0], 1, 2 * points, {}, 0});
     }
 
     void between(Between& b, const Transform& columns) {
@@ -138,9 +139,8 @@ void move(const Entry*& pointer, const char* memory) {
     pointer = reinterpret_cast<const Entry*>(memory + reinterpret_cast<int64_t>(pointer));
 }
 
-void move(Transform& t, const char* memory, bool twist) {
+void move(Transform& t, const char* memory) {
     for (int s = 0; s < t.passes; ++s) move(t.pass[s].roots, memory);
-    if (twist) move(t.twist, memory);
 }
 
 }  // namespace
@@ -167,11 +167,11 @@ Plan::Plan(int64_t p, int64_t channels, const Limits& limits) : points(p) {
 void Plan::place_tables(const void* memory) {
     const char* at = static_cast<const char*>(memory);
     if (!split) {
-        move(whole, at, true);
+        move(whole, at);
         return;
     }
-    move(columns, at, true);
-    move(rows, at, false);
+    move(columns, at);
+    move(rows, at);
     move(between.high, at);
     move(between.low, at);
     move(between.frequency, at);

@@ -37,7 +37,8 @@ struct Between {
 struct Region {
     enum Kind : int32_t { kRoots, kTurns, kOrder } kind;
     int64_t offset, count;
-    int64_t num, den;  // kRoots: den = m. kTurns: entry o is exp(i pi num o / den)
+    // kRoots: den = m, and num = 1 for those of a twisted first pass, else 0. kTurns: entry o is exp(i pi num o / den).
+    int64_t num, den;
     int radix[kMaxPasses];
     int passes;
 };

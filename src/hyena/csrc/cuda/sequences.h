@@ -67,6 +67,12 @@ struct Operand {
     HYENA_DEVICE bool given() const { return array.data != nullptr; }
 };
 
+// N values that one access moves, as far as accesses go: 16 bytes.
+template <class IO, int N>
+struct alignas(N * sizeof(IO) < 16 ? N * sizeof(IO) : 16) Pack {
+    IO values[N];
+};
+
 // A row and channel of an operand.
 struct Line {
     const char* data;
@@ -91,49 +97,70 @@ struct Line {
 
     HYENA_DEVICE bool keeps(int t) const { return t >= 0 && t < length && (keep == nullptr || keep[t] != 0); }
 
+    // Whether positions t … t + n - 1 are all in the row and kept.
+    HYENA_DEVICE bool inside(int t, int n) const { return keep == nullptr && t >= 0 && t + n <= length; }
+
     // Values at t … t + N - 1, zero outside the row and where masked.
     template <int N>
     HYENA_DEVICE void raw(int t, float* x) const {
         with_storage(storage, [&](auto tag) {
             using IO = decltype(tag);
-            struct alignas(16) Pack {
-                IO values[kChunk];
-            };
             const IO* p = reinterpret_cast<const IO*>(data) + t;
-            if (N == kChunk && t >= 0 && t + N <= length && reinterpret_cast<uintptr_t>(p) % 16 == 0) {
-                const Pack pack = *reinterpret_cast<const Pack*>(p);
+            if (N % 4 == 0 && t >= 0 && t + N <= length && reinterpret_cast<uintptr_t>(p) % alignof(Pack<IO, N>) == 0) {
+                const Pack<IO, N> pack = *reinterpret_cast<const Pack<IO, N>*>(p);
                 HYENA_UNROLL
-                for (int e = 0; e < N; ++e) x[e] = to_float(pack.values[e % kChunk]);
+                for (int e = 0; e < N; ++e) x[e] = to_float(pack.values[e]);
             } else {
                 HYENA_UNROLL
                 for (int e = 0; e < N; ++e) x[e] = t + e >= 0 && t + e < length ? to_float(p[e]) : 0.f;
             }
         });
-        if (keep != nullptr) {
-            HYENA_UNROLL
-            for (int e = 0; e < N; ++e)
-                if (!keeps(t + e)) x[e] = 0.f;
-        }
+        if (keep != nullptr) drop<N>(t, x);
     }
 
-    // Values at t - kHalo … t + kChunk + kAfter - 1.
+    // Zeros where positions t … t + N - 1 are outside the row or masked.
+    template <int N>
+    HYENA_DEVICE void drop(int t, float* x) const {
+        HYENA_UNROLL
+        for (int e = 0; e < N; ++e)
+            if (!keeps(t + e)) x[e] = 0.f;
+    }
+
+    // Values at t … t + kChunk + kHalo - 1.
+    HYENA_DEVICE void ahead(int t, float* x) const {
+        raw<kChunk>(t, x);
+        float more[4];  // one vector rather than three numbers
+        raw<4>(t + kChunk, more);
+        HYENA_UNROLL
+        for (int e = 0; e < kHalo; ++e) x[kChunk + e] = more[e];
+    }
+
+    // Values at t - kHalo … t + kChunk + kAfter - 1, kAfter being 0 or kHalo.
     template <int kAfter>
     HYENA_DEVICE void window(int t, float* x) const {
-        raw<kHalo>(t - kHalo, x);
-        raw<kChunk>(t, x + kHalo);
-        if constexpr (kAfter > 0) raw<kAfter>(t + kChunk, x + kHalo + kChunk);
+        float more[4];
+        raw<4>(t - 4, more);
+        HYENA_UNROLL
+        for (int e = 0; e < kHalo; ++e) x[e] = more[4 - kHalo + e];
+        if constexpr (kAfter == 0)
+            raw<kChunk>(t, x + kHalo);
+        else
+            ahead(t, x + kHalo);
     }
 
-    // The short convolution at t … t + kChunk + kAfter - 1 of the window at t, for one group of taps.
+    // The short convolution at t … t + kChunk + kAfter - 1 of the window at t, for the first group of taps.
     template <int kAfter>
     HYENA_DEVICE void convolve(int t, const float* x, float* out) const {
+        float w[kTapGroup];
+        HYENA_UNROLL
+        for (int j = 0; j < kTapGroup; ++j) w[j] = tap(j);
         HYENA_UNROLL
         for (int e = 0; e < kChunk + kAfter; ++e) {
-            float sum = bias;
+            out[e] = bias;
             HYENA_UNROLL
-            for (int j = 0; j < kTapGroup; ++j) sum += tap(j) * x[kHalo + e - j];
-            out[e] = keeps(t + e) ? sum : 0.f;
+            for (int j = 0; j < kTapGroup; ++j) out[e] += w[j] * x[kHalo + e - j];
         }
+        if (!inside(t, kChunk + kAfter)) drop<kChunk + kAfter>(t, out);
     }
 
     // The operand at t … t + kChunk - 1, any number of taps.
@@ -172,15 +199,13 @@ HYENA_DEVICE void write(const Array& array, const Row& row, int64_t channel, int
     char* data = array.at(row, channel);
     with_storage(array.storage, [&](auto tag) {
         using IO = decltype(tag);
-        struct alignas(16) Pack {
-            IO values[kChunk];
-        };
+        using Values = Pack<IO, kChunk>;
         IO* p = reinterpret_cast<IO*>(data) + t;
-        if (t + kChunk <= row.length && reinterpret_cast<uintptr_t>(p) % 16 == 0) {
-            Pack pack;
+        if (t + kChunk <= row.length && reinterpret_cast<uintptr_t>(p) % alignof(Values) == 0) {
+            Values pack;
             HYENA_UNROLL
             for (int e = 0; e < kChunk; ++e) pack.values[e] = from_float<IO>(x[e]);
-            *reinterpret_cast<Pack*>(p) = pack;
+            *reinterpret_cast<Values*>(p) = pack;
         } else {
             HYENA_UNROLL
             for (int e = 0; e < kChunk; ++e)
@@ -193,21 +218,22 @@ HYENA_DEVICE void write(const Array& array, const Row& row, int64_t channel, int
 // t … t + kChunk + kHalo - 1, `x` the window of z. Adds to the sums of the taps' gradients and the bias's.
 HYENA_DEVICE void write_adjoint(const Array& dz, const Row& row, const Line& line, int64_t channel, int t, float* g, const float* x,
                                 float* sums) {
-    float dx[kChunk];
+    float dx[kChunk], w[kTapGroup];
+    const bool inside = line.inside(t, kChunk + kHalo);
+    if (!inside) line.drop<kChunk + kHalo>(t, g);
     HYENA_UNROLL
-    for (int e = 0; e < kChunk + kHalo; ++e)
-        if (!line.keeps(t + e)) g[e] = 0.f;
+    for (int j = 0; j < kTapGroup; ++j) w[j] = line.tap(j);
     HYENA_UNROLL
     for (int e = 0; e < kChunk; ++e) {
         dx[e] = 0.f;
         HYENA_UNROLL
         for (int j = 0; j < kTapGroup; ++j) {
-            dx[e] += line.tap(j) * g[e + j];
+            dx[e] += w[j] * g[e + j];
             sums[j] += g[e] * x[kHalo + e - j];
         }
         sums[kTapGroup] += g[e];
-        if (!line.keeps(t + e)) dx[e] = 0.f;
     }
+    if (!inside) line.drop<kChunk>(t, dx);
     write(dz, row, channel, t, dx);
 }
 

@@ -45,24 +45,28 @@ struct Spectrum {
             const float scale = 1.f / float(t.points);
             block.each([&](int thread) {
                 for (uint32_t i = uint32_t(thread); i < t.size(); i += uint32_t(block.threads))
-                    buffer[padded(i)] = taps.get(own(i / t.points), i % t.points);
+                    buffer[t.pad(i)] = taps.get(own(i / t.points), i % t.points);
                 // Room beyond the transform is zero.
                 for (uint32_t set = 0; set < t.sets; ++set)
                     for (int64_t k = t.points + thread; k < room; k += block.threads) spectra[own(set) * room + k] = {0.f, 0.f};
             });
             forward_pass<Ends::kTwisted>(block, t, 0, InBuffer{buffer}, InBuffer{buffer});
             middle_forward(block, t, buffer);
-            turning_pass<true, false>(block, t, buffer, [&](uint32_t set, uint32_t k, Cx v) {
-                if (first + set < filters) spectra[(first + set) * room + k] = {v.re * scale, v.im * scale};
-                return v;
+            turning_pass<true, false>(block, t, buffer, [&](uint32_t set) {
+                return [scale, to = first + set < filters ? spectra + (first + set) * room : nullptr](uint32_t k, Cx v) {
+                    if (to != nullptr) to[k] = {v.re * scale, v.im * scale};
+                    return v;
+                };
             });
         } else {
-            turning_pass<false, true>(block, t, buffer, [&](uint32_t set, uint32_t k, Cx) { return spectra[own(set) * room + k]; });
+            turning_pass<false, true>(block, t, buffer, [&](uint32_t set) {
+                return [from = spectra + own(set) * room](uint32_t k, Cx) { return from[k]; };
+            });
             middle_inverse(block, t, buffer);
             inverse_pass<Ends::kTwisted>(block, t, 0, InBuffer{buffer}, InBuffer{buffer});
             block.each([&](int thread) {
                 for (uint32_t i = uint32_t(thread); i < t.size(); i += uint32_t(block.threads))
-                    if (first + i / t.points < filters) taps.put(first + i / t.points, i % t.points, buffer[padded(i)]);
+                    if (first + i / t.points < filters) taps.put(first + i / t.points, i % t.points, buffer[t.pad(i)]);
             });
         }
     }
@@ -85,7 +89,7 @@ struct SpectrumColumns {
             columns.each_chunk(block, thread, tile, [&](int t, uint32_t at) {
                 HYENA_UNROLL
                 for (int e = 0; e < kChunk; ++e) {
-                    Cx& x = buffer[padded(at + uint32_t(e))];
+                    Cx& x = buffer[columns.transform.pad(at) + uint32_t(e)];
                     if constexpr (kBackward)
                         taps.put(filter, t + e, x);
                     else
@@ -119,13 +123,16 @@ struct SpectrumRows {
                     for (int64_t k = rows.points + thread; k < room; k += block.threads) s[k] = {0.f, 0.f};
                 });
             rows.load(block, buffer, x);
-            turning_pass<true, false>(block, t, buffer, [&](uint32_t set, uint32_t k, Cx v) {
-                s[offset + set * t.points + k] = {v.re * scale, v.im * scale};
-                return v;
+            turning_pass<true, false>(block, t, buffer, [&](uint32_t set) {
+                return [scale, to = s + offset + set * t.points](uint32_t k, Cx v) {
+                    to[k] = {v.re * scale, v.im * scale};
+                    return v;
+                };
             });
         } else {
-            turning_pass<false, true>(block, t, buffer,
-                                      [&](uint32_t set, uint32_t k, Cx) { return s[offset + set * t.points + k]; });
+            turning_pass<false, true>(block, t, buffer, [&](uint32_t set) {
+                return [from = s + offset + set * t.points](uint32_t k, Cx) { return from[k]; };
+            });
             rows.store(block, buffer, x);
         }
     }

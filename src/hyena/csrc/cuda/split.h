@@ -39,6 +39,16 @@ struct Columns {
         }
     }
 
+    // Real parts of kChunk neighbouring points.
+    HYENA_DEVICE void get(const Cx* buffer, uint32_t at, float* x) const {
+        HYENA_UNROLL
+        for (int e = 0; e < kChunk; ++e) x[e] = buffer[transform.pad(at) + uint32_t(e)].re;
+    }
+    HYENA_DEVICE void put(Cx* buffer, uint32_t at, const float* x) const {
+        HYENA_UNROLL
+        for (int e = 0; e < kChunk; ++e) buffer[transform.pad(at) + uint32_t(e)].re = x[e];
+    }
+
     template <Ends kEnds>
     HYENA_DEVICE void forward(const Block& block, Cx* buffer, int64_t pair, uint32_t tile) const {
         const Transform& t = transform;
@@ -92,7 +102,7 @@ struct ColumnsIn {
                 float x[kChunk];
                 Line(a, sequences, row, channel).read(t, x);
                 gate(b, sequences, row, channel, t, x);
-                put(buffer, 1 << 30, 0, int(at), x);
+                columns.put(buffer, at, x);
             });
         });
         columns.forward<Ends::kRealTwisted>(block, buffer, pair, tile);
@@ -122,7 +132,7 @@ struct ColumnsOut {
                 if (t >= row.length) return;
                 for (int i = 0; i < count; ++i) {
                     float x[kChunk];
-                    get<kChunk>(buffer, 1 << 30, 0, int(at), x);
+                    columns.get(buffer, at, x);
                     gate(factors[i], sequences, row, channel, t, x);
                     write(results[i], row, channel, t, x);
                 }
@@ -168,11 +178,10 @@ struct RowsConvolve {
         if (row_of(sequences, pairs.row(pair)).length == 0) return;
         Cx* x = scratch + pair * rows.points + offset;
         const Cx* s = spectra.at(filter, channel) + offset;
-        const float skip = d == nullptr ? 0.f : d[channel] / float(rows.points);
+        const float skip = skip_of(d, channel, uint32_t(rows.points));
         rows.load(block, buffer, x);
-        turning_pass(block, rows.transform, buffer, [&](uint32_t set, uint32_t k, Cx v) {
-            const Cx f = s[set * rows.transform.points + k];
-            return v * Cx{f.re + skip, f.im};
+        turning_pass(block, rows.transform, buffer, [&](uint32_t set) {
+            return [skip, f = s + set * rows.transform.points](uint32_t k, Cx v) { return v * Cx{f[k].re + skip, f[k].im}; };
         });
         rows.store(block, buffer, x);
     }
@@ -198,25 +207,27 @@ struct RowsBackward {
         Cx* buffer = reinterpret_cast<Cx*>(shared);
         const int64_t offset = index % rows.tiles() * t.sets * t.points, channel = pairs.first_channel + index / rows.tiles();
         const Cx* s = spectra.at(0, channel) + offset;
-        const float skip = d == nullptr ? 0.f : d[channel] / float(rows.points);
+        const float skip = skip_of(d, channel, uint32_t(rows.points));
         Cx* mine = kept + index * t.sets * t.points;
         Cx* sum = dspectra + channel * rows.points + offset;
         for (int64_t i = 0; i < pairs.num_rows; ++i) {
             if (row_of(sequences, pairs.first_row + i).length == 0) continue;
             const int64_t at = (index / rows.tiles() * pairs.num_rows + i) * rows.points + offset;
             rows.load(block, buffer, input + at);
-            turning_pass(block, t, buffer, [&](uint32_t set, uint32_t k, Cx v) {
-                const Cx f = s[set * t.points + k];
-                mine[set * t.points + k] = v;
-                return v * Cx{f.re + skip, f.im};
+            turning_pass(block, t, buffer, [&](uint32_t set) {
+                return [skip, f = s + set * t.points, keep = mine + set * t.points](uint32_t k, Cx v) {
+                    keep[k] = v;
+                    return v * Cx{f[k].re + skip, f[k].im};
+                };
             });
             if (again) rows.store(block, buffer, input + at);
             rows.load(block, buffer, gradient + at);
-            turning_pass(block, t, buffer, [&](uint32_t set, uint32_t k, Cx v) {
-                const uint32_t to = set * t.points + k;
-                const Cx f = s[to];
-                sum[to] = sum[to] + times_conj(v, mine[to]);
-                return times_conj(v, Cx{f.re + skip, f.im});
+            turning_pass(block, t, buffer, [&](uint32_t set) {
+                const uint32_t first = set * t.points;
+                return [skip, f = s + first, keep = mine + first, total = sum + first](uint32_t k, Cx v) {
+                    total[k] = total[k] + times_conj(v, keep[k]);
+                    return times_conj(v, Cx{f[k].re + skip, f[k].im});
+                };
             });
             rows.store(block, buffer, gradient + at);
         }
