@@ -104,6 +104,14 @@ def test_golden_hidden_states() -> None:
     assert isinstance(model.blocks[0].mixer.filter.encoding, PositionalEncoding)
 
 
+def test_golden_hidden_states_in_chunks_and_steps() -> None:
+    model = hyenadna(GOLDEN.state, GOLDEN.config).eval()
+    state = model.init_state(TOKENS.size(0), TOKENS.size(1))
+    first, state = model.prefill(TOKENS[:, :9], state)
+    rest = [model.step(TOKENS[:, t], state)[0] for t in range(9, TOKENS.size(1))]
+    assert deviation(torch.cat([first, torch.stack(rest, dim=1)], dim=1), WANT) < 1e-5
+
+
 def test_gradients_against_the_definition() -> None:
     state = {key: t.double().requires_grad_() for key, t in GOLDEN.state.items() if t.is_floating_point()}
     want = definition(state, GOLDEN.config, TOKENS)

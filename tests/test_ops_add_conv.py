@@ -13,7 +13,7 @@ from torch import Tensor
 import oracle
 from cases import ANY_LENGTH, DTYPES, LAYOUTS, Tier, laid_out, rand
 from hyena import ops
-from tolerances import TOLERANCE, error
+from tolerances import TOLERANCE, error, kernel_limit, mean_error
 
 
 def check(
@@ -65,6 +65,24 @@ def test_anything(tier: Tier, data: st.DataObject) -> None:
 def test_long(tier: Tier, length: int, wanted: int) -> None:
     """Transforms of columns and rows, which look ahead in memory."""
     check(tier, 1, length, wanted, 2, 1, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_kernel_is_at_most_twice_as_wrong_and_gives_the_same_bits(tier: Tier, dtype: torch.dtype) -> None:
+    y, v, h = rand(2, 1009, 9, seed=1), rand(2, 1009, 9, seed=2), rand(2017, 9, seed=3)
+    want, square = (
+        a + oracle.gated_conv(b, c, causal=False) for a, b, c in ((y, v, h), (y.square(), v.square(), h.square()))
+    )
+    results = {}
+    for name, each in (("one", tier), ("again", tier), ("fallback", Tier("fallback", tier.device))):
+        with each():
+            wide = h.to(tier.device, torch.promote_types(dtype, torch.float32))
+            spectrum = ops.filter_spectrum(wide[None], ops.transform_length(1009), False)[0]
+            results[name] = y.to(tier.device, dtype)
+            ops.add_conv_(results[name], v.to(tier.device, dtype), spectrum)
+    assert torch.equal(results["one"], results["again"])
+    errors = {name: mean_error(got, want, square) for name, got in results.items()}
+    assert errors["one"] <= kernel_limit(errors["fallback"], dtype), errors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
