@@ -11,8 +11,9 @@
 
 namespace hyena::cuda {
 
-// Blocks have up to this many threads: 128 registers each.
-constexpr int kMaxThreads = 512;
+// Threads of the largest blocks, with 128 registers each; and of those that share a multiprocessor, of which a program may ask the
+// compiler for room for `kBlocksTogether`.
+constexpr int kMaxThreads = 512, kManyThreads = 256;
 
 struct Block {
     int threads;

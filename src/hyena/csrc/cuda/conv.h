@@ -65,6 +65,7 @@ struct Chunks {
 
 // y = gate[F] * conv_{F-1}(… gate[1] * conv_0(gate[0] * value)): one block, one row, `sets` channels, one pass over the data.
 struct Convolve {
+    static constexpr int kBlocksTogether = 3;
     Sequences sequences;
     Transform transform;
     Spectra spectra;
@@ -129,6 +130,7 @@ constexpr int kSums = 1 + 3 * kPartSums;
 // The gradient of y = post * conv(pre * value), which computes everything between again. A block has `sets` channels and a slice
 // of the rows, one after the other, so that every sum over rows has one writer and one order.
 struct ConvolveBackward {
+    static constexpr int kBlocksTogether = 1;
     Sequences sequences;
     Transform transform;
     Spectra spectra;

@@ -8,6 +8,7 @@ namespace hyena::cuda {
 
 // y = a * b, each behind its short convolution; b may be missing.
 struct Multiply {
+    static constexpr int kBlocksTogether = 1;
     static constexpr int kPositions = 2048;  // of a block
     Sequences sequences;
     int64_t channels = 0, tiles = 1;
@@ -33,6 +34,7 @@ struct Multiply {
 
 // Sums over positions of a * b * c, c perhaps missing: (tiles of all rows, C).
 struct Dot {
+    static constexpr int kBlocksTogether = 1;
     static constexpr int kPositions = 16384;
     Sequences sequences;
     int64_t channels = 0, tiles = 1;
@@ -71,6 +73,7 @@ struct Dot {
 // The gradient of the short convolution: dz, and sums of the taps' and the bias's gradients for each tile, (tiles of all rows, C,
 // 4 groups + 1).
 struct ShortConvBackward {
+    static constexpr int kBlocksTogether = 1;
     static constexpr int kPositions = 16384;
     Sequences sequences;
     int64_t channels = 0, tiles = 1;
@@ -146,6 +149,7 @@ struct ShortConvBackward {
 // Adds up what blocks left: out[o][k] = sum over i, w of in[i][o][w][k], as (outer, groups, width, inner) -> (groups, room), with zeros in
 // the room beyond. In float64, so that nothing is lost however many there are.
 struct Reduce {
+    static constexpr int kBlocksTogether = 1;
     int64_t outer = 1, groups = 1, width = 1, inner = 1, room = 1;
     const float* in = nullptr;
     float* out = nullptr;
@@ -168,6 +172,7 @@ struct Reduce {
 // Sums of the taps' gradients of `channels` channels, (channels, stride) from the position itself backwards and then (at `bias`) the
 // bias's, as gradients of weight (channels, taps) and bias (channels).
 struct TapGradients {
+    static constexpr int kBlocksTogether = 1;
     int64_t channels = 0, stride = 0, bias = 0, taps = 0;
     const float* sums = nullptr;
     float *dweight = nullptr, *dbias = nullptr;
@@ -186,6 +191,7 @@ struct TapGradients {
 
 // Fills one table.
 struct FillTable {
+    static constexpr int kBlocksTogether = 1;
     Region region;
     char* memory = nullptr;
 

@@ -1,5 +1,8 @@
 // The CUDA kernels on the host: blocks one after the other, threads of a block in a loop. Slow, and exact: for tests on machines
-// without a GPU (CMake option HYENA_EMULATE_CUDA).
+// without a GPU (CMake option HYENA_EMULATE_CUDA; tests/cuda_without_gpu.sh).
+//
+// HYENA_EMULATED_SHARED: shared memory of a block, in bytes; little of it makes short rows split, as long ones do on a GPU.
+// HYENA_EMULATED_ORDER=1: threads run in the other order, in which a race shows that the first one hid.
 #include <cstdlib>
 #include <limits>
 #include <stdexcept>
@@ -10,11 +13,16 @@
 
 namespace hyena::cuda {
 
-// Little shared memory makes short rows split, as long ones do on a GPU; HYENA_EMULATED_SHARED sets it, in bytes.
-Limits limits_of(int) {
-    const char* bytes = std::getenv("HYENA_EMULATED_SHARED");
-    return {bytes == nullptr ? 32 * 1024 : std::atoll(bytes), 2};
+namespace {
+
+int64_t setting(const char* name, int64_t otherwise) {
+    const char* value = std::getenv(name);
+    return value == nullptr ? otherwise : std::atoll(value);
 }
+
+}  // namespace
+
+Limits limits_of(int) { return {setting("HYENA_EMULATED_SHARED", 32 * 1024), 2}; }
 bool supported(int) { return true; }
 bool is_capturing(const Device&) { return false; }
 void wait_for(const Device&) {}
@@ -24,10 +32,11 @@ void launch(const char* name, const Program& program, int threads, int64_t share
     if (shared > device.limits.shared)
         throw std::runtime_error(std::string("hyena: ") + name + " asks for " + std::to_string(shared) + " bytes of shared memory");
     std::vector<float> memory(size_t(shared) / 4 + 4);
+    const int64_t order = setting("HYENA_EMULATED_ORDER", 0);
     for (int64_t index = 0; index < program.blocks(); ++index) {
         // A block must read only what it wrote, and find nothing that another left behind.
         for (float& x : memory) x = std::numeric_limits<float>::quiet_NaN();
-        program(Block{threads, index % 2 == 1}, reinterpret_cast<char*>(memory.data()), index);
+        program(Block{threads, (index + order) % 2 == 1}, reinterpret_cast<char*>(memory.data()), index);
     }
 }
 

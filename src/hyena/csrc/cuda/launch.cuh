@@ -16,10 +16,28 @@ inline void check(cudaError_t error, const std::string& what) {
     if (error != cudaSuccess) throw std::runtime_error("hyena: " + what + ": " + cudaGetErrorString(error));
 }
 
-template <class Program>
-__global__ void __launch_bounds__(kMaxThreads) run(const __grid_constant__ Program program) {
+template <class Program, int kThreads, int kBlocks>
+__global__ void __launch_bounds__(kThreads, kBlocks) run(const __grid_constant__ Program program) {
     extern __shared__ __align__(16) char shared[];
     program(Block{int(blockDim.x)}, shared, int64_t(blockIdx.x));
+}
+
+template <class Program, int kThreads, int kBlocks>
+void launch_as(const std::string& what, const Program& program, int threads, int64_t shared, const Device& device) {
+    const auto kernel = run<Program, kThreads, kBlocks>;
+    // This library has its own copy of the runtime, whose current device is not torch's.
+    check(cudaSetDevice(device.index), what);
+    if (shared > 48 * 1024) {  // a block gets more only if it is asked for, once for each device
+        static std::mutex mutex;
+        static std::set<int> asked;
+        std::lock_guard<std::mutex> lock(mutex);
+        if (asked.count(device.index) == 0) {
+            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(device.limits.shared)), what);
+            asked.insert(device.index);
+        }
+    }
+    kernel<<<dim3(unsigned(program.blocks())), dim3(unsigned(threads)), size_t(shared), static_cast<cudaStream_t>(device.stream)>>>(program);
+    check(cudaGetLastError(), what);
 }
 
 template <class Program>
@@ -29,19 +47,12 @@ void launch(const char* name, const Program& program, int threads, int64_t share
     const std::string what = std::string(name) + " of " + std::to_string(blocks) + " blocks of " + std::to_string(threads) +
                              " threads with " + std::to_string(shared) + " bytes of shared memory";
     if (blocks > INT32_MAX) throw std::runtime_error("hyena: " + what + " is more than one launch takes; split the batch");
-    // This library has its own copy of the runtime, whose current device is not torch's.
-    check(cudaSetDevice(device.index), what);
-    if (shared > 48 * 1024) {  // a block gets more only if it is asked for, once for each device
-        static std::mutex mutex;
-        static std::set<int> asked;
-        std::lock_guard<std::mutex> lock(mutex);
-        if (asked.count(device.index) == 0) {
-            check(cudaFuncSetAttribute(run<Program>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(device.limits.shared)), what);
-            asked.insert(device.index);
+    if constexpr (Program::kBlocksTogether > 1)
+        if (threads <= kManyThreads) {
+            launch_as<Program, kManyThreads, Program::kBlocksTogether>(what, program, threads, shared, device);
+            return;
         }
-    }
-    run<Program><<<dim3(unsigned(blocks)), dim3(unsigned(threads)), size_t(shared), static_cast<cudaStream_t>(device.stream)>>>(program);
-    check(cudaGetLastError(), what);
+    launch_as<Program, kMaxThreads, 1>(what, program, threads, shared, device);
 }
 
 #define HYENA_INSTANTIATE(...) \

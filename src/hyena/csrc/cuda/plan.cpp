@@ -12,6 +12,8 @@ namespace {
 
 // Points that a block should have at least: smaller transforms share one. 128 threads of 16 points.
 constexpr int64_t kBlockPoints = 2048;
+// Blocks of up to this many points are several to a multiprocessor of 228 KiB.
+constexpr int64_t kSharedBlockPoints = 8192;
 // Points of a block of columns: three such blocks fit a multiprocessor of 228 KiB.
 constexpr int64_t kColumnPoints = 8192;
 // Neighbouring columns that a block takes at least: 16 of 8 bytes fill a 128-byte line of the scratch memory.
@@ -53,7 +55,7 @@ std::vector<int> radices_of(int64_t n) {
 
 int threads_for(int64_t size) {
     const int64_t wanted = (size / 16 + 31) / 32 * 32;
-    return int(std::clamp<int64_t>(wanted, 64, kMaxThreads));
+    return int(std::clamp<int64_t>(wanted, 64, size <= kSharedBlockPoints ? kManyThreads : kMaxThreads));
 }
 
 int64_t shared_bytes(int64_t size, int64_t extra) { return buffer_places(uint32_t(size)) * int64_t(sizeof(Cx)) + extra * 4; }

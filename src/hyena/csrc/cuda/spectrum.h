@@ -29,6 +29,7 @@ struct Taps {
 // One block a few filters ("sets" of the transform), forward or backward. `filters` counts all of them, F * G.
 template <bool kBackward>
 struct Spectrum {
+    static constexpr int kBlocksTogether = 1;
     Transform transform;
     int64_t filters = 0, room = 0;
     Taps taps;
@@ -75,6 +76,7 @@ struct Spectrum {
 // Long filters: columns of taps (pairs are filters: one row), and rows to or from the spectrum.
 template <bool kBackward>
 struct SpectrumColumns {
+    static constexpr int kBlocksTogether = 1;
     Columns columns;
     Taps taps;
 
@@ -103,6 +105,7 @@ struct SpectrumColumns {
 
 template <bool kBackward>
 struct SpectrumRows {
+    static constexpr int kBlocksTogether = 1;
     Rows rows;
     Pairs pairs;
     int64_t room = 0;

@@ -85,6 +85,7 @@ struct Columns {
 
 // a * b, transformed along the columns.
 struct ColumnsIn {
+    static constexpr int kBlocksTogether = 1;
     Sequences sequences;
     Columns columns;
     Operand a, b;
@@ -111,6 +112,7 @@ struct ColumnsIn {
 
 // Back to time, and out: results[i] = factors[i] * conv, a factor that is not given being 1.
 struct ColumnsOut {
+    static constexpr int kBlocksTogether = 1;
     static constexpr int kMaxResults = 2;
     Sequences sequences;
     Columns columns;
@@ -161,6 +163,7 @@ struct Rows {
 
 // Rows to the spectrum, times that of the filter, and back.
 struct RowsConvolve {
+    static constexpr int kBlocksTogether = 1;
     Sequences sequences;
     Rows rows;
     Pairs pairs;
@@ -190,6 +193,7 @@ struct RowsConvolve {
 // The gradient: `input` holds pre * value and becomes its convolution, `gradient` that of the convolution and becomes that of
 // pre * value. A block has all of the round's rows, one after the other.
 struct RowsBackward {
+    static constexpr int kBlocksTogether = 1;
     Sequences sequences;
     Rows rows;
     Pairs pairs;
