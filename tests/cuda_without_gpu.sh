@@ -57,7 +57,7 @@ run() {
         read -r order shared <<< "$setting"
         echo "-- threads in order $order, blocks of $shared bytes of shared memory"
         (cd "$ROOT" && PYTHONPATH="$WORK/host/package" HYENA_EMULATED_ORDER=$order HYENA_EMULATED_SHARED=$shared \
-            "$PYTHON" -m pytest -q -p no:cacheprovider -k "not fallback and not cuda" "${tests[@]}")
+            OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -p no:cacheprovider -k "not fallback and not cuda" "${tests[@]}")
     done
 }
 

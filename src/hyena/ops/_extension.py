@@ -66,16 +66,29 @@ def backend_report() -> str:
     Returns:
         A table to print: one line for each op, with its tier on the CPU and on CUDA.
     """
-    from hyena.ops._library import OP_NAMES
+    from hyena.ops._library import OP_NAMES, has_kernel
 
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
     lines = [
         f"hyena on torch {torch.__version__}, {torch.get_num_threads()} CPU threads, "
         f"CUDA {'available' if torch.cuda.is_available() else 'not available'}",
         f"extension: {EXTENSION.reason}",
+        f"CUDA kernels: {_cuda_kernels()}",
         f"{'op':28}{'CPU':12}{'CUDA':12}",
     ]
     for name in OP_NAMES:
-        tiers = ["kernel" if has(f"hyena::{name}", key) else "fallback" for key in ("CPU", "CUDA")]
+        tiers = ["kernel" if has_kernel(name, torch.device(kind)) else "fallback" for kind in ("cpu", "cuda")]
         lines.append(f"{name:28}{tiers[0]:12}{tiers[1]:12}")
     return "\n".join(lines)
+
+
+def _cuda_kernels() -> str:
+    if EXTENSION.instructions is None:
+        return "none, for want of the extension"
+    if EXTENSION.cuda_takes is None:
+        return "not built, for want of nvcc or of a torch with CUDA when hyena was installed"
+    if not torch.cuda.is_available():
+        return "built, but torch sees no GPU"
+    major, minor = torch.cuda.get_device_capability()
+    if not EXTENSION.takes(torch.device("cuda", torch.cuda.current_device()), torch.float32):
+        return f"built for compute capability 8.0 and later; this GPU has {major}.{minor}"
+    return f"in use for float32, bfloat16 and float16 (compute capability {major}.{minor}); float64 takes the fallback"

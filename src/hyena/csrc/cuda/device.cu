@@ -7,9 +7,13 @@
 namespace hyena::cuda {
 namespace {
 
+void check_device(cudaError_t error, int device) {
+    check(error, [&] { return "device " + std::to_string(device); });
+}
+
 int attribute(cudaDeviceAttr which, int device) {
     int value = 0;
-    check(cudaDeviceGetAttribute(&value, which, device), "device " + std::to_string(device));
+    check_device(cudaDeviceGetAttribute(&value, which, device), device);
     return value;
 }
 
@@ -31,14 +35,14 @@ bool supported(int device) { return attribute(cudaDevAttrComputeCapabilityMajor,
 
 bool is_capturing(const Device& device) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    check(cudaSetDevice(device.index), "device " + std::to_string(device.index));
-    check(cudaStreamIsCapturing(static_cast<cudaStream_t>(device.stream), &status), "the current stream");
+    check_device(cudaSetDevice(device.index), device.index);
+    check_device(cudaStreamIsCapturing(static_cast<cudaStream_t>(device.stream), &status), device.index);
     return status != cudaStreamCaptureStatusNone;
 }
 
 void wait_for(const Device& device) {
-    check(cudaSetDevice(device.index), "device " + std::to_string(device.index));
-    check(cudaStreamSynchronize(static_cast<cudaStream_t>(device.stream)), "the current stream");
+    check_device(cudaSetDevice(device.index), device.index);
+    check_device(cudaStreamSynchronize(static_cast<cudaStream_t>(device.stream)), device.index);
 }
 
 }  // namespace hyena::cuda

@@ -12,8 +12,10 @@
 
 namespace hyena::cuda {
 
-inline void check(cudaError_t error, const std::string& what) {
-    if (error != cudaSuccess) throw std::runtime_error("hyena: " + what + ": " + cudaGetErrorString(error));
+// Raises with what(), the description of what was tried.
+template <class What>
+void check(cudaError_t error, What&& what) {
+    if (error != cudaSuccess) throw std::runtime_error("hyena: " + what() + ": " + cudaGetErrorString(error));
 }
 
 template <class Program, int kThreads, int kBlocks>
@@ -22,8 +24,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) run(const __grid_constant__
     program(Block{int(blockDim.x)}, shared, int64_t(blockIdx.x));
 }
 
-template <class Program, int kThreads, int kBlocks>
-void launch_as(const std::string& what, const Program& program, int threads, int64_t shared, const Device& device) {
+template <class Program, int kThreads, int kBlocks, class What>
+void launch_as(const What& what, const Program& program, int threads, int64_t shared, const Device& device) {
     const auto kernel = run<Program, kThreads, kBlocks>;
     // This library has its own copy of the runtime, whose current device is not torch's.
     check(cudaSetDevice(device.index), what);
@@ -44,9 +46,11 @@ template <class Program>
 void launch(const char* name, const Program& program, int threads, int64_t shared, const Device& device) {
     const int64_t blocks = program.blocks();
     if (blocks == 0) return;
-    const std::string what = std::string(name) + " of " + std::to_string(blocks) + " blocks of " + std::to_string(threads) +
-                             " threads with " + std::to_string(shared) + " bytes of shared memory";
-    if (blocks > INT32_MAX) throw std::runtime_error("hyena: " + what + " is more than one launch takes; split the batch");
+    const auto what = [&] {
+        return std::string(name) + " of " + std::to_string(blocks) + " blocks of " + std::to_string(threads) + " threads with " +
+               std::to_string(shared) + " bytes of shared memory";
+    };
+    if (blocks > INT32_MAX) throw std::runtime_error("hyena: " + what() + " is more than one launch takes; split the batch");
     if constexpr (Program::kBlocksTogether > 1)
         if (threads <= kManyThreads) {
             launch_as<Program, kManyThreads, Program::kBlocksTogether>(what, program, threads, shared, device);
