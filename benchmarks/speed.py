@@ -7,13 +7,17 @@ speed is a ratio of medians of calls that took turns in this run. A batch holds 
 
 Columns: ``op/proj`` the operator over its two projections alone, in eval mode (filters cached) and in training
 (forward and backward, filters generated); ``fallback/kernel`` the mixing step; ``sdpa/op`` causal attention with
-heads of 64 and projections of the same width over the operator; ``bf16/fp32`` the operator's time.
+heads of 64 and projections of the same width over the operator; ``bf16/fp32`` the operator's time; ``mix bound/time``
+how near the mixing step is to what the machine's matrix products and copies allow.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ from hyena import HyenaOperator, ops
 
 TOKENS = 16384
 HEAD = 64
+MODES = ("eval", "train")
 SHAPES = [(256, n) for n in (256, 512, 1024, 2048, 4096, 8192, 16384, 65536)] + [(768, n) for n in (1024, 8192, 65536)]
 # Attention beyond this length is timed in eval mode only, once, and not beyond width 256: it takes minutes.
 LONG = 16384
@@ -96,6 +101,7 @@ def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
             device=device,
         )
         row |= {
+            "mix ms": times["mix"] * 1e3,
             "eval op/proj": times["operator"] / times["projections"],
             "eval fallback/kernel": slow["fallback"] / slow["mix"],
             "eval sdpa/op": against["sdpa"] / against["operator"] if attend else None,
@@ -188,6 +194,39 @@ def roofline(device: str) -> dict[str, float]:
     return {"matmul GFLOP/s": 2 * 2048**3 / times["matmul"] / 1e9, "copy GB/s": 8 * long.numel() / times["copy"] / 1e9}
 
 
+def mixing_bound(row: dict[str, Any], rates: dict[str, float]) -> float:
+    """Milliseconds that the mixing step of a row takes at least, at the machine's own rates.
+
+    Two complex transforms of ``P >= L`` points for each row and channel, ``5 P log2 P`` operations each, at the rate of
+    matrix products; and three reads and one write of ``B L D`` numbers, at that of copies.
+    """
+    channels, points = row["B"] * row["D"], ops.transform_length(row["L"])
+    arithmetic = channels * 2 * 5 * points * math.log2(points) / (rates["matmul GFLOP/s"] * 1e9)
+    traffic = channels * row["L"] * 4 * 4 / (rates["copy GB/s"] * 1e9)
+    return max(arithmetic, traffic) * 1e3
+
+
+def crossover(rows: list[dict[str, Any]], width: int, mode: str) -> int | None:
+    """The least length measured from which on the operator is faster than attention."""
+    found = None
+    for row in sorted((r for r in rows if r["D"] == width), key=lambda r: -r["L"]):
+        ratio = row[f"{mode} sdpa/op"]
+        if ratio is not None and ratio <= 1:
+            break
+        found = row["L"] if ratio is not None else found
+    return found
+
+
+def import_seconds(repeats: int) -> float:
+    """What ``import hyena`` takes beyond ``import torch``."""
+
+    def run(code: str) -> Callable[[], object]:
+        return lambda: subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+    times = interleaved({"torch": run("import torch"), "hyena": run("import torch, hyena")}, repeats=repeats)
+    return times["hyena"] - times["torch"]
+
+
 def _megabytes(count: int | None) -> float | None:
     return None if count is None else count / 1e6
 
@@ -206,7 +245,7 @@ def plot(path: Path) -> Path:
         lengths = [row["L"] for row in rows]
         left.plot(lengths, [row["eval op/proj"] for row in rows], marker="o", label=f"eval, D={width}")
         left.plot(lengths, [row["train op/proj"] for row in rows], marker="o", ls="--", label=f"training, D={width}")
-        for mode, style in (("eval", "-"), ("train", "--")):
+        for mode, style in zip(MODES, ("-", "--"), strict=True):
             pairs = [(row["L"], row[f"{mode} sdpa/op"]) for row in rows if row[f"{mode} sdpa/op"] is not None]
             right.plot(*zip(*pairs, strict=True), marker="o", ls=style, label=f"{mode}, D={width}")
     left.set(title="operator over its two projections alone", xlabel="length", ylabel="time ratio", xscale="log")
@@ -239,7 +278,14 @@ def main() -> None:
     for width, length in tqdm(shapes, desc="shapes"):
         rows.append(cases(width, length, args.device, args.repeats))
         tqdm.write(table(rows[-1:]))
-    record: dict[str, Any] = {"machine": machine(args.device), "roofline": roofline(args.device), "rows": rows}
+    rates = roofline(args.device)
+    for row in rows:
+        row["mix bound/time"] = mixing_bound(row, rates) / row["mix ms"]
+    record: dict[str, Any] = {"machine": machine(args.device), "roofline": rates, "rows": rows}
+    record["faster than attention from L"] = {
+        f"D={width} {mode}": crossover(rows, width, mode) for width in sorted({d for d, _ in shapes}) for mode in MODES
+    }
+    record["import s"] = import_seconds(args.repeats)
     if args.device == "cpu" and torch.get_num_threads() >= 2:
         record["threads 1->2"] = {f"D={d} L={n}": threads(d, n, args.repeats) for d, n in shapes if n >= 1024}
     path = write(f"speed-{args.device}", record)

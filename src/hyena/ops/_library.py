@@ -78,16 +78,18 @@ def has_kernel(name: str, device: torch.device, dtype: torch.dtype = torch.float
     # Imported here because the extension is loaded after the ops that it implements.
     from hyena.ops._extension import EXTENSION
 
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device.type)
-    if key is None or not torch._C._dispatch_has_kernel_for_dispatch_key(f"hyena::{name}", key):
-        return False
-    return EXTENSION.takes(device, dtype)
+    return _is_registered(name, device.type) and EXTENSION.takes(device, dtype)
+
+
+def _is_registered(name: str, kind: str) -> bool:
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(kind)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"hyena::{name}", key)
 
 
 def find_kernels() -> None:
-    """Fills ``KERNELS``."""
+    """Fills ``KERNELS``, without a look at any device: importing the library must not start CUDA."""
     for name in OP_NAMES:
-        KERNELS[name] = frozenset(kind for kind in ("cpu", "cuda") if has_kernel(name, torch.device(kind)))
+        KERNELS[name] = frozenset(kind for kind in ("cpu", "cuda") if _is_registered(name, kind))
 
 
 def _derivative_of(function: Callable[..., Any]) -> Callable[..., Any]:
