@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,6 +40,49 @@ def _seconds(function: Callable[[], object], device: str) -> float:
     end.record()
     torch.cuda.synchronize()
     return begin.elapsed_time(end) / 1e3
+
+
+# How long the device is kept waiting (about 10 ms) while the host queues what is timed.
+_HEAD_START = 20_000_000
+# Bytes that inputs must exceed before no cache of a device holds them all: twice the largest there is.
+_BEYOND_CACHE = 256 << 20
+
+
+def variants(bytes_each: int) -> int:
+    """How many sets of inputs, of so many bytes each, must take turns so that none is still in a device's cache."""
+    return max(1, min(16, -(-_BEYOND_CACHE // max(1, bytes_each))))
+
+
+def queued(
+    functions: dict[str, Sequence[Callable[[], object]]], *, repeats: int, device: str = "cpu"
+) -> dict[str, float]:
+    """Median seconds that each function takes the device, without the time that the host takes to launch it.
+
+    Args:
+        functions: by name, the same work on several sets of inputs (:func:`variants`), which take turns.
+        repeats: rounds; a function that takes long gets fewer, but at least three.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for turns in functions.values():
+        for function in turns:
+            function()
+    first = sum(_seconds(turns[0], device) for turns in functions.values())
+    for i in range(max(3, min(repeats, int(0.5 / max(first, 1e-9))))):
+        if device == "cpu":
+            for name, turns in functions.items():
+                times[name].append(_seconds(turns[i % len(turns)], device))
+            continue
+        torch.cuda.synchronize()
+        torch.cuda._sleep(_HEAD_START)
+        events = {name: [torch.cuda.Event(enable_timing=True) for _ in range(2)] for name in functions}
+        for name, turns in functions.items():
+            events[name][0].record()
+            turns[i % len(turns)]()
+            events[name][1].record()
+        torch.cuda.synchronize()
+        for name, (begin, end) in events.items():
+            times[name].append(begin.elapsed_time(end) / 1e3)
+    return {name: median(values) for name, values in times.items()}
 
 
 def peak_bytes(function: Callable[[], object], device: str = "cpu") -> int | None:
@@ -91,6 +135,8 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     here = Path(__file__).resolve().parent
+    if shutil.which("git") is None:
+        return None
     found = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
     )

@@ -47,8 +47,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.fail("HYENA_REQUIRE_CUDA=1, but torch sees no CUDA device")
         pytest.skip("torch sees no CUDA device here")
     tier = item.callspec.params.get("tier") if hasattr(item, "callspec") else None
-    if tier is not None and tier.name != "fallback" and not has_kernel("mix", tier.device):
-        pytest.skip(f"no kernels for {tier.device} here, where its fallback is tested")
+    if tier is not None and tier.name != "fallback":
+        _need_kernels(tier.device)
+
+
+def _need_kernels(device: str) -> None:
+    if has_kernel("mix", device):
+        return
+    if device == "cuda" and os.environ.get("HYENA_REQUIRE_CUDA") == "1":
+        pytest.fail("HYENA_REQUIRE_CUDA=1, but hyena was built without CUDA kernels")
+    pytest.skip(f"no kernels for {device} here, where its fallback is tested")
+
+
+@pytest.fixture
+def needs_cuda_kernels() -> None:
+    """Skips where there is a GPU and hyena has no kernels for it."""
+    _need_kernels("cuda")
 
 
 @pytest.fixture(autouse=True)
