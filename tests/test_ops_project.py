@@ -52,6 +52,42 @@ def test_shapes(tier: Tier, shape: tuple[int, int], op: Callable[..., Tensor]) -
     compare(op, linear, inputs, rand(*shape, 192), tier, torch.float32, ordered=op is project)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(("channels", "outputs"), [(1, 1), (5, 3), (16, 64), (33, 130), (300, 70)])
+def test_many_rows(tier: Tier, dtype: torch.dtype, channels: int, outputs: int) -> None:
+    """Enough for a kernel's own product, whole and incomplete panels, and more inputs than are summed at once."""
+    for length in (256, 301):
+        inputs = {
+            "u": rand(1, length, channels),
+            "weight": rand(outputs, channels, seed=1),
+            "bias": rand(outputs, seed=2),
+        }
+        for layout in ("contiguous", "channel_major", "sliced"):
+            dy = laid_out(rand(1, length, outputs), layout)
+            compare(project, linear, inputs, dy, tier, dtype, {"u": layout, "dy": layout}, ordered=False)
+
+
+def test_weights_of_any_strides(tier: Tier) -> None:
+    u, weight = rand(1, 300, 9).float().to(tier.device), rand(9, 20).float().to(tier.device)
+    with tier():
+        torch.testing.assert_close(project(u, weight.t()), u @ weight)
+        torch.testing.assert_close(project(u, weight.t()[::2], weight[0, ::2]), u @ weight[:, ::2] + weight[0, ::2])
+
+
+def test_the_gradient_of_the_weight(tier: Tier) -> None:
+    """The op itself, which only some machines use."""
+    inputs = {"g": rand(2, 150, 70), "u": rand(2, 150, 35)}
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        g, u = (t.to(tier.device, dtype) for t in inputs.values())
+        with tier():
+            dw, db = torch.ops.hyena.project_backward(g, u)
+        want = torch.einsum("bln,blk->nk", inputs["g"], inputs["u"]), inputs["g"].sum((0, 1))
+        tolerance = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 1e-2}[dtype]
+        for got, w in zip((dw, db), want, strict=True):
+            assert got.dtype == dtype
+            torch.testing.assert_close(got.cpu().double(), w, rtol=tolerance, atol=tolerance * 100)
+
+
 @BOTH
 def test_gradgradcheck(tier: Tier, op: Callable[..., Tensor]) -> None:
     leaves = [t.to(tier.device).requires_grad_() for t in (rand(2, 3, 4), rand(5, 4), rand(5))]

@@ -23,6 +23,7 @@ class Extension:
     instructions: str | None
     reason: str
     cuda_takes: Callable[[int, int], int] | None = None
+    fast_linear: bool = False  # whether hyena::project_backward is faster than torch's matrix products on this CPU
 
     def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether the kernels for this kind of device take tensors there of this dtype, or hand them to the fallback.
@@ -49,7 +50,9 @@ def _load() -> Extension:
     name.restype = ctypes.c_char_p
     # Only a build with the CUDA kernels has it.
     cuda_takes = getattr(library, "hyena_cuda_takes", None)
-    return Extension(name().decode(), f"compiled kernels, {name().decode()} instructions", cuda_takes)
+    fast_linear = getattr(library, "hyena_fast_linear", None)  # only a build with the CPU kernels
+    fast = fast_linear is not None and bool(fast_linear())
+    return Extension(name().decode(), f"compiled kernels, {name().decode()} instructions", cuda_takes, fast)
 
 
 def _without_kernels(why: str) -> Extension:

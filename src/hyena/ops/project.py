@@ -1,8 +1,10 @@
 """``hyena::project`` and ``hyena::project_channel_major``: a linear layer whose result is laid out for the mixing step.
 
 They are ``F.linear`` in every other respect. On the CPU the kernel of the first puts a long result into huge pages:
-first use of small ones can take as long as the matrix product itself. The second leaves ``(B, L, C)`` in memory as
-``(B, C, L)``, the order that a GPU's kernels want: the same matrix product with another layout flag.
+first use of small ones can take as long as the matrix product itself. Where torch's matrix products are slow (MKL on
+processors that are not Intel's, see ``csrc/cpu/dispatch.cpp``) it also multiplies float32 and float64. The second
+leaves ``(B, L, C)`` in memory as ``(B, C, L)``, the order that a GPU's kernels want: the same matrix product with
+another layout flag.
 
 Dimensions: B batch, L length, D channels in, C channels out.
 """
@@ -18,6 +20,9 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from hyena.ops._library import define
 
+# Fewer rows are not worth a kernel of the library's own (kLeastRows in csrc/cpu/ops.cpp).
+_LEAST_ROWS = 256
+
 
 def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
     u, weight, _ = inputs
@@ -25,9 +30,28 @@ def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[
     assert g is not None
     rows = g.flatten(0, 1)
     du = torch.ops.hyena.project(g, weight.t(), None) if needs[0] else None
+    if needs[1] and _is_for_kernel(rows):
+        dw, db = torch.ops.hyena.project_backward(g, u)
+        return du, dw, db if needs[2] else None
     dw = rows.t() @ u.flatten(0, 1) if needs[1] else None
     db = rows.sum(0) if needs[2] else None
     return du, dw, db
+
+
+def _is_for_kernel(rows: Tensor) -> bool:
+    from hyena.ops._extension import EXTENSION  # which is loaded after the ops
+
+    return (
+        EXTENSION.fast_linear
+        and rows.device.type == "cpu"
+        and rows.dtype in (torch.float32, torch.float64)
+        and rows.size(0) >= _LEAST_ROWS
+    )
+
+
+def _weight_and_bias(g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    rows = g.flatten(0, 1)
+    return rows.t() @ u.flatten(0, 1), rows.sum(0)
 
 
 define(
@@ -56,6 +80,11 @@ def _channel_major_backward(inputs: Sequence, grads: Sequence[Tensor | None], ne
     return du, dw, db
 
 
+define(
+    "project_backward(Tensor g, Tensor u) -> (Tensor, Tensor)",
+    _weight_and_bias,
+    lambda g, u: (u.new_empty(g.size(2), u.size(2)), u.new_empty(g.size(2))),
+)
 define(
     "project_channel_major(Tensor u, Tensor weight, Tensor? bias) -> Tensor",
     _channel_major,
@@ -94,7 +123,8 @@ def project(u: Tensor, layer: nn.Module, channel_major: bool = False) -> Tensor:
     """
     if type(layer) is not nn.Linear or is_hooked(layer) or not has_plain_weights(layer):
         return layer(u)
-    weight, bias = layer.weight, layer.bias
+    weight: Tensor = layer.weight
+    bias: Tensor | None = layer.bias
     if channel_major and _autocasts(u.device) and u.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(u.device.type)
         u, weight, bias = u.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

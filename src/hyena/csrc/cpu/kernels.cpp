@@ -5,6 +5,7 @@
 #include "direct_conv.h"
 #include "gated_conv.h"
 #include "implicit_filter.h"
+#include "linear.h"
 #include "mix.h"
 #include "spectrum.h"
 
@@ -124,6 +125,16 @@ void implicit_filter_backward(const ImplicitFilterArgs& args) {
     ImplicitFilter<float>(args).backward();
 }
 
+void linear(const LinearArgs& args) {
+    if (args.is_double) return Linear<double>{args}.forward();
+    Linear<float>{args}.forward();
+}
+
+void linear_backward(const LinearArgs& args) {
+    if (args.is_double) return Linear<double>{args}.backward();
+    Linear<float>{args}.backward();
+}
+
 }  // namespace
 
 #define HYENA_STRING_(x) #x
@@ -144,7 +155,9 @@ const Kernels& HYENA_JOIN(kernels_, HYENA_ISA)() {
                                       direct_conv,
                                       direct_conv_backward,
                                       implicit_filter,
-                                      implicit_filter_backward};
+                                      implicit_filter_backward,
+                                      linear,
+                                      linear_backward};
     return table;
 }
 

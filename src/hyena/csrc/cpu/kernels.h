@@ -125,6 +125,17 @@ struct ImplicitFilterArgs {
     Pool pool;
 };
 
+// y = u weight^T + bias of M rows, K inputs, N outputs; and the gradients of weight and bias from that of y.
+struct LinearArgs {
+    int64_t rows, inputs, outputs;
+    bool is_double;
+    Array u, y;                                 // the batch stride is not used: rows of all batches follow each other
+    const void *weight, *bias;                  // bias (N) or null
+    int64_t weight_output_stride, weight_input_stride;
+    void *dweight, *dbias;                      // (N, K), (N); y holds its gradient then
+    Pool pool;
+};
+
 struct Kernels {
     const char* name;  // the instruction set
     void (*short_conv)(const ShortConvArgs&);
@@ -139,10 +150,15 @@ struct Kernels {
     void (*direct_conv_backward)(const DirectConvArgs&);
     void (*implicit_filter)(const ImplicitFilterArgs&);
     void (*implicit_filter_backward)(const ImplicitFilterArgs&);
+    void (*linear)(const LinearArgs&);
+    void (*linear_backward)(const LinearArgs&);
 };
 
 // The table for the best instruction set of this machine; HYENA_CPU=avx512|avx2|baseline asks for a lesser one.
 const Kernels& kernels();
+
+// Whether kernels().linear is faster than what torch has on this machine.
+bool has_fast_linear();
 
 // One table for each instruction set that was compiled.
 const Kernels& kernels_baseline();

@@ -17,7 +17,7 @@ constexpr int kPanelVectors = 4;
 #else
 constexpr int kPanelVectors = 2;
 #endif
-constexpr int kRowsAtOnce = 4;
+constexpr int kRowsAtOnce = 6;
 
 template <class T>
 struct Panels {
@@ -38,17 +38,18 @@ struct Panels {
     }
 };
 
-// c[m, :] = start + sum over k < depth of a[m * am + k * ak] * b[k, :], for m < M and N vectors of columns.
+// c[m * cm …] = start + sum over k < depth of a[m * am + k * ak] * b[k, :], for m < M and N vectors of columns.
 // `start` is c itself if `add`, else the vectors at `bias`, or zero.
 template <class T, int M, int N>
-HYENA_INLINE void multiply_block(int64_t depth, const T* a, int64_t am, int64_t ak, const T* b, T* c, bool add, const T* bias) {
+HYENA_INLINE void multiply_block(int64_t depth, const T* a, int64_t am, int64_t ak, const T* b, T* c, int64_t cm, bool add,
+                                 const T* bias) {
     constexpr int W = Simd<T>::W;
     Vec<T> sum[M][N];
     HYENA_UNROLL
     for (int m = 0; m < M; ++m)
         HYENA_UNROLL
         for (int n = 0; n < N; ++n)
-            sum[m][n] = add ? load(c + (m * N + n) * W) : bias ? load(bias + n * W) : zero<T>();
+            sum[m][n] = add ? load(c + m * cm + n * W) : bias ? load(bias + n * W) : zero<T>();
     for (int64_t k = 0; k < depth; ++k) {
         Vec<T> row[N];
         HYENA_UNROLL
@@ -63,28 +64,29 @@ HYENA_INLINE void multiply_block(int64_t depth, const T* a, int64_t am, int64_t 
     HYENA_UNROLL
     for (int m = 0; m < M; ++m)
         HYENA_UNROLL
-        for (int n = 0; n < N; ++n) store(c + (m * N + n) * W, sum[m][n]);
+        for (int n = 0; n < N; ++n) store(c + m * cm + n * W, sum[m][n]);
 }
 
 template <class T, int N>
 __attribute__((noinline)) void multiply_rows(int64_t rows, int64_t depth, const T* a, int64_t am, int64_t ak, const T* b, T* c,
-                                             bool add, const T* bias) {
+                                             int64_t cm, bool add, const T* bias) {
     int64_t m = 0;
     for (; m + kRowsAtOnce <= rows; m += kRowsAtOnce)
-        multiply_block<T, kRowsAtOnce, N>(depth, a + m * am, am, ak, b, c + m * N * Simd<T>::W, add, bias);
-    for (; m < rows; ++m) multiply_block<T, 1, N>(depth, a + m * am, am, ak, b, c + m * N * Simd<T>::W, add, bias);
+        multiply_block<T, kRowsAtOnce, N>(depth, a + m * am, am, ak, b, c + m * cm, cm, add, bias);
+    for (; m + 2 <= rows; m += 2) multiply_block<T, 2, N>(depth, a + m * am, am, ak, b, c + m * cm, cm, add, bias);
+    for (; m < rows; ++m) multiply_block<T, 1, N>(depth, a + m * am, am, ak, b, c + m * cm, cm, add, bias);
 }
 
 // The same for any number of rows and a panel `width` wide.
 template <class T>
-void multiply(int64_t rows, int64_t depth, const T* a, int64_t am, int64_t ak, const T* b, int64_t width, T* c, bool add,
+void multiply(int64_t rows, int64_t depth, const T* a, int64_t am, int64_t ak, const T* b, int64_t width, T* c, int64_t cm, bool add,
               const T* bias = nullptr) {
     static_assert(kPanelVectors <= 4);
     switch (width / Simd<T>::W) {
-        case 1: return multiply_rows<T, 1>(rows, depth, a, am, ak, b, c, add, bias);
-        case 2: return multiply_rows<T, 2>(rows, depth, a, am, ak, b, c, add, bias);
-        case 3: return multiply_rows<T, 3>(rows, depth, a, am, ak, b, c, add, bias);
-        case 4: return multiply_rows<T, 4>(rows, depth, a, am, ak, b, c, add, bias);
+        case 1: return multiply_rows<T, 1>(rows, depth, a, am, ak, b, c, cm, add, bias);
+        case 2: return multiply_rows<T, 2>(rows, depth, a, am, ak, b, c, cm, add, bias);
+        case 3: return multiply_rows<T, 3>(rows, depth, a, am, ak, b, c, cm, add, bias);
+        case 4: return multiply_rows<T, 4>(rows, depth, a, am, ak, b, c, cm, add, bias);
     }
 }
 
@@ -93,7 +95,8 @@ template <class T>
 void product_panel(int64_t rows, const Panels<T>& a, const Panels<T>& b, int64_t p, T* c, bool add, const T* bias = nullptr) {
     const int64_t width = b.width(p);
     for (int64_t q = 0; q < a.count(); ++q)
-        multiply<T>(rows, a.used(q), a.panel(q), a.width(q), 1, b.panel(p) + q * a.B * width, width, c, add || q > 0, bias);
+        multiply<T>(rows, a.used(q), a.panel(q), a.width(q), 1, b.panel(p) + q * a.B * width, width, c, width, add || q > 0,
+                    bias);
 }
 
 // Panel p of c += a^T b, of the first `rows` rows of both; `b` is that panel of b.
@@ -101,7 +104,7 @@ template <class T>
 void add_transposed_product(int64_t rows, const Panels<T>& a, const T* b, const Panels<T>& c, int64_t p) {
     const int64_t width = c.width(p);
     for (int64_t q = 0; q < a.count(); ++q)
-        multiply<T>(a.used(q), rows, a.panel(q), 1, a.width(q), b, width, c.panel(p) + q * a.B * width, true);
+        multiply<T>(a.used(q), rows, a.panel(q), 1, a.width(q), b, width, c.panel(p) + q * a.B * width, width, true);
 }
 
 }  // namespace
