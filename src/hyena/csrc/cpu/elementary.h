@@ -16,7 +16,8 @@ struct Real;
 template <>
 struct Real<float> {
     typedef int32_t Int __attribute__((vector_size(HYENA_BYTES)));
-    static constexpr int kMantissa = 23, kBias = 127, kBits = 32;
+    typedef uint32_t Bits __attribute__((vector_size(HYENA_BYTES)));
+    static constexpr int kMantissa = 23, kBits = 32;
     // Adding this leaves the nearest integer in the low bits of the mantissa.
     static constexpr float kRound = 0x1.8p23f;
     static constexpr float kHalfPi[3] = {0x1.92p+0f, 0x1.fb4p-12f, 0x1.4442dp-24f};  // 11 bits, 11 bits, the rest
@@ -29,7 +30,8 @@ struct Real<float> {
 template <>
 struct Real<double> {
     typedef int64_t Int __attribute__((vector_size(HYENA_BYTES)));
-    static constexpr int kMantissa = 52, kBias = 1023, kBits = 64;
+    typedef uint64_t Bits __attribute__((vector_size(HYENA_BYTES)));
+    static constexpr int kMantissa = 52, kBits = 64;
     static constexpr double kRound = 0x1.8p52;
     static constexpr double kHalfPi[3] = {0x1.921fb544p+0, 0x1.0b4611a6p-34, 0x1.3198a2e037073p-69};  // 33 bits, 33 bits
     static constexpr double kFar = 1000000;                                                          // below 2^20 pi / 2
@@ -39,6 +41,8 @@ struct Real<double> {
 };
 template <class T>
 using Int = typename Real<T>::Int;
+template <class T>
+using Bits = typename Real<T>::Bits;  // unsigned: what overflows is not used
 
 template <class T>
 constexpr T inverse_factorial(int n) {
@@ -61,13 +65,13 @@ template <class T>
 HYENA_INLINE Int<T> sine_cosine(Vec<T> x, Vec<T>& sine, Vec<T>& cosine) {
     using R = Real<T>;
     const Vec<T> shifted = x * T(0.63661977236758134308) + R::kRound, n = shifted - R::kRound;
-    const Int<T> quadrant = (Int<T>)shifted;
+    const Bits<T> quadrant = (Bits<T>)shifted;
     const Vec<T> r = ((x - n * R::kHalfPi[0]) - n * R::kHalfPi[1]) - n * R::kHalfPi[2], z = r * r;
     const Vec<T> s = r - r * z * taylor<T, 3, 2, R::kSine, -1>(z);
     const Vec<T> c = T(1) - (T(0.5) * z - z * z * taylor<T, 4, 2, R::kCosine, -1>(z));
-    const Int<T> odd = (quadrant & 1) != 0;
-    sine = (Vec<T>)((Int<T>)(odd ? c : s) ^ ((quadrant & 2) << (R::kBits - 2)));
-    cosine = (Vec<T>)((Int<T>)(odd ? s : c) ^ (((quadrant + 1) & 2) << (R::kBits - 2)));
+    const Int<T> odd = (Int<T>)((quadrant & 1) != 0);
+    sine = (Vec<T>)((Bits<T>)(odd ? c : s) ^ ((quadrant & 2) << (R::kBits - 2)));
+    cosine = (Vec<T>)((Bits<T>)(odd ? s : c) ^ (((quadrant + 1) & 2) << (R::kBits - 2)));
     const Vec<T> size = x < T(0) ? -x : x;
     return ~(Int<T>)(size <= R::kFar);  // also where x is no number
 }
@@ -78,7 +82,7 @@ HYENA_INLINE Vec<T> exponential(Vec<T> x) {
     const Vec<T> shifted = x * T(1.44269504088896340736) + R::kRound, n = shifted - R::kRound;
     const Vec<T> r = (x - n * R::kLog2[0]) - n * R::kLog2[1];
     const Vec<T> power = T(1) + (r + r * r * taylor<T, 2, 1, R::kExp, 1>(r));
-    const Vec<T> scale = (Vec<T>)(((Int<T>)shifted << R::kMantissa) + ((Int<T>)(zero<T>() + T(1))));
+    const Vec<T> scale = (Vec<T>)(((Bits<T>)shifted << R::kMantissa) + (Bits<T>)(zero<T>() + T(1)));
     const Vec<T> y = power * scale;
     const Vec<T> above = x > R::kHighest ? zero<T>() + T(INFINITY) : y;
     return x < R::kLowest ? zero<T>() : above;
