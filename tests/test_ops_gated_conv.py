@@ -205,6 +205,10 @@ def test_errors_name_the_numbers() -> None:
         ops.gated_conv(v, spectrum, None, v[..., :5])
     with pytest.raises(ValueError, match=r"post must be torch.float32 of shape \(2, 7, 6\) like v, got torch.float16"):
         ops.gated_conv(v, spectrum, None, None, v.half())
+    for name in ("d", "pre", "post"):
+        there = {name: torch.zeros(6) if name == "d" else v}
+        with pytest.raises(ValueError, match=rf"{name} is on meta, but the input on cpu"):
+            ops.gated_conv(v, spectrum, **{k: t.to("meta") for k, t in there.items()})
     with pytest.raises(ValueError, match=r"d must be \(6,\), got \(5,\)"):
         ops.gated_conv(v, spectrum, torch.zeros(5))
     with pytest.raises(ValueError, match=r"a row of 9 positions, more than the 8 .* pass max_seqlen=9 or more"):

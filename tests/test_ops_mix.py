@@ -329,3 +329,13 @@ def test_errors_name_the_numbers() -> None:
         ops.mix(z, weight, bias, spectrum, d, torch.ones(7, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"a row of 9 positions, more than the 8"):
         ops.mix(torch.zeros(1, 12, 12), weight, bias, spectrum, d, cu_seqlens=offsets([9, 3]))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "d", "mask"])
+def test_everything_is_on_one_device(name: str) -> None:
+    """A kernel is handed addresses: one of another device would be read as if it were its own."""
+    x = place(inputs(2, 7, 4, mask="random"), Tier("any", "cpu"), torch.float32)
+    spectrum = ops.filter_spectrum(x.pop("h"), 8)
+    x[name] = x[name].to("meta")
+    with pytest.raises(ValueError, match=rf"{name} is on meta, but the input on cpu"):
+        ops.mix(**x, spectrum=spectrum)

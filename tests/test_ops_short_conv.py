@@ -148,6 +148,11 @@ def test_errors_name_the_numbers() -> None:
         ops.short_conv(z, torch.zeros(4, 0))
     with pytest.raises(ValueError, match=r"bias must be \(4,\), got \(3,\)"):
         ops.short_conv(z, weight, torch.zeros(3))
+    for name in ("weight", "bias", "mask"):
+        there = {"weight": torch.zeros(4, 3), "bias": torch.zeros(4), "mask": torch.ones(2, 7, dtype=torch.bool)}
+        there[name] = there[name].to("meta")
+        with pytest.raises(ValueError, match=rf"{name} is on meta, but the input on cpu"):
+            ops.short_conv(torch.zeros(2, 7, 4), **there)
     with pytest.raises(ValueError, match=r"mask must be a bool tensor of shape \(2, 7\).*torch.bool of shape \(2, 8\)"):
         ops.short_conv(z, weight, None, torch.ones(2, 8, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"mask must be a bool tensor.*torch.float32 of shape \(2, 7\)"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from hyena.ops._layout import compute_dtype, empty_in_order_of, points_of, to_order_of
 from hyena.ops._library import define
 from hyena.ops._packing import check_bounds, map_rows, row_bounds
-from hyena.ops.short_conv import check_row
+from hyena.ops.short_conv import check_devices, check_row
 from hyena.ops.spectrum import from_fallback_layout, spectrum_gradient, spectrum_rows, to_fallback_layout
 
 # Complex numbers that the fallback holds in one piece of a transform (256 MiB in complex64): more channels than fit are
@@ -251,6 +251,7 @@ def check_inputs(
             )
     if d is not None and d.shape != v.shape[2:]:
         raise ValueError(f"d must be ({v.size(2)},), got {tuple(d.shape)}")
+    check_devices(v, pre=pre, post=post, d=d)
 
 
 def gated_conv(

@@ -18,7 +18,7 @@ from hyena.ops._layout import empty_in_order_of, points_of, to_order_of
 from hyena.ops._library import define
 from hyena.ops._packing import check_bounds, map_rows, row_bounds
 from hyena.ops.gated_conv import check_spectrum, long_conv, long_conv_backward
-from hyena.ops.short_conv import check_row, short_conv_rows, short_conv_rows_backward
+from hyena.ops.short_conv import check_devices, check_row, short_conv_rows, short_conv_rows_backward
 from hyena.ops.spectrum import from_fallback_layout, spectrum_gradient, spectrum_rows, to_fallback_layout
 
 
@@ -218,6 +218,7 @@ def mix(
             f"the short filter must be ({z.size(2)}, taps) with a bias of ({z.size(2)},) or None, got "
             f"{tuple(weight.shape)} and {shape}"
         )
+    check_devices(z, weight=weight, bias=bias, d=d)
     check_spectrum(z, spectrum, channels, cu_seqlens is not None)
     check_bounds(cu_seqlens, z.size(1), spectrum.size(2) - 1)
     return torch.ops.hyena.mix(z, weight, bias, spectrum, d, mask, cu_seqlens)

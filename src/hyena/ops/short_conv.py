@@ -125,8 +125,20 @@ def short_conv(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be ({z.size(2)},), got {tuple(bias.shape)}")
+    check_devices(z, weight=weight, bias=bias)
     check_bounds(cu_seqlens, z.size(1), z.size(1))
     return torch.ops.hyena.short_conv(z, weight, bias, mask, cu_seqlens)
+
+
+def check_devices(z: Tensor, **others: Tensor | None) -> None:
+    """Whether everything is where ``z`` is: a kernel is handed addresses, and would read another device's memory.
+
+    Raises:
+        ValueError: something is elsewhere, with its name.
+    """
+    for name, t in others.items():
+        if t is not None and t.device != z.device:
+            raise ValueError(f"{name} is on {t.device}, but the input on {z.device}: both must be on one device")
 
 
 def check_row(z: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> None:
@@ -146,5 +158,6 @@ def check_row(z: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> None
             f"mask must be a bool tensor of shape {tuple(z.shape[:2])}, True where a position is kept; got "
             f"{mask.dtype} of shape {tuple(mask.shape)}"
         )
+    check_devices(z, mask=mask)
     if cu_seqlens is not None:
         check_cu_seqlens(cu_seqlens, z.size(0), z.size(1))
