@@ -27,29 +27,33 @@ def channel_major(u: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return torch.ops.hyena.project_channel_major(u, weight, bias)
 
 
-BOTH = pytest.mark.parametrize("op", [project, channel_major])
+def from_channel_major(u: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.hyena.project_from_channel_major(u, weight, bias)
+
+
+ALL = pytest.mark.parametrize("op", [project, channel_major, from_channel_major])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@BOTH
+@ALL
 def test_layouts(tier: Tier, dtype: torch.dtype, bias: bool, layout: str, op: Callable[..., Tensor]) -> None:
     inputs = {"u": rand(3, 17, 5), "weight": rand(9, 5, seed=1), "bias": rand(9, seed=2) if bias else None}
     for dy in LAYOUTS[:3] if layout != "expanded" else ["expanded"]:
         u = laid_out(inputs["u"], layout).to(tier.device, dtype)
         with tier():
             y = op(u, rand(9, 5).to(u))
-            assert (y if op is project else y.transpose(1, 2)).is_contiguous()
+            assert (y.transpose(1, 2) if op is channel_major else y).is_contiguous()
         compare(op, linear, inputs, laid_out(rand(3, 17, 9), dy), tier, dtype, {"u": layout, "dy": dy}, ordered=False)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (1, 1), (2, 3000)])
-@BOTH
+@ALL
 def test_shapes(tier: Tier, shape: tuple[int, int], op: Callable[..., Tensor]) -> None:
     """Nothing, next to nothing, and more than a huge page."""
     inputs = {"u": rand(*shape, 4), "weight": rand(192, 4, seed=1), "bias": rand(192, seed=2)}
-    compare(op, linear, inputs, rand(*shape, 192), tier, torch.float32, ordered=op is project)
+    compare(op, linear, inputs, rand(*shape, 192), tier, torch.float32, ordered=op is not channel_major)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -88,7 +92,7 @@ def test_the_gradient_of_the_weight(tier: Tier) -> None:
             torch.testing.assert_close(got.cpu().double(), w, rtol=tolerance, atol=tolerance * 100)
 
 
-@BOTH
+@ALL
 def test_gradgradcheck(tier: Tier, op: Callable[..., Tensor]) -> None:
     leaves = [t.to(tier.device).requires_grad_() for t in (rand(2, 3, 4), rand(5, 4), rand(5))]
     with tier():
@@ -97,7 +101,7 @@ def test_gradgradcheck(tier: Tier, op: Callable[..., Tensor]) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
-@pytest.mark.parametrize("op", ["project", "project_channel_major"])
+@pytest.mark.parametrize("op", ["project", "project_channel_major", "project_from_channel_major"])
 def test_opcheck(device: str, bias: bool, op: str) -> None:
     leaves = [t.float().to(device).requires_grad_() for t in (rand(2, 3, 4), rand(5, 4), rand(5))]
     torch.library.opcheck(getattr(torch.ops.hyena, op).default, (*leaves[:2], leaves[2] if bias else None))

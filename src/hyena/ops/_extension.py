@@ -32,7 +32,12 @@ class Extension:
         """
         if device.type == "cpu" and self.instructions != "emulated CUDA":
             return True
-        return self.cuda_takes is not None and bool(self.cuda_takes(device.index or 0, dtype == torch.float64))
+        if self.cuda_takes is None:
+            return False
+        index = device.index
+        if index is None:
+            index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+        return bool(self.cuda_takes(index, dtype == torch.float64))
 
 
 def _load() -> Extension:

@@ -1,10 +1,10 @@
-"""``hyena::project`` and ``hyena::project_channel_major``: a linear layer whose result is laid out for the mixing step.
+"""``hyena::project``, ``project_channel_major``, ``project_from_channel_major``: linear layers around the mixing step.
 
 They are ``F.linear`` in every other respect. On the CPU the kernel of the first puts a long result into huge pages:
 first use of small ones can take as long as the matrix product itself. Where torch's matrix products are slow (MKL on
-processors that are not Intel's, see ``csrc/cpu/dispatch.cpp``) it also multiplies float32 and float64. The second
-leaves ``(B, L, C)`` in memory as ``(B, C, L)``, the order that a GPU's kernels want: the same matrix product with
-another layout flag.
+processors that are not Intel's, see ``csrc/cpu/dispatch.cpp``) it also multiplies float32 and float64. The other two
+write and read ``(B, L, C)`` in memory as ``(B, C, L)``, the order that a GPU's kernels want: the same matrix products
+with other layout flags, forward and backward, where ``F.linear`` would copy.
 
 Dimensions: B batch, L length, D channels in, C channels out.
 """
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
+from hyena.ops._layout import is_channel_major
 from hyena.ops._library import define
 
 # Fewer rows are not worth a kernel of the library's own (kLeastRows in csrc/cpu/ops.cpp).
@@ -72,12 +73,31 @@ def _channel_major_backward(inputs: Sequence, grads: Sequence[Tensor | None], ne
     u, weight, _ = inputs
     g = grads[0]
     assert g is not None
-    # A product for each row of the batch, as it lies: no copy. The weight's gradient is one sum over all positions, in
-    # the accumulator of one product, for which the rows are put one after the other.
     du = torch.bmm(g, weight.expand(u.size(0), -1, -1)) if needs[0] else None
-    dw = g.flatten(0, 1).t() @ u.flatten(0, 1) if needs[1] else None
-    db = g.sum((0, 1)) if needs[2] else None
-    return du, dw, db
+    return du, _weight_gradient(g, u) if needs[1] else None, g.sum((0, 1)) if needs[2] else None
+
+
+def _from_channel_major(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    columns = weight.t().expand(u.size(0), -1, -1)
+    return torch.bmm(u, columns) if bias is None else torch.baddbmm(bias, u, columns)
+
+
+def _from_channel_major_backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
+    u, weight, _ = inputs
+    g = grads[0]
+    assert g is not None
+    du = None
+    if needs[0]:
+        du = torch.bmm(weight.t().expand(u.size(0), -1, -1), g.transpose(1, 2)).transpose(1, 2)
+    return du, _weight_gradient(g, u) if needs[1] else None, g.sum((0, 1)) if needs[2] else None
+
+
+def _weight_gradient(g: Tensor, u: Tensor) -> Tensor:
+    # A product for each row of the batch, as it lies, and their sum. Short rows are put one after the other instead:
+    # the products of all of them would take more memory than the copy.
+    if g.size(1) >= g.size(2):
+        return torch.bmm(g.transpose(1, 2), u).sum(0)
+    return g.flatten(0, 1).t() @ u.flatten(0, 1)
 
 
 define(
@@ -90,6 +110,12 @@ define(
     _channel_major,
     lambda u, weight, bias: u.new_empty(u.size(0), weight.size(0), u.size(1)).transpose(1, 2),
     backward=_channel_major_backward,
+)
+define(
+    "project_from_channel_major(Tensor u, Tensor weight, Tensor? bias) -> Tensor",
+    _from_channel_major,
+    lambda u, weight, bias: u.new_empty(u.size(0), u.size(1), weight.size(0)),
+    backward=_from_channel_major_backward,
 )
 
 
@@ -125,13 +151,16 @@ def project(u: Tensor, layer: nn.Module, channel_major: bool = False) -> Tensor:
         return layer(u)
     weight: Tensor = layer.weight
     bias: Tensor | None = layer.bias
-    if channel_major and _autocasts(u.device) and u.dtype != torch.float64:
+    turns = channel_major or (u.is_cuda and u.dim() == 3 and is_channel_major(u))
+    if _autocasts(u.device):
+        if not turns or u.dtype == torch.float64:
+            return layer(u)
         dtype = torch.get_autocast_dtype(u.device.type)
         u, weight, bias = u.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    elif _autocasts(u.device):
-        return layer(u)
     if u.dtype != weight.dtype or u.size(-1) != layer.in_features:
         return layer(u)
     if channel_major:
         return torch.ops.hyena.project_channel_major(u, weight, bias)
+    if turns:
+        return torch.ops.hyena.project_from_channel_major(u, weight, bias)
     return torch.ops.hyena.project(u, weight, bias)

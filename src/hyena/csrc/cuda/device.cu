@@ -7,6 +7,8 @@
 namespace hyena::cuda {
 namespace {
 
+constexpr int kMaxDevices = 64;
+
 void check_device(cudaError_t error, int device) {
     check(error, [&] { return "device " + std::to_string(device); });
 }
@@ -20,7 +22,6 @@ int attribute(cudaDeviceAttr which, int device) {
 }  // namespace
 
 Limits limits_of(int device) {
-    constexpr int kMaxDevices = 64;
     static std::mutex mutex;
     static std::array<Limits, kMaxDevices> known{};
     if (device < 0 || device >= kMaxDevices) throw std::runtime_error("hyena: no device " + std::to_string(device));
@@ -31,7 +32,26 @@ Limits limits_of(int device) {
     return limits;
 }
 
-bool supported(int device) { return attribute(cudaDevAttrComputeCapabilityMajor, device) >= 8; }
+bool supported(int device) {
+    // Whether there is code for the device: for its architecture, or such as its driver compiles.
+    static std::mutex mutex;
+    static std::array<int, kMaxDevices> known{};  // 0: not asked yet
+    if (device < 0 || device >= kMaxDevices) return false;
+    std::lock_guard<std::mutex> lock(mutex);
+    int& answer = known[size_t(device)];
+    if (answer == 0) {
+        const Relaxed relaxed;
+        int before = 0;
+        check_device(cudaGetDevice(&before), device);
+        check_device(cudaSetDevice(device), device);
+        cudaFuncAttributes attributes;
+        const bool runs = cudaFuncGetAttributes(&attributes, run<FillTable, kMaxThreads, 1>) == cudaSuccess;
+        cudaGetLastError();  // a refusal is an answer, not an error to report later
+        check_device(cudaSetDevice(before), device);
+        answer = runs ? 1 : -1;
+    }
+    return answer == 1;
+}
 
 bool is_capturing(const Device& device) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
@@ -42,6 +62,7 @@ bool is_capturing(const Device& device) {
 
 void wait_for(const Device& device) {
     check_device(cudaSetDevice(device.index), device.index);
+    const Relaxed relaxed;
     check_device(cudaStreamSynchronize(static_cast<cudaStream_t>(device.stream)), device.index);
 }
 

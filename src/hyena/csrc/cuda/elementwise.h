@@ -6,104 +6,118 @@
 
 namespace hyena::cuda {
 
+// Blocks over tiles of positions and channels.
+struct Pieces {
+    Sequences sequences;
+    Tiles tiles;
+    int64_t channels = 0;
+    int positions = 0;  // of a tile
+
+    Pieces() = default;
+    Pieces(const Sequences& s, int64_t c, int p) : sequences(s), tiles(s, p), channels(c), positions(p) {}
+
+    HYENA_DEVICE int64_t count() const { return tiles.count() * channels; }
+    HYENA_DEVICE int64_t channel(int64_t block) const { return block / tiles.each % channels; }
+    HYENA_DEVICE int64_t tile(int64_t block) const { return block / tiles.each / channels * tiles.each + block % tiles.each; }
+
+    // fn(row, t) for the thread's chunks of a block.
+    template <class Fn>
+    HYENA_DEVICE void each(const Block& block, int64_t index, int thread, Fn&& fn) const {
+        tiles.chunks(sequences, tile(index), positions, block, thread, fn);
+    }
+};
+
 // y = a * b, each behind its short convolution; b may be missing.
 struct Multiply {
     static constexpr int kBlocksTogether = 1;
-    static constexpr int kPositions = 2048;  // of a block
-    Sequences sequences;
-    int64_t channels = 0, tiles = 1;
+    static constexpr int kPositions = 2048;
+    Pieces pieces;
     Operand a, b;
     Array y;
 
-    int64_t blocks() const { return sequences.count * channels * tiles; }
+    int64_t blocks() const { return pieces.count(); }
 
     HYENA_DEVICE void operator()(const Block& block, char*, int64_t index) const {
-        const int64_t tile = index % tiles, channel = index / tiles % channels;
-        const Row row = row_of(sequences, index / tiles / channels);
-        const int end = int(tile + 1 == tiles ? row.length : (tile + 1) * kPositions);
+        const int64_t channel = pieces.channel(index);
         block.each([&](int thread) {
-            for (int t = int(tile * kPositions) + thread * kChunk; t < row.length && t < end; t += block.threads * kChunk) {
+            pieces.each(block, index, thread, [&](const Row& row, int t) {
                 float x[kChunk];
-                Line(a, sequences, row, channel).read(t, x);
-                gate(b, sequences, row, channel, t, x);
+                Line(a, pieces.sequences, row, channel).read(t, x);
+                gate(b, pieces.sequences, row, channel, t, x);
                 write(y, row, channel, t, x);
-            }
+            });
         });
     }
 };
 
-// Sums over positions of a * b * c, c perhaps missing: (tiles of all rows, C).
+// Sums over positions of a * b * c * e, b and e perhaps missing: (tiles, C).
 struct Dot {
     static constexpr int kBlocksTogether = 1;
     static constexpr int kPositions = 16384;
-    Sequences sequences;
-    int64_t channels = 0, tiles = 1;
+    Pieces pieces;
     Operand a, b, c, e;
     float* sums = nullptr;
 
-    int64_t blocks() const { return sequences.count * channels * tiles; }
+    int64_t blocks() const { return pieces.count(); }
 
     HYENA_DEVICE void operator()(const Block& block, char* shared, int64_t index) const {
         float *partial = reinterpret_cast<float*>(shared), *total = partial + block.threads;
-        const int64_t tile = index % tiles, channel = index / tiles % channels, r = index / tiles / channels;
-        const Row row = row_of(sequences, r);
-        const int end = int(tile + 1 == tiles ? row.length : (tile + 1) * kPositions);
+        const int64_t channel = pieces.channel(index);
         block.each([&](int thread) {
             float sum = 0.f;
-            for (int t = int(tile * kPositions) + thread * kChunk; t < row.length && t < end; t += block.threads * kChunk) {
+            pieces.each(block, index, thread, [&](const Row& row, int t) {
                 float x[kChunk], g[kChunk], part = 0.f;
-                Line(a, sequences, row, channel).read(t, x);
-                gate(b, sequences, row, channel, t, x);
-                Line(c, sequences, row, channel).read(t, g);
-                gate(e, sequences, row, channel, t, g);
+                Line(a, pieces.sequences, row, channel).read(t, x);
+                gate(b, pieces.sequences, row, channel, t, x);
+                Line(c, pieces.sequences, row, channel).read(t, g);
+                gate(e, pieces.sequences, row, channel, t, g);
                 HYENA_UNROLL
                 for (int i = 0; i < kChunk; ++i) part += x[i] * g[i];
                 sum += part;
-            }
+            });
             partial[thread] = sum;
             if (thread == 0) *total = 0.f;
         });
         add_up<1>(block, 1, block.threads, partial, total);
         block.each([&](int thread) {
-            if (thread == 0) sums[(r * tiles + tile) * channels + channel] = *total;
+            if (thread == 0) sums[pieces.tile(index) * pieces.channels + channel] = *total;
         });
     }
 };
 
-// The gradient of the short convolution: dz, and sums of the taps' and the bias's gradients for each tile, (tiles of all rows, C,
-// 4 groups + 1).
+// The gradient of the short convolution: dz, and sums of the taps' and the bias's gradients for each tile, (tiles, C, 4 groups + 1).
 struct ShortConvBackward {
     static constexpr int kBlocksTogether = 1;
     static constexpr int kPositions = 16384;
-    Sequences sequences;
-    int64_t channels = 0, tiles = 1;
+    static constexpr int kTapSums = kTapGroup + 1;
+    Pieces pieces;
     Operand z, dy;  // z with its taps
     Array dz;
     float* sums = nullptr;
 
-    int64_t blocks() const { return sequences.count * channels * tiles; }
+    int64_t blocks() const { return pieces.count(); }
 
     HYENA_DEVICE void operator()(const Block& block, char* shared, int64_t index) const {
         float *partial = reinterpret_cast<float*>(shared), *totals = partial + block.threads * kTapSums;
-        const int64_t tile = index % tiles, channel = index / tiles % channels, r = index / tiles / channels;
-        const Row row = row_of(sequences, r);
-        const Line line(z, sequences, row, channel), up(dy, sequences, row, channel);
-        const int begin = int(tile * kPositions), end = int(tile + 1 == tiles ? row.length : (tile + 1) * kPositions);
-        float* out = sums + ((r * tiles + tile) * channels + channel) * (line.groups() * kTapGroup + 1);
-        for (int g = 0; g < line.groups(); ++g) {
+        const int64_t channel = pieces.channel(index);
+        const int groups = (z.taps + kTapGroup - 1) / kTapGroup;
+        float* out = sums + (pieces.tile(index) * pieces.channels + channel) * (groups * kTapGroup + 1);
+        for (int g = 0; g < groups; ++g) {
             block.each([&](int thread) {
                 float parts[kTapSums] = {};
-                for (int t = begin + thread * kChunk; t < row.length && t < end; t += block.threads * kChunk) {
+                pieces.each(block, index, thread, [&](const Row& row, int t) {
+                    const Line line(z, pieces.sequences, row, channel);
                     float x[kHalo + kChunk], y[kChunk];
                     line.window<0>(t - g * kTapGroup, x);
-                    read_gradient(line, up, t, y);
+                    read_gradient(line, row, channel, t, y);
                     HYENA_UNROLL
                     for (int e = 0; e < kChunk; ++e) {
                         HYENA_UNROLL
-                        for (int j = 0; j < kTapGroup; ++j) parts[j] += y[e] * x[kHalo + e - j];
+                        for (int j = 0; j < kTapGroup; ++j)
+                            if (g * kTapGroup + j < line.taps) parts[j] += y[e] * x[kHalo + e - j];
                         parts[kTapGroup] += y[e];
                     }
-                }
+                });
                 HYENA_UNROLL
                 for (int k = 0; k < kTapSums; ++k) partial[k * block.threads + thread] = parts[k];
                 if (thread < kTapSums) totals[thread] = 0.f;
@@ -111,38 +125,36 @@ struct ShortConvBackward {
             add_up<kTapSums>(block, 1, block.threads, partial, totals);
             block.each([&](int thread) {
                 if (thread < kTapGroup) out[g * kTapGroup + thread] = totals[thread];
-                if (thread == kTapGroup && g == 0) out[line.groups() * kTapGroup] = totals[thread];
+                if (thread == kTapGroup && g == 0) out[groups * kTapGroup] = totals[thread];
             });
         }
         block.each([&](int thread) {
-            for (int t = begin + thread * kChunk; t < row.length && t < end; t += block.threads * kChunk) {
+            pieces.each(block, index, thread, [&](const Row& row, int t) {
+                const Line line(z, pieces.sequences, row, channel);
                 float dx[kChunk] = {};
-                for (int g = 0; g < line.groups(); ++g) {
+                for (int g = 0; g < groups; ++g) {
                     float y[kChunk + kChunk];
-                    read_gradient(line, up, t + g * kTapGroup, y);
-                    read_gradient(line, up, t + g * kTapGroup + kChunk, y + kChunk);
+                    read_gradient(line, row, channel, t + g * kTapGroup, y);
+                    read_gradient(line, row, channel, t + g * kTapGroup + kChunk, y + kChunk);
                     HYENA_UNROLL
-                    for (int e = 0; e < kChunk; ++e)
-                        HYENA_UNROLL
-                        for (int j = 0; j < kTapGroup; ++j) dx[e] += line.tap(g * kTapGroup + j) * y[e + j];
+                    for (int j = 0; j < kTapGroup; ++j)
+                        if (g * kTapGroup + j < line.taps) {
+                            const float w = line.tap(g * kTapGroup + j);
+                            HYENA_UNROLL
+                            for (int e = 0; e < kChunk; ++e) dx[e] += w * y[e + j];
+                        }
                 }
-                HYENA_UNROLL
-                for (int e = 0; e < kChunk; ++e)
-                    if (!line.keeps(t + e)) dx[e] = 0.f;
+                if (!line.inside(t, kChunk)) line.drop<kChunk>(t, dx);
                 write(dz, row, channel, t, dx);
-            }
+            });
         });
     }
 
-    static constexpr int kTapSums = kTapGroup + 1;
-
   private:
     // dy, masked as z's short convolution is.
-    static HYENA_DEVICE void read_gradient(const Line& line, const Line& up, int t, float* y) {
-        up.raw<kChunk>(t, y);
-        HYENA_UNROLL
-        for (int e = 0; e < kChunk; ++e)
-            if (!line.keeps(t + e)) y[e] = 0.f;
+    HYENA_DEVICE void read_gradient(const Line& line, const Row& row, int64_t channel, int t, float* y) const {
+        Line(dy, pieces.sequences, row, channel).raw<kChunk>(t, y);
+        if (!line.inside(t, kChunk)) line.drop<kChunk>(t, y);
     }
 };
 

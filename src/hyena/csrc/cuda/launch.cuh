@@ -18,6 +18,17 @@ void check(cudaError_t error, What&& what) {
     if (error != cudaSuccess) throw std::runtime_error("hyena: " + what() + ": " + cudaGetErrorString(error));
 }
 
+// While it lives, this thread may do in the course of a capture what captures do not see, as loading a kernel at its first launch.
+class Relaxed {
+  public:
+    Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+    ~Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+    Relaxed(const Relaxed&) = delete;
+
+  private:
+    cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 template <class Program, int kThreads, int kBlocks>
 __global__ void __launch_bounds__(kThreads, kBlocks) run(const __grid_constant__ Program program) {
     extern __shared__ __align__(16) char shared[];
@@ -29,6 +40,7 @@ void launch_as(const What& what, const Program& program, int threads, int64_t sh
     const auto kernel = run<Program, kThreads, kBlocks>;
     // This library has its own copy of the runtime, whose current device is not torch's.
     check(cudaSetDevice(device.index), what);
+    const Relaxed relaxed;
     if (shared > 48 * 1024) {  // a block gets more only if it is asked for, once for each device
         static std::mutex mutex;
         static std::set<int> asked;

@@ -63,7 +63,8 @@ Storage storage_of(const Tensor& t) {
     switch (t.scalar_type()) {
         case ScalarType::BFloat16: return Storage::kBFloat16;
         case ScalarType::Half: return Storage::kFloat16;
-        default: return Storage::kFloat;
+        case ScalarType::Float: return Storage::kFloat;
+        default: STD_TORCH_CHECK(false, "hyena: expected float32, bfloat16 or float16 beside an input of one of them");
     }
 }
 

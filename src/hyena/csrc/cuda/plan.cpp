@@ -13,7 +13,7 @@ namespace {
 // Points that a block should have at least: smaller transforms share one. 128 threads of 16 points.
 constexpr int64_t kBlockPoints = 2048;
 // Blocks of up to this many points are several to a multiprocessor of 228 KiB.
-constexpr int64_t kSharedBlockPoints = 8192;
+constexpr int64_t kSharedBlockPoints = 12288;
 // Points of a block of columns: three such blocks fit a multiprocessor of 228 KiB.
 constexpr int64_t kColumnPoints = 8192;
 // Neighbouring columns that a block takes at least: 16 of 8 bytes fill a 128-byte line of the scratch memory.

@@ -26,9 +26,9 @@ struct Row {
 
 HYENA_DEVICE void fail_on_offsets(int64_t row, int64_t begin, int64_t end, int64_t longest, int64_t total) {
 #if defined(__CUDA_ARCH__)
-    if (threadIdx.x == 0)
-        printf("hyena: row %lld of cu_seqlens runs from %lld to %lld, but rows must rise from 0 to %lld and hold at most %lld positions\n",
-               (long long)row, (long long)begin, (long long)end, (long long)total, (long long)longest);
+    if (threadIdx.x != 0) return;  // another thread's trap might end the kernel before the message
+    printf("hyena: row %lld of cu_seqlens runs from %lld to %lld, but rows must rise from 0 to %lld and hold at most %lld positions\n",
+           (long long)row, (long long)begin, (long long)end, (long long)total, (long long)longest);
     __trap();
 #else
     (void)row, (void)begin, (void)end, (void)longest, (void)total;
@@ -155,11 +155,13 @@ struct Line {
         HYENA_UNROLL
         for (int j = 0; j < kTapGroup; ++j) w[j] = tap(j);
         HYENA_UNROLL
-        for (int e = 0; e < kChunk + kAfter; ++e) {
-            out[e] = bias;
-            HYENA_UNROLL
-            for (int j = 0; j < kTapGroup; ++j) out[e] += w[j] * x[kHalo + e - j];
-        }
+        for (int e = 0; e < kChunk + kAfter; ++e) out[e] = bias;
+        HYENA_UNROLL
+        for (int j = 0; j < kTapGroup; ++j)
+            if (j < taps) {  // a weight of zero would spread what is not finite
+                HYENA_UNROLL
+                for (int e = 0; e < kChunk + kAfter; ++e) out[e] += w[j] * x[kHalo + e - j];
+            }
         if (!inside(t, kChunk + kAfter)) drop<kChunk + kAfter>(t, out);
     }
 
@@ -178,7 +180,8 @@ struct Line {
             for (int e = 0; e < kChunk; ++e) {
                 float sum = 0.f;
                 HYENA_UNROLL
-                for (int j = 0; j < kTapGroup; ++j) sum += tap(g * kTapGroup + j) * x[kHalo + e - j];
+                for (int j = 0; j < kTapGroup; ++j)
+                    if (g * kTapGroup + j < taps) sum += tap(g * kTapGroup + j) * x[kHalo + e - j];
                 if (keeps(t + e)) out[e] += sum;
             }
         }
@@ -227,15 +230,51 @@ HYENA_DEVICE void write_adjoint(const Array& dz, const Row& row, const Line& lin
     for (int e = 0; e < kChunk; ++e) {
         dx[e] = 0.f;
         HYENA_UNROLL
-        for (int j = 0; j < kTapGroup; ++j) {
-            dx[e] += w[j] * g[e + j];
-            sums[j] += g[e] * x[kHalo + e - j];
-        }
+        for (int j = 0; j < kTapGroup; ++j)
+            if (j < line.taps) {
+                dx[e] += w[j] * g[e + j];
+                sums[j] += g[e] * x[kHalo + e - j];
+            }
         sums[kTapGroup] += g[e];
     }
     if (!inside) line.drop<kChunk>(t, dx);
     write(dz, row, channel, t, dx);
 }
+
+// Positions in tiles: of batch rows, every row has its own; packed rows share them, so that short ones need no block each.
+struct Tiles {
+    int64_t rows, each;  // batch rows, and tiles of one
+
+    Tiles() = default;
+    Tiles(const Sequences& s, int64_t positions) : rows(s.offsets == nullptr ? s.count : 1), each((s.length + positions - 1) / positions) {}
+    HYENA_DEVICE int64_t count() const { return rows * each; }
+
+    // fn(row, t) for the thread's chunks among those that begin in tile `index`.
+    template <class Fn>
+    HYENA_DEVICE void chunks(const Sequences& s, int64_t index, int positions, const Block& block, int thread, Fn&& fn) const {
+        const int64_t begin = index % each * positions, end = begin + positions < s.length ? begin + positions : s.length;
+        if (s.offsets == nullptr) {
+            const Row row = row_of(s, index / each);
+            for (int t = int(begin) + thread * kChunk; t < end; t += block.threads * kChunk) fn(row, t);
+            return;
+        }
+        int64_t low = 0, high = s.count;  // the first row that ends behind `begin`
+        while (low < high) {
+            const int64_t middle = (low + high) / 2;
+            if (s.offsets[middle + 1] > begin)
+                high = middle;
+            else
+                low = middle + 1;
+        }
+        for (int64_t r = low; r < s.count && s.offsets[r] < end; ++r) {
+            const Row row = row_of(s, r);
+            // Chunks stand at multiples of their size in the row.
+            const int64_t from = row.start > begin ? 0 : (begin - row.start + kChunk - 1) / kChunk * kChunk;
+            const int64_t to = row.start + row.length < end ? row.length : end - row.start;
+            for (int64_t t = from + thread * kChunk; t < to; t += block.threads * kChunk) fn(row, int(t));
+        }
+    }
+};
 
 // Adds up `kSums` numbers of each of the threads that work on a set: sums[set * kSums + k] += what the set's threads left at
 // partial[k * threads + thread]. Two levels, so that no sum is long.

@@ -5,9 +5,6 @@
 namespace hyena::cuda {
 namespace {
 
-// Blocks for each multiprocessor that a gradient is cut into, rows permitting.
-constexpr int64_t kBlocksEach = 4;
-
 Cx* complex(const Tensor& t) { return static_cast<Cx*>(t.data_ptr()); }
 float* floats(const Tensor& t) { return static_cast<float*>(t.data_ptr()); }
 
@@ -52,12 +49,11 @@ void backward_split(const Call& call, const Plan& plan, const Step& step, const 
     });
     reduce(call, floats(dspectra), 1, step.spectra.groups, step.spectra.width, 2 * plan.points, 2 * step.spectra.room, to.dspectrum);
     if (to.dd == nullptr) return;
-    const int64_t tiles = std::max<int64_t>(1, (call.sequences.longest + Dot::kPositions - 1) / Dot::kPositions);
-    const Tensor sums = call.scratch(call.sequences.count * tiles * call.channels);
+    const Pieces pieces(call.sequences, call.channels, Dot::kPositions);
+    const Tensor sums = call.scratch(pieces.count());
     const int threads = 256;
-    call.run("sums of d", Dot{call.sequences, call.channels, tiles, step.value, step.pre, dy, step.post, floats(sums)}, threads,
-             (threads + 1) * 4);
-    reduce(call, floats(sums), call.sequences.count * tiles, call.channels, 1, 1, 1, to.dd);
+    call.run("sums of d", Dot{pieces, step.value, step.pre, dy, step.post, floats(sums)}, threads, (threads + 1) * 4);
+    reduce(call, floats(sums), pieces.tiles.count(), call.channels, 1, 1, 1, to.dd);
 }
 
 void backward_whole(const Call& call, const Plan& plan, const Step& step, const Operand& dy, bool adjoint, StepGradients& to) {
@@ -68,8 +64,11 @@ void backward_whole(const Call& call, const Plan& plan, const Step& step, const 
     program.spectra.data = step.spectra.at(step.filter, 0);
     program.d = step.d;
     program.channels = call.channels;
-    // More blocks than multiprocessors, as far as there are rows to share out; every slice has its own sums.
-    const int64_t wanted = kBlocksEach * call.device.limits.multiprocessors / std::max<int64_t>(1, program.channel_blocks());
+    // Twice the blocks that run at once, as far as there are rows to share out; every slice has its own sums.
+    const int threads = threads_for(plan.whole.size());
+    const int64_t bytes = shared_bytes(plan.whole.size(), backward_extra(threads, plan.whole.sets));
+    const int64_t together = std::max<int64_t>(1, std::min<int64_t>(call.device.limits.shared / bytes, kMaxThreads / threads));
+    const int64_t wanted = 2 * together * call.device.limits.multiprocessors / std::max<int64_t>(1, program.channel_blocks());
     program.slices = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, call.sequences.count));
     program.value = step.value;
     program.pre = step.pre;
@@ -85,8 +84,7 @@ void backward_whole(const Call& call, const Plan& plan, const Step& step, const 
     program.dspectra = complex(dspectra);
     program.sums = floats(sums);
     program.kept = complex(kept);
-    const int threads = threads_for(plan.whole.size());
-    call.run("convolution's gradient", program, threads, shared_bytes(plan.whole.size(), backward_extra(threads, plan.whole.sets)));
+    call.run("convolution's gradient", program, threads, bytes);
     reduce(call, floats(dspectra), program.slices, step.spectra.groups, step.spectra.width, 2 * plan.points, 2 * step.spectra.room,
            to.dspectrum);
     to.sums = call.scratch(call.channels * kSums);
@@ -130,18 +128,18 @@ void reduce(const Call& call, const float* in, int64_t outer, int64_t groups, in
 }
 
 void multiply(const Call& call, const Operand& a, const Operand& b, const Array& y) {
-    const int64_t tiles = (call.sequences.longest + Multiply::kPositions - 1) / Multiply::kPositions;
-    call.run("products", Multiply{call.sequences, call.channels, tiles, a, b, y}, Multiply::kPositions / kChunk);
+    const Pieces pieces(call.sequences, call.channels, Multiply::kPositions);
+    call.run("products", Multiply{pieces, a, b, y}, Multiply::kPositions / kChunk);
 }
 
 void short_conv_gradient(const Call& call, const Operand& z, const Operand& dy, const Array& dz, float* dweight, float* dbias) {
-    const int64_t tiles = std::max<int64_t>(1, (call.sequences.longest + ShortConvBackward::kPositions - 1) / ShortConvBackward::kPositions);
+    const Pieces pieces(call.sequences, call.channels, ShortConvBackward::kPositions);
     const int64_t width = (z.taps + kTapGroup - 1) / kTapGroup * kTapGroup + 1;
-    const Tensor sums = call.scratch(call.sequences.count * tiles * call.channels * width), total = call.scratch(call.channels * width);
+    const Tensor sums = call.scratch(pieces.count() * width), total = call.scratch(call.channels * width);
     const int threads = 256;
-    call.run("short convolution's gradient", ShortConvBackward{call.sequences, call.channels, tiles, z, dy, dz, floats(sums)}, threads,
+    call.run("short convolution's gradient", ShortConvBackward{pieces, z, dy, dz, floats(sums)}, threads,
              (threads + 1) * ShortConvBackward::kTapSums * 4);
-    reduce(call, floats(sums), call.sequences.count * tiles, call.channels, 1, width, width, floats(total));
+    reduce(call, floats(sums), pieces.tiles.count(), call.channels, 1, width, width, floats(total));
     call.run("gradients of taps", TapGradients{call.channels, width, width - 1, z.taps, floats(total), dweight, dbias}, kMaxThreads);
 }
 
