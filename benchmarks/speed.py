@@ -5,10 +5,11 @@
 Prints a table, writes ``results/speed-<device>.json`` and draws ``results/speed-<device>.png`` from it. Every
 speed is a ratio of medians of calls that took turns in this run. A batch holds 16K tokens, or one longer row.
 
-Columns: ``op/proj`` the operator over its two projections alone, in eval mode (filters cached) and in training
-(forward and backward, filters generated); ``fallback/kernel`` the mixing step; ``sdpa/op`` causal attention with
-heads of 64 and projections of the same width over the operator; ``bf16/fp32`` the operator's time; ``mix bound/time``
-how near the mixing step is to what the machine's matrix products and copies allow.
+Columns: ``op/proj`` the operator over its two projections alone, as ``nn.Linear`` has them, in eval mode (filters
+cached) and in training (forward and backward, filters generated); ``op/own proj`` the same over its projections by
+``hyena::project``, which has a matrix product of its own where torch's is slow; ``fallback/kernel`` the mixing step;
+``sdpa/op`` causal attention with heads of 64 and projections of the same width over the operator; ``bf16/fp32`` the
+operator's time; ``mix bound/time`` how near the mixing step is to what the machine's matrix products and copies allow.
 """
 
 from __future__ import annotations
@@ -69,6 +70,10 @@ def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
         op.in_proj(u)
         op.out_proj(u)
 
+    def own_projections() -> None:
+        ops.project(u, op.in_proj)
+        ops.project(u, op.out_proj)
+
     op.eval()
     attention.eval()
     with torch.no_grad():
@@ -79,6 +84,7 @@ def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
         times = interleaved(
             {
                 "projections": projections,
+                "own projections": own_projections,
                 "operator": lambda: op(u),
                 "mix": lambda: torch.ops.hyena.mix(z, *mix_args),
             },
@@ -100,9 +106,12 @@ def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
             repeats=1 if length > LONG else max(1, repeats // 2),
             device=device,
         )
+        if length > LONG:  # one call is enough of attention, and too little of the operator
+            against["operator"] = times["operator"]
         row |= {
             "mix ms": times["mix"] * 1e3,
             "eval op/proj": times["operator"] / times["projections"],
+            "eval op/own proj": times["operator"] / times["own projections"],
             "eval fallback/kernel": slow["fallback"] / slow["mix"],
             "eval sdpa/op": against["sdpa"] / against["operator"] if attend else None,
             "eval ktok/s": batch * length / times["operator"] / 1e3,
@@ -114,7 +123,7 @@ def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
             {"float": lambda: op(u), "half": lambda: half(u_half)}, repeats=max(1, repeats // 2), device=device
         )
         row["bf16/fp32"] = both["half"] / both["float"]
-    return row | training(op, attention, u, z, spectrum, plain, device, max(1, repeats // 2))
+    return row | training(op, attention, u, z, spectrum, plain, device, repeats)
 
 
 def training(
@@ -137,6 +146,9 @@ def training(
     def projections() -> None:
         torch.autograd.backward((op.in_proj(u), op.out_proj(u)), (grad_z, grad))
 
+    def own_projections() -> None:
+        torch.autograd.backward((ops.project(u, op.in_proj), ops.project(u, op.out_proj)), (grad_z, grad))
+
     def step(layer: nn.Module) -> Callable[[], None]:
         return lambda: layer(u).backward(grad)
 
@@ -149,19 +161,23 @@ def training(
 
         return run
 
-    functions = {
-        "projections": projections,
-        "operator": step(op),
-        "mix": mixing(lambda f, *a: f(*a), spectrum),
-        "fallback": mixing(fallback, plain),
-    }
-    if length <= LONG:
-        functions["sdpa"] = step(attention)
-    times = interleaved(functions, repeats=repeats, device=device)
+    mix = mixing(lambda f, *a: f(*a), spectrum)
+    times = interleaved(
+        {"projections": projections, "own projections": own_projections, "operator": step(op)},
+        repeats=repeats,
+        device=device,
+    )
+    few = max(1, repeats // 2)
+    slow = interleaved({"mix": mix, "fallback": mixing(fallback, plain)}, repeats=few, device=device)
+    attend = length <= LONG
+    against = interleaved(
+        {"operator": step(op)} | ({"sdpa": step(attention)} if attend else {}), repeats=few, device=device
+    )
     return {
         "train op/proj": times["operator"] / times["projections"],
-        "train fallback/kernel": times["fallback"] / times["mix"],
-        "train sdpa/op": times["sdpa"] / times["operator"] if "sdpa" in times else None,
+        "train op/own proj": times["operator"] / times["own projections"],
+        "train fallback/kernel": slow["fallback"] / slow["mix"],
+        "train sdpa/op": against["sdpa"] / against["operator"] if attend else None,
         "train MB": _megabytes(peak_bytes(step(op), device)),
     }
 

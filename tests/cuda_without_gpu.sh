@@ -52,7 +52,7 @@ run() {
     configure host -DHYENA_EMULATE_CUDA=ON
     cmake --build "$WORK/host" > "$WORK/host.log" 2>&1 || { tail -n 50 "$WORK/host.log"; exit 1; }
     package host
-    local tests=("$ROOT"/tests/test_ops_{gated_conv,mix,short_conv,spectrum,tiers,packing,layout}.py)
+    local tests=("$ROOT"/tests/test_ops_{gated_conv,mix,short_conv,spectrum,tiers,packing,layout,add_conv}.py)
     for setting in "0 12000" "1 40000"; do
         read -r order shared <<< "$setting"
         echo "-- threads in order $order, blocks of $shared bytes of shared memory"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import oracle
 from cases import DTYPES, LAYOUTS, Tier, compare, make_mask, offsets, rand
-from hyena import functional
+from hyena import HyenaOperator, functional
 
 CAUSAL = pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])
 
@@ -74,6 +74,15 @@ def test_packed_rows_are_separate(tier: Tier, causal: bool, max_seqlen: int | No
     rows = [(0, 4), (4, 13), (13, 14)]
     torch.testing.assert_close(y.cpu(), oracle.gated_conv(v, h, None, *gates, causal=causal, rows=rows))
     torch.testing.assert_close(z.cpu(), oracle.short_conv(v, h[:3].T, rows=rows))
+
+
+def test_a_row_that_fits_the_transform_but_not_max_seqlen_is_not_cut() -> None:
+    """66 positions have a transform of 80: a filter cut to 66 taps would miss a longer row's last ones."""
+    with pytest.raises(ValueError, match=r"a row of 70 positions, more than the 66 .* pass max_seqlen=70"):
+        functional.gated_conv(rand(1, 70, 3), rand(70, 3), cu_seqlens=offsets([70]), max_seqlen=66)
+    op = HyenaOperator(4, 80)
+    with pytest.raises(ValueError, match=r"a row of 70 positions, more than the 66 .* pass max_seqlen=70"):
+        op(torch.randn(1, 136, 4), cu_seqlens=offsets([66, 70]), max_seqlen=66)
 
 
 def test_a_row_longer_than_max_seqlen_names_both() -> None:

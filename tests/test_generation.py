@@ -78,6 +78,14 @@ def test_any_mixture_of_steps_and_chunks_is_the_parallel_form(name: str, data: s
     assert close(got, expected(op, u, mask))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_odd_widths_and_lengths(dtype: torch.dtype) -> None:
+    """Kept spectra of tiles are complex numbers, wherever the taps beside them end."""
+    op = HyenaOperator(3, 101, dtype=dtype).eval()
+    u = torch.randn(2, 101, 3, dtype=dtype)
+    assert close(go_on(op, u, op.init_state(2), [1, 7]), op(u))
+
+
 @settings(max_examples=60)
 @given(data=st.data())
 def test_rows_reordered_copied_and_saved_on_the_way(data: st.DataObject) -> None:

@@ -90,6 +90,8 @@ def gated_conv(
     if h.dim() != 2:
         raise ValueError(f"h must be (taps, channels), got {tuple(h.shape)}")
     longest = v.size(1) if max_seqlen is None else min(max_seqlen, v.size(1))
+    if cu_seqlens is not None:
+        ops.check_longest(cu_seqlens, longest)
     h = _cut(h.to(ops.compute_dtype(v)), longest, causal)
     if ops.is_direct(h.size(0), longest, v.device):
         return ops.direct_conv(v, h, d, pre, post, cu_seqlens, causal, longest)

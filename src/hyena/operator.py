@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # generation is built on operators; only the methods below re
 # The product of N + 1 activations leaves float16's range soon after this, and nobody has trained deeper recurrences
 # (the paper and the released models use 2 and 3). More depth is more layers.
 MAX_ORDER = 8
+# Rows of up to this many positions are not worth a matrix product each, which is what another memory order takes.
+_FEW = 32
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -177,7 +179,7 @@ class HyenaOperator(nn.Module):
         if flat:
             u = u[None]
         longest = self._longest(u, cu_seqlens, max_seqlen)
-        z = ops.project(u, self.in_proj, channel_major=u.is_cuda)
+        z = ops.project(u, self.in_proj, channel_major=u.is_cuda and u.size(1) > _FEW)
         if self._needs_parts():
             y = self._mix_in_parts(z, longest, mask, cu_seqlens)
         else:
@@ -201,6 +203,8 @@ class HyenaOperator(nn.Module):
                 )
             if max_seqlen is None:
                 max_seqlen = int(cu_seqlens.diff().max())
+            else:
+                ops.check_longest(cu_seqlens, max_seqlen)
             longest = min(longest, max(max_seqlen, 1))
         if longest > self.l_max:
             raise ValueError(

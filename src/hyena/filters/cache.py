@@ -71,13 +71,18 @@ class SpectrumCache:
         return SpectrumCache, ()
 
 
+def _captures() -> bool:
+    # What is computed while a CUDA graph is recorded belongs to the graph, and is not there before it runs.
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def may_cache(source: nn.Module) -> bool:
     """Whether a spectrum of ``source`` can be kept: eager eval mode, and no gradient can be asked of its weights.
 
     A filter whose taps change with the number of taps asked for has an attribute ``depends_on_length = True``: one
     spectrum cannot serve several lengths then, and none is kept.
     """
-    if source.training or torch.compiler.is_compiling() or getattr(source, "depends_on_length", False):
+    if source.training or torch.compiler.is_compiling() or getattr(source, "depends_on_length", False) or _captures():
         return False
     if getattr(source, "_is_replica", False):  # nn.DataParallel's copies do not list their weights
         return False

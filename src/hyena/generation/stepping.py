@@ -104,12 +104,13 @@ def _taps_and_tiles(op: HyenaOperator, length: int) -> tuple[Tensor, list[Tensor
             expected = (filters, length, channels)
             raise ValueError(f"the filter returned taps of shape {tuple(h.shape)}, this operator needs {expected}")
         h = h.to(dtype)
-        return torch.cat([t.reshape(-1) for t in (h, *tile_spectra(h, BLOCK))])
+        # Spectra first: they have even sizes, and complex numbers cannot start at an odd place, as behind odd taps.
+        return torch.cat([t.reshape(-1) for t in (*tile_spectra(h, BLOCK), h)])
 
     key = ("tiles", length, BLOCK)
     flat = op._spectra.get(source, key, compute) if may_cache(source) else compute()
-    shapes = [(filters, length, channels)] + [(filters, channels, size + 1, 2) for size in tile_sizes(length, BLOCK)]
-    taps, *tiles = (
+    shapes = [(filters, channels, size + 1, 2) for size in tile_sizes(length, BLOCK)] + [(filters, length, channels)]
+    *tiles, taps = (
         part.view(shape) for part, shape in zip(flat.split([math.prod(s) for s in shapes]), shapes, strict=True)
     )
     return taps, tiles

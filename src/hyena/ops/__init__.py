@@ -2,6 +2,7 @@
 
 from hyena.ops._layout import compute_dtype, transform_length
 from hyena.ops._library import KERNELS, find_kernels
+from hyena.ops._packing import check_longest
 from hyena.ops.add_conv import add_conv_
 from hyena.ops.direct_conv import direct_conv, is_direct
 from hyena.ops.gated_conv import gated_conv
@@ -19,6 +20,7 @@ __all__ = [
     "KERNELS",
     "add_conv_",
     "backend_report",
+    "check_longest",
     "compute_dtype",
     "direct_conv",
     "filter_spectrum",

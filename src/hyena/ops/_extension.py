@@ -28,16 +28,18 @@ class Extension:
     def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether the kernels for this kind of device take tensors there of this dtype, or hand them to the fallback.
 
-        The CPU's take everything. The GPU's want compute capability 8.0 and no float64.
+        The CPU's take everything. The GPU's want code for the device (8.0 and later, unless the build was narrowed) and
+        no float64.
         """
         if device.type == "cpu" and self.instructions != "emulated CUDA":
             return True
         if self.cuda_takes is None:
             return False
-        index = device.index
-        if index is None:
-            index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
-        return bool(self.cuda_takes(index, dtype == torch.float64))
+        if device == torch.device("cuda"):  # the current one, whichever that is
+            if not torch.cuda.is_available():
+                return False
+            device = torch.device("cuda", torch.cuda.current_device())
+        return bool(self.cuda_takes(device.index or 0, dtype == torch.float64))
 
 
 def _load() -> Extension:
@@ -98,5 +100,5 @@ def _cuda_kernels() -> str:
         return "built, but torch sees no GPU"
     major, minor = torch.cuda.get_device_capability()
     if not EXTENSION.takes(torch.device("cuda", torch.cuda.current_device()), torch.float32):
-        return f"built for compute capability 8.0 and later; this GPU has {major}.{minor}"
+        return f"this build has no code for the GPU's compute capability {major}.{minor}"
     return f"in use for float32, bfloat16 and float16 (compute capability {major}.{minor}); float64 takes the fallback"

@@ -30,6 +30,22 @@ def check_bounds(cu_seqlens: Tensor | None, total: int, longest: int) -> None:
         row_bounds(cu_seqlens, total, longest)
 
 
+def check_longest(cu_seqlens: Tensor, longest: int) -> None:
+    """Whether packed rows have at most ``longest`` positions, where that waits for no device and breaks no trace.
+
+    Raises:
+        ValueError: a longer row, which would miss its filter's last taps.
+    """
+    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling() or cu_seqlens.numel() < 2:
+        return
+    found = int(cu_seqlens.diff().max())
+    if found > longest:
+        raise ValueError(
+            f"cu_seqlens holds a row of {found} positions, more than the {longest} of max_seqlen; pass "
+            f"max_seqlen={found} or more"
+        )
+
+
 def row_bounds(cu_seqlens: Tensor, total: int, longest: int) -> list[tuple[int, int]]:
     """``[(start, end), …]`` of the non-empty rows, after checking the offsets against ``total`` positions.
 

@@ -225,7 +225,7 @@ def check_spectrum(z: Tensor, spectrum: Tensor, channels: int, packed: bool) -> 
             f"the spectrum must be a {dtype} tensor of shape (…, G, P + 1, 2) on {z.device}, as filter_spectrum makes "
             f"it; got {spectrum.dtype} of shape {tuple(spectrum.shape)} on {spectrum.device}"
         )
-    if channels % spectrum.size(-3) != 0:
+    if spectrum.size(-3) == 0 or channels % spectrum.size(-3) != 0:
         raise ValueError(f"{channels} channels cannot share {spectrum.size(-3)} filters: not a multiple")
     if not packed and z.size(1) > spectrum.size(-2) - 1:
         raise ValueError(

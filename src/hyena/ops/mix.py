@@ -212,7 +212,8 @@ def mix(
             f"z of {z.size(2)} channels is not (N + 1) x {channels} for an order N with {d.size(0)} = N - 1 or N "
             "filters"
         )
-    if weight.dim() != 2 or weight.size(0) != z.size(2) or (bias is not None and bias.shape != weight.shape[:1]):
+    fits = weight.dim() == 2 and weight.size(0) == z.size(2) and weight.size(1) > 0
+    if not fits or (bias is not None and bias.shape != weight.shape[:1]):
         shape = None if bias is None else tuple(bias.shape)
         raise ValueError(
             f"the short filter must be ({z.size(2)}, taps) with a bias of ({z.size(2)},) or None, got "

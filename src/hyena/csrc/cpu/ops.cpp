@@ -1,27 +1,19 @@
 // Registers the CPU kernels under the ops that Python defines. Stable ABI: this file serves every torch from 2.11 on.
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <array>
 #include <cstring>
-#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "../tensors.h"
 #include "kernels.h"
 #include "memory.h"
 
 namespace hyena {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
 
 Storage storage_of(const Tensor& t) {
     switch (t.scalar_type()) {
@@ -46,10 +38,6 @@ Pool pool() {
 }
 
 // ---- memory order: channels contiguous for the kernels, the caller's order outside ---------------------------------
-
-bool is_channel_major(const Tensor& z) {
-    return z.size(1) > 1 && z.size(2) > 1 && z.stride(1) == 1 && z.stride(2) != 1;
-}
 
 Tensor channels_last(const Tensor& t) {
     return t.size(2) == 1 || t.stride(2) == 1 ? t : torch::stable::contiguous(t);
@@ -79,16 +67,6 @@ Tensor in_order_of(const Tensor& y, const Tensor& z) {
     Tensor view = torch::stable::transpose(swapped, 1, 2);
     torch::stable::copy_(view, y);
     return view;
-}
-
-// Parameters in arithmetic precision, contiguous.
-Tensor parameter(const Tensor& t, ScalarType type) {
-    Tensor converted = t.scalar_type() == type ? t : torch::stable::to(t, type);
-    return torch::stable::contiguous(converted);
-}
-
-Tensor back(const Tensor& gradient, const Tensor& like) {
-    return gradient.scalar_type() == like.scalar_type() ? gradient : torch::stable::to(gradient, like.scalar_type());
 }
 
 // ---- rows -----------------------------------------------------------------------------------------------------------
@@ -125,18 +103,6 @@ struct Rows {
         sequence = {rows.data(), int64_t(rows.size()), keep, length, storage_of(z), pool()};
     }
 };
-
-// The longest fast length (2^a 3^b 5^c, above 64 a multiple of 16) that a spectrum of `size` points has room for.
-int64_t points_of(int64_t size) {
-    const auto fast = [](int64_t n) {
-        if (n > 64 && n % 16 != 0) return false;
-        for (int64_t p : {2, 3, 5})
-            while (n % p == 0) n /= p;
-        return n == 1;
-    };
-    while (!fast(size)) size -= size <= 64 || size % 16 == 0 ? 1 : size % 16;
-    return size;
-}
 
 // (…, G, size + 1, 2).
 Spectra spectra(const Tensor& t, int64_t filters) {

@@ -141,7 +141,8 @@ struct ConvolveBackward {
     // With `adjoint`, gradients of z through its short convolution (of up to four taps); else those of the parts themselves.
     bool adjoint = false;
     Array dvalue, dpre, dpost;
-    Cx* dspectra = nullptr;  // (slices, C, P)
+    Cx* dspectra = nullptr;  // (slices, C, spectrum_stride)
+    int64_t spectrum_stride = 0;
     float* sums = nullptr;   // (slices, C, kSums)
     Cx* kept = nullptr;      // (blocks, sets * P): the spectrum of pre * value
 
@@ -158,8 +159,8 @@ struct ConvolveBackward {
         const Chunks chunks(block, t);
         block.each([&](int thread) {
             for (int i = thread; i < int(t.sets) * kSums; i += block.threads) totals[i] = 0.f;
-            for (uint32_t i = uint32_t(thread); i < t.size(); i += uint32_t(block.threads))
-                if (first + i / t.points < channels) gradient_of(slice, first + i / t.points)[i % t.points] = {0.f, 0.f};
+            for (int64_t set = 0; set < t.sets && first + set < channels; ++set)
+                for (int64_t k = thread; k < spectrum_stride; k += block.threads) gradient_of(slice, first + set)[k] = {0.f, 0.f};
         });
         const int64_t begin = sequences.count * slice / slices, end = sequences.count * (slice + 1) / slices;
         for (int64_t r = begin; r < end; ++r) {
@@ -189,7 +190,7 @@ struct ConvolveBackward {
 
   private:
     HYENA_DEVICE int64_t own(int64_t first, int set) const { return first + set < channels ? first + set : channels - 1; }
-    HYENA_DEVICE Cx* gradient_of(int64_t slice, int64_t channel) const { return dspectra + (slice * channels + channel) * transform.points; }
+    HYENA_DEVICE Cx* gradient_of(int64_t slice, int64_t channel) const { return dspectra + (slice * channels + channel) * spectrum_stride; }
 
     // pre * value to the buffer; sums of it times dy * post, the gradient of d.
     HYENA_DEVICE void inputs(const Block& block, const Chunks& chunks, Cx* buffer, const Row& row, int64_t first, float* partial) const {

@@ -40,8 +40,6 @@ void launch(const char* name, const Program& program, int threads, int64_t share
     }
 }
 
-#define HYENA_INSTANTIATE(...) \
-    template void launch<__VA_ARGS__>(const char*, const __VA_ARGS__&, int, int64_t, const Device&);
 HYENA_CONVOLVE_PROGRAMS(HYENA_INSTANTIATE)
 HYENA_BACKWARD_PROGRAMS(HYENA_INSTANTIATE)
 HYENA_SPLIT_PROGRAMS(HYENA_INSTANTIATE)

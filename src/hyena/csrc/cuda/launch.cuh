@@ -71,7 +71,4 @@ void launch(const char* name, const Program& program, int threads, int64_t share
     launch_as<Program, kMaxThreads, 1>(what, program, threads, shared, device);
 }
 
-#define HYENA_INSTANTIATE(...) \
-    template void launch<__VA_ARGS__>(const char*, const __VA_ARGS__&, int, int64_t, const Device&);
-
 }  // namespace hyena::cuda

@@ -15,7 +15,7 @@ struct Device {
 
 // The device's limits; raises std::runtime_error where its state cannot be read.
 Limits limits_of(int device);
-// Whether the compiled kernels run on it at all (compute capability 8.0 or later).
+// Whether there is compiled code that it runs.
 bool supported(int device);
 // Whether the stream is recording a CUDA graph: then nothing may be kept that this call computes.
 bool is_capturing(const Device& device);
@@ -24,6 +24,9 @@ void wait_for(const Device& device);
 // Runs every block of a program, in the device's stream. Raises std::runtime_error naming the program where the launch fails.
 template <class Program>
 void launch(const char* name, const Program& program, int threads, int64_t shared, const Device& device);
+
+#define HYENA_INSTANTIATE(...) \
+    template void launch<__VA_ARGS__>(const char*, const __VA_ARGS__&, int, int64_t, const Device&);
 
 #define HYENA_CONVOLVE_PROGRAMS(X) X(Convolve)
 #define HYENA_BACKWARD_PROGRAMS(X) X(ConvolveBackward)

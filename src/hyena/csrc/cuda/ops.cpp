@@ -90,15 +90,19 @@ Tensor empty(const Tensor& like, int64_t channels, std::optional<ScalarType> typ
 // `y`, positions contiguous, in the memory order of `z`.
 Tensor in_order_of(const Tensor& y, const Tensor& z) { return is_channel_major(z) ? y : torch::stable::contiguous(y); }
 
+constexpr ScalarType kCompute = ScalarType::Float;
+
+// A spectrum, contiguous, where complex numbers can be read.
+Tensor spectrum_memory(const Tensor& t) {
+    const Tensor dense = parameter(t, kCompute);
+    return reinterpret_cast<uintptr_t>(dense.data_ptr()) % alignof(Cx) == 0 ? dense : torch::stable::clone(dense);
+}
+
 // Channels first … of an array.
 Array part(Array a, int64_t first) {
     a.data = static_cast<char*>(a.data) + first * a.channel_stride * bytes_of(a.storage);
     return a;
 }
-
-float* floats(const Tensor& t) { return static_cast<float*>(t.data_ptr()); }
-
-constexpr ScalarType kCompute = ScalarType::Float;
 
 // The parameters of a short convolution and z, whose parts they make operands of.
 struct Parts {
@@ -214,7 +218,7 @@ Tensor filter_spectrum_backward(const Tensor& ds_in, const Tensor& h, int64_t si
     if (!takes(h)) return fallback<Tensor>("hyena::filter_spectrum_backward_fallback", ds_in, h, size, causal);
     const Guard guard(h);
     const int64_t filters = h.size(0) * h.size(2), points = points_of(size), lags = causal ? h.size(1) : (h.size(1) + 1) / 2;
-    const Tensor ds = parameter(ds_in, kCompute), dh = torch::stable::new_empty(ds, {h.size(0), h.size(2), h.size(1)});
+    const Tensor ds = spectrum_memory(ds_in), dh = torch::stable::new_empty(ds, {h.size(0), h.size(2), h.size(1)});
     if (filters > 0 && lags > 0) {
         const Device device = device_of(h);
         const auto prepared = prepare(points, filters, ds, device);
@@ -242,7 +246,7 @@ Tensor gated_conv(const Tensor& v_in, const Tensor& spectrum_in, const Optional&
                   const Optional& cu_seqlens) {
     if (!takes(v_in)) return fallback<Tensor>("hyena::gated_conv_fallback", v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens);
     const Guard guard(v_in);
-    const Tensor v = positions_last(v_in), spectrum = torch::stable::contiguous(spectrum_in), y = empty(v, v.size(2));
+    const Tensor v = positions_last(v_in), spectrum = spectrum_memory(spectrum_in), y = empty(v, v.size(2));
     const Optional pre = positions_last(pre_in), post = positions_last(post_in);
     Optional d;
     if (d_in) d = parameter(*d_in, kCompute);
@@ -260,7 +264,7 @@ Five gated_conv_backward(const Tensor& dy_in, const Tensor& v_in, const Tensor& 
     if (!takes(v_in))
         return fallback<Five>("hyena::gated_conv_backward_fallback", dy_in, v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens);
     const Guard guard(v_in);
-    const Tensor dy = positions_last(dy_in), v = positions_last(v_in), spectrum = torch::stable::contiguous(spectrum_in);
+    const Tensor dy = positions_last(dy_in), v = positions_last(v_in), spectrum = spectrum_memory(spectrum_in);
     const Optional pre = positions_last(pre_in), post = positions_last(post_in);
     Optional d;
     if (d_in) d = parameter(*d_in, kCompute);
@@ -298,7 +302,7 @@ Tensor mix(const Tensor& z_in, const Tensor& weight, const Optional& bias, const
            const Optional& mask, const Optional& cu_seqlens) {
     if (!takes(z_in)) return fallback<Tensor>("hyena::mix_fallback", z_in, weight, bias, spectrum_in, d_in, mask, cu_seqlens);
     const Guard guard(z_in);
-    const Tensor z = positions_last(z_in), spectrum = torch::stable::contiguous(spectrum_in), d = parameter(d_in, kCompute);
+    const Tensor z = positions_last(z_in), spectrum = spectrum_memory(spectrum_in), d = parameter(d_in, kCompute);
     const Parts parts(z, weight, bias);
     const Recurrence recurrence(parts, z.size(2), d);
     const int64_t channels = recurrence.channels, filters = recurrence.filters;
@@ -344,7 +348,7 @@ Five mix_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_
         return fallback<Five>("hyena::mix_backward_fallback", dy_in, z_in, weight_in, bias, spectrum_in, d_in, mask, cu_seqlens);
     const Guard guard(z_in);
     const Tensor dy = positions_last(dy_in), z = positions_last(z_in);
-    const Tensor spectrum = torch::stable::contiguous(spectrum_in), d = parameter(d_in, kCompute);
+    const Tensor spectrum = spectrum_memory(spectrum_in), d = parameter(d_in, kCompute);
     const Parts parts(z, weight_in, bias);
     const Recurrence recurrence(parts, z.size(2), d);
     const int64_t channels = recurrence.channels, filters = recurrence.filters, room = spectrum.size(2);

@@ -8,6 +8,8 @@
 
 namespace hyena::cuda {
 
+inline float* floats(const Tensor& t) { return static_cast<float*>(t.data_ptr()); }
+
 // The device of `t` and torch's current stream there.
 Device device_of(const Tensor& t);
 

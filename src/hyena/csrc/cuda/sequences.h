@@ -258,6 +258,10 @@ struct Tiles {
             for (int t = int(begin) + thread * kChunk; t < end; t += block.threads * kChunk) fn(row, t);
             return;
         }
+        if (s.offsets[0] != 0 || s.offsets[s.count] != s.length) {
+            fail_on_offsets(0, s.offsets[0], s.offsets[s.count], s.longest, s.length);
+            return;
+        }
         int64_t low = 0, high = s.count;  // the first row that ends behind `begin`
         while (low < high) {
             const int64_t middle = (low + high) / 2;

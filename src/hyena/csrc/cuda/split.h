@@ -202,7 +202,8 @@ struct RowsBackward {
     Cx *input = nullptr, *gradient = nullptr;
     bool again = false;       // whether the convolution is wanted
     Cx* kept = nullptr;       // (blocks, sets * P2)
-    Cx* dspectra = nullptr;   // (C, P), added to
+    Cx* dspectra = nullptr;   // (C, spectrum_stride), added to
+    int64_t spectrum_stride = 0;
 
     int64_t blocks() const { return pairs.num_channels * rows.tiles(); }
 
@@ -213,7 +214,7 @@ struct RowsBackward {
         const Cx* s = spectra.at(0, channel) + offset;
         const float skip = skip_of(d, channel, uint32_t(rows.points));
         Cx* mine = kept + index * t.sets * t.points;
-        Cx* sum = dspectra + channel * rows.points + offset;
+        Cx* sum = dspectra + channel * spectrum_stride + offset;
         for (int64_t i = 0; i < pairs.num_rows; ++i) {
             if (row_of(sequences, pairs.first_row + i).length == 0) continue;
             const int64_t at = (index / rows.tiles() * pairs.num_rows + i) * rows.points + offset;

@@ -5,8 +5,10 @@
 namespace hyena::cuda {
 namespace {
 
+// Rows whose gradients of a filter are added one after the other, in float32; sums of these are added in float64.
+constexpr int64_t kRowsOfSum = 256;
+
 Cx* complex(const Tensor& t) { return static_cast<Cx*>(t.data_ptr()); }
-float* floats(const Tensor& t) { return static_cast<float*>(t.data_ptr()); }
 
 void forward_split(const Call& call, const Plan& plan, const Step& step, const Array& y) {
     const int64_t bytes = plan.points * int64_t(sizeof(Cx));
@@ -26,7 +28,13 @@ void backward_split(const Call& call, const Plan& plan, const Step& step, const 
     const Rounds rounds(call, call.sequences.count, bytes);
     const int64_t size = rounds.pairs() * plan.points * 2;
     const Tensor input = call.scratch(size), gradient = call.scratch(size), kept = call.scratch(size);
-    const Tensor dspectra = torch::stable::new_zeros(call.like, {call.channels * plan.points * 2}, ScalarType::Float);
+    // Where every channel has its own filter, sums go to where they are wanted; reducing nothing leaves zeros there.
+    const bool direct = step.spectra.width == 1;
+    const int64_t stride = direct ? step.spectra.room : plan.points;
+    Tensor memory;
+    if (!direct) memory = call.scratch(call.channels * stride * 2);
+    float* dspectra = direct ? to.dspectrum : floats(memory);
+    reduce(call, nullptr, 0, call.channels, 1, 2 * stride, 2 * stride, dspectra);
     const bool outer = step.post.given();
     rounds.each([&](const Pairs& pairs) {
         const Columns in = columns_of(plan, pairs, complex(input)), g = columns_of(plan, pairs, complex(gradient));
@@ -36,7 +44,7 @@ void backward_split(const Call& call, const Plan& plan, const Step& step, const 
         spectra.data = spectra.at(step.filter, 0);
         run_rows(call, "gradient rows",
                  RowsBackward{call.sequences, rows_of(plan), pairs, spectra, step.d, complex(input), complex(gradient), outer,
-                              complex(kept), complex(dspectra)},
+                              complex(kept), reinterpret_cast<Cx*>(dspectra), stride},
                  plan);
         if (outer) run_columns(call, "columns out", ColumnsOut{call.sequences, in, 1, {dy}, {to.dpost}}, plan);
         ColumnsOut inner{call.sequences, g, 1, {step.pre}, {to.dvalue}};
@@ -47,7 +55,7 @@ void backward_split(const Call& call, const Plan& plan, const Step& step, const 
         }
         run_columns(call, "columns of the gradient out", inner, plan);
     });
-    reduce(call, floats(dspectra), 1, step.spectra.groups, step.spectra.width, 2 * plan.points, 2 * step.spectra.room, to.dspectrum);
+    if (!direct) reduce(call, dspectra, 1, step.spectra.groups, step.spectra.width, 2 * stride, 2 * step.spectra.room, to.dspectrum);
     if (to.dd == nullptr) return;
     const Pieces pieces(call.sequences, call.channels, Dot::kPositions);
     const Tensor sums = call.scratch(pieces.count());
@@ -68,8 +76,9 @@ void backward_whole(const Call& call, const Plan& plan, const Step& step, const 
     const int threads = threads_for(plan.whole.size());
     const int64_t bytes = shared_bytes(plan.whole.size(), backward_extra(threads, plan.whole.sets));
     const int64_t together = std::max<int64_t>(1, std::min<int64_t>(call.device.limits.shared / bytes, kMaxThreads / threads));
-    const int64_t wanted = 2 * together * call.device.limits.multiprocessors / std::max<int64_t>(1, program.channel_blocks());
-    program.slices = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, call.sequences.count));
+    const int64_t parallel = 2 * together * call.device.limits.multiprocessors / std::max<int64_t>(1, program.channel_blocks());
+    const int64_t exact = (call.sequences.count + kRowsOfSum - 1) / kRowsOfSum;
+    program.slices = std::clamp<int64_t>(std::max(parallel, exact), 1, std::max<int64_t>(1, call.sequences.count));
     program.value = step.value;
     program.pre = step.pre;
     program.post = step.post;
@@ -78,14 +87,18 @@ void backward_whole(const Call& call, const Plan& plan, const Step& step, const 
     program.dvalue = to.dvalue;
     program.dpre = to.dpre;
     program.dpost = to.dpost;
-    const Tensor dspectra = call.scratch(program.slices * call.channels * plan.points * 2);
+    const bool direct = step.spectra.width == 1 && program.slices == 1;
+    program.spectrum_stride = direct ? step.spectra.room : plan.points;
+    Tensor dspectra;
+    if (!direct) dspectra = call.scratch(program.slices * call.channels * plan.points * 2);
     const Tensor sums = call.scratch(program.slices * call.channels * kSums);
     const Tensor kept = call.scratch(program.blocks() * plan.whole.size() * 2);
-    program.dspectra = complex(dspectra);
+    program.dspectra = direct ? reinterpret_cast<Cx*>(to.dspectrum) : complex(dspectra);
     program.sums = floats(sums);
     program.kept = complex(kept);
     call.run("convolution's gradient", program, threads, bytes);
-    reduce(call, floats(dspectra), program.slices, step.spectra.groups, step.spectra.width, 2 * plan.points, 2 * step.spectra.room,
+    if (!direct)
+        reduce(call, floats(dspectra), program.slices, step.spectra.groups, step.spectra.width, 2 * plan.points, 2 * step.spectra.room,
            to.dspectrum);
     to.sums = call.scratch(call.channels * kSums);
     reduce(call, floats(sums), program.slices, call.channels, 1, kSums, kSums, floats(to.sums));

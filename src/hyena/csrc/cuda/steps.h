@@ -81,7 +81,7 @@ struct StepGradients {
 // With `adjoint` (one block only), gradients of z through its short convolution, and sums for taps and biases.
 void backward(const Call& call, const Prepared& prepared, const Step& step, const Operand& dy, bool adjoint, StepGradients& to);
 
-// Sums of floats (outer, groups, width, inner) over outer and width, as (groups, room).
+// Sums of floats (outer, groups, width, inner) over outer and width, as (groups, room); zeros where outer is 0.
 void reduce(const Call& call, const float* in, int64_t outer, int64_t groups, int64_t width, int64_t inner, int64_t room, float* out);
 
 // y = a * b; b may be missing.
