@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -183,22 +184,23 @@ def training(
 
 
 def threads(width: int, length: int, repeats: int) -> float:
-    """Time of the mixing step on one thread over that on two."""
+    """Time of the mixing step on one thread over that on two: medians of runs of calls that took turns."""
     op = HyenaOperator(width, length).eval()
     before = torch.get_num_threads()
+    times: dict[int, list[float]] = {1: [], 2: []}
     with torch.no_grad():
         z, spectrum = op.in_proj(torch.randn(max(1, TOKENS // length), length, width)), op._spectrum(length)
 
-        def on(count: int) -> Callable[[], None]:
-            def run() -> None:
+        def run() -> None:
+            torch.ops.hyena.mix(z, op.short_weight, op.short_bias, spectrum, op.filter_bias, None, None)
+
+        for _ in range(repeats):
+            for count, found in times.items():
+                # A change of the number of threads makes new ones, which come to the first call.
                 torch.set_num_threads(count)
-                torch.ops.hyena.mix(z, op.short_weight, op.short_bias, spectrum, op.filter_bias, None, None)
-
-            return run
-
-        times = interleaved({"one": on(1), "two": on(2)}, repeats=repeats)
+                found.append(interleaved({"mix": run}, repeats=repeats)["mix"])
     torch.set_num_threads(before)
-    return times["one"] / times["two"]
+    return median(times[1]) / median(times[2])
 
 
 def roofline(device: str) -> dict[str, float]:

@@ -15,6 +15,15 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
+// Calls an op; arguments in, results out of the stack.
+inline void call_op(const char* name, const char* overload, StableIValue* stack) {
+#if defined(STABLE_TORCH_ERROR_CODE_CHECK)  // which later torches have: it keeps the message
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION));
+#else
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION));
+#endif
+}
+
 // Whether z of shape (B, L, C) lies in memory as (B, C, L).
 inline bool is_channel_major(const Tensor& z) {
     return z.size(1) > 1 && z.size(2) > 1 && z.stride(1) == 1 && z.stride(2) != 1;

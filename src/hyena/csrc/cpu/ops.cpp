@@ -489,7 +489,7 @@ Tensor project(const Tensor& u_in, const Tensor& weight, const Optional& bias_in
     }
     std::array<StableIValue, 4> stack{torch::stable::detail::from(u), torch::stable::detail::from(weight),
                                       torch::stable::detail::from(bias_in), torch::stable::detail::from(flat)};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
+    call_op("aten::linear", "out", stack.data());
     torch::stable::detail::to<Tensor>(stack[0]);  // takes over the reference that the call returned
     return z;
 }

@@ -38,7 +38,7 @@ Result fallback(const char* name, const Args&... args) {
             return std::tuple_size_v<Result>;
     }();
     std::array<StableIValue, std::max(sizeof...(Args), kResults)> stack{torch::stable::detail::from(args)...};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+    call_op(name, "", stack.data());
     if constexpr (std::is_same_v<Result, Tensor>)
         return torch::stable::detail::to<Tensor>(stack[0]);
     else
