@@ -132,8 +132,8 @@ def has_plain_weights(module: nn.Module) -> bool:
 
 
 def _autocasts(device: torch.device) -> bool:
-    # The meta device knows no autocast.
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    # The meta device knows no autocast. (torch.amp.is_autocast_available would tell, but torch 2.11 cannot trace it.)
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def project(u: Tensor, layer: nn.Module, channel_major: bool = False) -> Tensor:
