@@ -5,6 +5,7 @@ Dimensions: B batch, n new positions, D channels (d_model), V vocabulary.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from hyena.generation import model, text
 from hyena.generation.state import ModelState
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Module, ABC):
     """Base of models that read tokens in order: embedding, pre-norm blocks, LayerNorm, and a head or none.
 
     Attributes:
@@ -32,6 +33,7 @@ class Decoder(nn.Module):
     norm: nn.LayerNorm
     head: nn.Linear | None
 
+    @abstractmethod
     def embed(self, tokens: Tensor, at: Tensor | None) -> Tensor:
         """What the first block reads, ``(B, n, D)``, without dropout.
 
@@ -40,7 +42,6 @@ class Decoder(nn.Module):
             at: ``(B, n)`` or ``(n,)`` int64, the position of each in its row, padding not counted; models that have no
                 use for it take None.
         """
-        raise NotImplementedError
 
     def check_decodes(self, *, logits: bool) -> None:
         """Raises ValueError if this model has no output for each position; with ``logits``, if it is none of tokens."""

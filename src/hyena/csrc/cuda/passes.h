@@ -76,65 +76,65 @@ struct Butterfly {
 // What a first pass reads (and a last inverse pass writes): real or complex numbers with the twist, or complex ones without it.
 enum class Ends { kRealTwisted, kTwisted, kPlain };
 
-// Pass `s`, forward: Load(Place) -> Cx, Store(Place, Cx). The last pass has no twiddles (kRoots = false).
-template <Ends kEnds = Ends::kPlain, bool kRoots = true, class Load, class Store>
-HYENA_DEVICE void forward_pass(const Block& block, const Transform& t, int s, Load&& load, Store&& store) {
+// fn(Int<R>, butterfly, roots of the pass) for every butterfly of pass `s`, shared by the threads of the block.
+template <class Fn>
+HYENA_DEVICE void each_butterfly(const Block& block, const Transform& t, int s, Fn&& fn) {
     const Pass& pass = t.pass[s];
     with_radix(pass.radix, [&](auto radix) {
         constexpr int R = decltype(radix)::value;
-        constexpr bool kTwist = kEnds != Ends::kPlain;
         const uint32_t count = t.size() / R;
         block.each([&](int thread) {
-            for (uint32_t j = uint32_t(thread); j < count; j += uint32_t(block.threads)) {
-                const Butterfly b(t, pass, R, j);
-                Cx a[R], w[R];
-                unrolled<R>([&](auto k) {
-                    a[k] = load(b[k]);
-                    // The twist of time o + k * stride, without that of o, which goes into the powers.
-                    if constexpr (kEnds == Ends::kRealTwisted) {
-                        constexpr int K = decltype(k)::value;
-                        constexpr float c = (float)cos_pi(K, 2 * R), s = (float)sin_pi(K, 2 * R);
-                        a[k] = {a[k].re * c, a[k].re * s};
-                    }
-                    if constexpr (kEnds == Ends::kTwisted) a[k] = turned<decltype(k)::value, 2 * R>(a[k]);
-                });
-                butterfly<R, false>(a);
-                if constexpr (kRoots) powers<R, kTwist>(pass.roots[b.root], w);
-                unrolled<R>([&](auto k) { store(b[k], kTwist || (kRoots && k > 0) ? a[k] * w[k] : a[k]); });
-            }
+            for (uint32_t j = uint32_t(thread); j < count; j += uint32_t(block.threads))
+                fn(radix, Butterfly(t, pass, R, j), pass.roots);
         });
+    });
+}
+
+// Pass `s`, forward: Load(Place) -> Cx, Store(Place, Cx). The last pass has no twiddles (kRoots = false).
+template <Ends kEnds = Ends::kPlain, bool kRoots = true, class Load, class Store>
+HYENA_DEVICE void forward_pass(const Block& block, const Transform& t, int s, Load&& load, Store&& store) {
+    each_butterfly(block, t, s, [&](auto radix, const Butterfly& b, const Roots* roots) {
+        constexpr int R = decltype(radix)::value;
+        constexpr bool kTwist = kEnds != Ends::kPlain;
+        Cx a[R], w[R];
+        unrolled<R>([&](auto k) {
+            a[k] = load(b[k]);
+            // The twist of time o + k * stride, without that of o, which goes into the powers.
+            if constexpr (kEnds == Ends::kRealTwisted) {
+                constexpr int K = decltype(k)::value;
+                constexpr float c = (float)cos_pi(K, 2 * R), s = (float)sin_pi(K, 2 * R);
+                a[k] = {a[k].re * c, a[k].re * s};
+            }
+            if constexpr (kEnds == Ends::kTwisted) a[k] = turned<decltype(k)::value, 2 * R>(a[k]);
+        });
+        butterfly<R, false>(a);
+        if constexpr (kRoots) powers<R, kTwist>(roots[b.root], w);
+        unrolled<R>([&](auto k) { store(b[k], kTwist || (kRoots && k > 0) ? a[k] * w[k] : a[k]); });
     });
 }
 
 // Its inverse (times R).
 template <Ends kEnds = Ends::kPlain, bool kRoots = true, class Load, class Store>
 HYENA_DEVICE void inverse_pass(const Block& block, const Transform& t, int s, Load&& load, Store&& store) {
-    const Pass& pass = t.pass[s];
-    with_radix(pass.radix, [&](auto radix) {
+    each_butterfly(block, t, s, [&](auto radix, const Butterfly& b, const Roots* roots) {
         constexpr int R = decltype(radix)::value;
         constexpr bool kTwist = kEnds != Ends::kPlain;
-        const uint32_t count = t.size() / R;
-        block.each([&](int thread) {
-            for (uint32_t j = uint32_t(thread); j < count; j += uint32_t(block.threads)) {
-                const Butterfly b(t, pass, R, j);
-                Cx a[R], w[R];
-                if constexpr (kRoots) powers<R, kTwist>(pass.roots[b.root], w);
-                unrolled<R>([&](auto k) {
-                    a[k] = load(b[k]);
-                    if (kTwist || (kRoots && k > 0)) a[k] = times_conj(a[k], w[k]);
-                });
-                butterfly<R, true>(a);
-                unrolled<R>([&](auto k) {
-                    if constexpr (kEnds == Ends::kRealTwisted) {
-                        constexpr int K = decltype(k)::value;
-                        constexpr float c = (float)cos_pi(K, 2 * R), s = (float)sin_pi(K, 2 * R);
-                        store(b[k], Cx{a[k].re * c + a[k].im * s, 0.f});
-                    } else if constexpr (kEnds == Ends::kTwisted) {
-                        store(b[k], turned<decltype(k)::value, 2 * R, true>(a[k]));
-                    } else {
-                        store(b[k], a[k]);
-                    }
-                });
+        Cx a[R], w[R];
+        if constexpr (kRoots) powers<R, kTwist>(roots[b.root], w);
+        unrolled<R>([&](auto k) {
+            a[k] = load(b[k]);
+            if (kTwist || (kRoots && k > 0)) a[k] = times_conj(a[k], w[k]);
+        });
+        butterfly<R, true>(a);
+        unrolled<R>([&](auto k) {
+            if constexpr (kEnds == Ends::kRealTwisted) {
+                constexpr int K = decltype(k)::value;
+                constexpr float c = (float)cos_pi(K, 2 * R), s = (float)sin_pi(K, 2 * R);
+                store(b[k], Cx{a[k].re * c + a[k].im * s, 0.f});
+            } else if constexpr (kEnds == Ends::kTwisted) {
+                store(b[k], turned<decltype(k)::value, 2 * R, true>(a[k]));
+            } else {
+                store(b[k], a[k]);
             }
         });
     });
