@@ -1,0 +1,18 @@
+// The mixing step on a GPU: y from z (B, L, (order + 1) D), and its gradients. docs/maths.md defines it.
+#pragma once
+
+#include <tuple>
+
+#include "../tensors.h"
+
+namespace hyena::cuda {
+
+Tensor mix(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum, const Tensor& d, const Optional& mask,
+           const Optional& cu_seqlens);
+
+// dz, dweight, dbias, dspectrum, dd.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mix_backward(const Tensor& dy, const Tensor& z, const Tensor& weight,
+                                                                const Optional& bias, const Tensor& spectrum, const Tensor& d,
+                                                                const Optional& mask, const Optional& cu_seqlens);
+
+}  // namespace hyena::cuda
