@@ -21,7 +21,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from hyena.ops._layout import is_channel_major
 from hyena.ops._library import define
 
-# Fewer rows are not worth a kernel of the library's own (kLeastRows in csrc/cpu/ops.cpp).
+# Fewer rows are not worth a kernel of the library's own (kLeastRows in csrc/cpu/ops_linear.cpp).
 _LEAST_ROWS = 256
 
 
