@@ -56,9 +56,28 @@ template <int kNum, int kDen, bool kInverse = false>
 HYENA_DEVICE Cx turned(Cx a) {
     if constexpr (kNum == 0) return a;
     constexpr float c = (float)cos_pi(kNum, kDen), s = (float)sin_pi(kInverse ? -kNum : kNum, kDen);
-    if constexpr (2 * kNum == kDen || 2 * kNum == -kDen) return s > 0 ? Cx{-a.im, a.re} : Cx{a.im, -a.re};
     return {a.re * c - a.im * s, a.re * s + a.im * c};
 }
+
+// The same as a product of two: turned(x) = scale * lean(x), where lean(x) = x + i tan(angle) x takes two fused instructions for
+// turned's four, and the scale goes into the additions after it (Linzer and Feig 1993). Where the cosine is 0, lean(x) = i x.
+template <int kNum, int kDen, bool kInverse>
+struct Turn {
+    static constexpr bool kNone = kNum % (2 * kDen) == 0, kQuarter = 2 * kNum % kDen == 0 && 2 * kNum / kDen % 2 != 0;
+    static constexpr double kCos = cos_pi(kNum, kDen), kSin = sin_pi(kInverse ? -kNum : kNum, kDen);
+    static constexpr double scale = kNone ? 1.0 : kQuarter ? (kSin > 0 ? 1.0 : -1.0) : kCos;
+
+    HYENA_DEVICE static Cx lean(Cx x) {
+        if constexpr (kNone) return x;
+        if constexpr (kQuarter) return {-x.im, x.re};
+        constexpr float t = (float)(kSin / kCos);
+        return {x.re - t * x.im, x.im + t * x.re};
+    }
+};
+
+// a + k b and a - k b, one instruction for each number.
+HYENA_DEVICE Cx plus(Cx a, float k, Cx b) { return {a.re + k * b.re, a.im + k * b.im}; }
+HYENA_DEVICE Cx minus(Cx a, float k, Cx b) { return {a.re - k * b.re, a.im - k * b.im}; }
 
 // Times -i (forward) or i (inverse).
 template <bool kInverse>
@@ -73,6 +92,43 @@ HYENA_DEVICE void butterfly4(Cx& a, Cx& b, Cx& c, Cx& d) {
     b = t + v;
     c = s - u;
     d = t - v;
+}
+
+// Of a, and b, c, d turned (Goedecker 1997): 22 instructions.
+template <bool kInverse, class B, class C, class D>
+HYENA_DEVICE void butterfly4_turned(Cx& a, Cx& b, Cx& c, Cx& d) {
+    constexpr float kc = (float)C::scale, kb = (float)B::scale, kd = (float)(D::scale / B::scale);
+    const Cx lb = B::lean(b), lc = C::lean(c), ld = D::lean(d);
+    const Cx s = plus(a, kc, lc), t = minus(a, kc, lc), u = plus(lb, kd, ld), v = rotated<kInverse>(minus(lb, kd, ld));
+    a = plus(s, kb, u);
+    b = plus(t, kb, v);
+    c = minus(s, kb, u);
+    d = minus(t, kb, v);
+}
+
+// A transform of R = 4 M points is M transforms over every M-th point, turns, and 4 transforms over M neighbours: time
+// n = M q + m, frequency k = j + 4 l. The turn between them for (m, j), in units of pi / 2R; with a twist, that of time m is in it.
+constexpr int turn_between(int m, int j, bool twist) { return m * ((twist ? 1 : 0) - 4 * j); }
+
+// The second half: b[M j + m] to a[j + 4 l].
+template <int R, bool kInverse, bool kTwist>
+HYENA_DEVICE void over_neighbours(Cx* b, Cx* a) {
+    constexpr int M = R / 4;
+    unrolled<4>([&](auto row) {
+        constexpr int j = decltype(row)::value;
+        Cx* x = b + j * M;
+        if constexpr (M == 4) {
+            butterfly4_turned<kInverse, Turn<turn_between(1, j, kTwist), 2 * R, kInverse>,
+                              Turn<turn_between(2, j, kTwist), 2 * R, kInverse>, Turn<turn_between(3, j, kTwist), 2 * R, kInverse>>(
+                x[0], x[1], x[2], x[3]);
+        } else if constexpr (M == 2) {
+            using T = Turn<turn_between(1, j, kTwist), 2 * R, kInverse>;
+            const Cx lean = T::lean(x[1]);
+            x[1] = minus(x[0], (float)T::scale, lean);
+            x[0] = plus(x[0], (float)T::scale, lean);
+        }
+        unrolled<M>([&](auto l) { a[j + 4 * l] = x[l]; });
+    });
 }
 
 // Natural order in and out, not scaled: exp(-2 i pi j k / R) forward, its conjugate inverse.
@@ -103,24 +159,91 @@ HYENA_DEVICE void butterfly(Cx* a) {
         a[2] = m2 + e2;
         a[3] = m2 - e2;
     } else if constexpr (R == 8 || R == 16) {
-        // R = 4 * M: time n = M * n1 + n2, frequency k = k1 + 4 * k2.
         constexpr int M = R / 4;
         Cx b[R];
-        unrolled<M>([&](auto n2) {
-            constexpr int N2 = decltype(n2)::value;
-            Cx x0 = a[N2], x1 = a[M + N2], x2 = a[2 * M + N2], x3 = a[3 * M + N2];
+        unrolled<M>([&](auto m) {
+            Cx x0 = a[m], x1 = a[M + m], x2 = a[2 * M + m], x3 = a[3 * M + m];
             butterfly4<kInverse>(x0, x1, x2, x3);
-            b[N2] = x0;
-            b[M + N2] = turned<-2 * N2, R, kInverse>(x1);
-            b[2 * M + N2] = turned<-4 * N2, R, kInverse>(x2);
-            b[3 * M + N2] = turned<-6 * N2, R, kInverse>(x3);
+            b[m] = x0;
+            b[M + m] = x1;
+            b[2 * M + m] = x2;
+            b[3 * M + m] = x3;
         });
-        unrolled<4>([&](auto k1) {
-            butterfly<M, kInverse>(b + k1 * M);
-            unrolled<M>([&](auto k2) { a[k1 + 4 * k2] = b[k1 * M + k2]; });
-        });
+        over_neighbours<R, kInverse, false>(b, a);
     } else {
         static_assert(R == 1, "radices are 2, 3, 4, 5, 8 and 16");
+    }
+}
+
+// ---- the ends of a causal convolution: real numbers, twisted -------------------------------------------------------------
+//
+// Time n of R is twisted by exp(i pi n / 2R). Of a product's two parts, the imaginary one is not wanted.
+
+// cos and sin of pi / 8 and pi / 4.
+constexpr float kCos8 = (float)cos_pi(1, 8), kSin8 = (float)sin_pi(1, 8), kHalfRoot = (float)cos_pi(1, 4);
+
+// The forward butterfly of real numbers, twisted.
+template <int R>
+HYENA_DEVICE void butterfly_of_reals(const float* x, Cx* a) {
+    if constexpr (R == 4 || R == 8 || R == 16) {
+        constexpr int M = R / 4;
+        Cx b[R];
+        unrolled<M>([&](auto m) {
+            const float x0 = x[m], x1 = x[M + m], x2 = x[2 * M + m], x3 = x[3 * M + m];
+            const float r = kHalfRoot * x2;
+            const Cx s = {x0 + kHalfRoot * x2, r}, t = {x0 - kHalfRoot * x2, -r};
+            const float c1 = kCos8 * x1, s1 = kSin8 * x1;
+            const Cx u = {c1 + kSin8 * x3, s1 + kCos8 * x3}, v = {s1 - kCos8 * x3, kSin8 * x3 - c1};
+            b[m] = s + u;
+            b[M + m] = t + v;
+            b[2 * M + m] = s - u;
+            b[3 * M + m] = t - v;
+        });
+        over_neighbours<R, false, true>(b, a);
+    } else {
+        unrolled<R>([&](auto k) {
+            constexpr float c = (float)cos_pi(decltype(k)::value, 2 * R), s = (float)sin_pi(decltype(k)::value, 2 * R);
+            a[k] = {x[k] * c, x[k] * s};
+        });
+        butterfly<R, false>(a);
+    }
+}
+
+// The real part of the inverse butterfly, untwisted. Leaves `a` changed.
+template <int R>
+HYENA_DEVICE void reals_of_butterfly(Cx* a, float* x) {
+    if constexpr (R == 4 || R == 8 || R == 16) {
+        // The steps of butterfly_of_reals from last to first.
+        constexpr int M = R / 4;
+        unrolled<4>([&](auto j) {
+            Cx row[M];
+            unrolled<M>([&](auto l) { row[l] = a[j + 4 * l]; });
+            butterfly<M, true>(row);
+            unrolled<M>([&](auto m) { a[j + 4 * m] = row[m]; });
+        });
+        unrolled<M>([&](auto index) {
+            constexpr int m = decltype(index)::value;
+            using T0 = Turn<turn_between(m, 0, true), 2 * R, true>;
+            using T1 = Turn<turn_between(m, 1, true), 2 * R, true>;
+            using T2 = Turn<turn_between(m, 2, true), 2 * R, true>;
+            using T3 = Turn<turn_between(m, 3, true), 2 * R, true>;
+            constexpr float k0 = (float)T0::scale, k1 = (float)T1::scale, k2 = (float)(T2::scale / T0::scale), k3 = (float)(T3::scale / T1::scale);
+            const Cx l0 = T0::lean(a[4 * m]), l1 = T1::lean(a[4 * m + 1]), l2 = T2::lean(a[4 * m + 2]), l3 = T3::lean(a[4 * m + 3]);
+            const Cx s = plus(l0, k2, l2), t = minus(l0, k2, l2), u = plus(l1, k3, l3), v = rotated<true>(minus(l1, k3, l3));
+            x[m] = k0 * s.re + k1 * u.re;
+            constexpr float c0 = (float)(T0::scale * cos_pi(1, 8)), s0 = (float)(T0::scale * sin_pi(1, 8));
+            constexpr float c1 = (float)(T1::scale * cos_pi(1, 8)), s1 = (float)(T1::scale * sin_pi(1, 8));
+            x[M + m] = c0 * t.re + s0 * t.im + (c1 * v.re + s1 * v.im);
+            constexpr float h0 = (float)(T0::scale * cos_pi(1, 4)), h1 = (float)(T1::scale * cos_pi(1, 4));
+            x[2 * M + m] = h0 * s.re + h0 * s.im - (h1 * u.re + h1 * u.im);
+            x[3 * M + m] = s0 * t.re + c0 * t.im - (s1 * v.re + c1 * v.im);
+        });
+    } else {
+        butterfly<R, true>(a);
+        unrolled<R>([&](auto k) {
+            constexpr float c = (float)cos_pi(decltype(k)::value, 2 * R), s = (float)sin_pi(decltype(k)::value, 2 * R);
+            x[k] = a[k].re * c + a[k].im * s;
+        });
     }
 }
 

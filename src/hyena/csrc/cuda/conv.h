@@ -96,7 +96,7 @@ struct Convolve {
             });
         });
         for (int f = 0; f < filters; ++f) {
-            forward_pass<Ends::kRealTwisted>(block, t, 0, RealInBuffer{buffer}, InBuffer{buffer});
+            first_pass<Ends::kRealTwisted>(block, t, RealInBuffer{buffer}, InBuffer{buffer});
             middle_forward(block, t, buffer);
             turning_pass(block, t, buffer, [&](uint32_t set) {
                 const int64_t channel = own(first, int(set));
@@ -105,7 +105,7 @@ struct Convolve {
                 };
             });
             middle_inverse(block, t, buffer);
-            inverse_pass<Ends::kRealTwisted>(block, t, 0, InBuffer{buffer}, RealInBuffer{buffer});
+            first_pass_inverse<Ends::kRealTwisted>(block, t, InBuffer{buffer}, RealInBuffer{buffer});
             block.each([&](int thread) {
                 chunks.each(thread, [&](int set, int at) {
                     float x[kChunk];
@@ -228,7 +228,7 @@ struct ConvolveBackward {
     template <bool kAdjoint>
     HYENA_DEVICE void transforms(const Block& block, Cx* buffer, Cx* mine, int64_t slice, int64_t first) const {
         const Transform& t = transform;
-        forward_pass<Ends::kRealTwisted>(block, t, 0, RealInBuffer{buffer}, InBuffer{buffer});
+        first_pass<Ends::kRealTwisted>(block, t, RealInBuffer{buffer}, InBuffer{buffer});
         middle_forward(block, t, buffer);
         turning_pass(block, t, buffer, [&](uint32_t set) {
             const int64_t channel = own(first, int(set));
@@ -247,7 +247,7 @@ struct ConvolveBackward {
         });
         if (!kAdjoint && dpost.data == nullptr) return;  // nobody asks for the convolution itself
         middle_inverse(block, t, buffer);
-        inverse_pass<Ends::kRealTwisted>(block, t, 0, InBuffer{buffer}, RealInBuffer{buffer});
+        first_pass_inverse<Ends::kRealTwisted>(block, t, InBuffer{buffer}, RealInBuffer{buffer});
     }
 
     // dpost = dy * conv(pre * value), which is in the buffer.

@@ -201,38 +201,4 @@ struct TapGradients {
     }
 };
 
-// Fills one table.
-struct FillTable {
-    static constexpr int kBlocksTogether = 1;
-    Region region;
-    char* memory = nullptr;
-
-    int64_t blocks() const { return (region.count + kMaxThreads - 1) / kMaxThreads; }
-
-    HYENA_DEVICE void operator()(const Block& block, char*, int64_t index) const {
-        block.each([&](int thread) {
-            const int64_t o = index * block.threads + thread;
-            if (o >= region.count) return;
-            char* at = memory + region.offset;
-            if (region.kind == Region::kRoots) {
-                const int64_t m = region.den;
-                const auto high = [&](int64_t i) { return half_turns((region.num - 16 * i) * o, 2 * m); };
-                reinterpret_cast<Roots*>(at)[o] = {half_turns(-2 * o, m), half_turns(-4 * o, m), half_turns(-6 * o, m), high(1),
-                                                   high(2), high(3), high(0), {}};
-            } else if (region.kind == Region::kTurns) {
-                reinterpret_cast<Cx*>(at)[o] = half_turns(region.num * o, region.den);
-            } else {
-                int64_t rest = o, m = region.den, k = 0, step = 1;
-                for (int s = 0; s < region.passes; ++s) {
-                    m /= region.radix[s];
-                    k += step * (rest / m);
-                    rest %= m;
-                    step *= region.radix[s];
-                }
-                reinterpret_cast<uint32_t*>(at)[o] = uint32_t(k);
-            }
-        });
-    }
-};
-
 }  // namespace hyena::cuda

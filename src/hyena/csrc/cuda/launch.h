@@ -4,6 +4,7 @@
 
 #include "elementwise.h"
 #include "spectrum.h"
+#include "tables.h"
 
 namespace hyena::cuda {
 

@@ -1,8 +1,12 @@
 // Transforms of a block's points, in place in shared memory, any length 2^a 3^b 5^c.
 //
-// Forward: decimation in frequency (Gentleman and Sande 1966), natural order in, permuted order out. Inverse: decimation in time,
-// permuted order in, natural order out, not scaled. Products are taken in the permuted order, so nothing is ever put back in order,
-// and because every butterfly writes where it read, a pass needs one barrier.
+// The polynomial with the points as coefficients is divided by z^P - rho, rho = i with a twist and 1 without: a pass of radix R
+// takes what is left modulo z^m - rho, m = P at first, to R remainders modulo z^(m/R) - rho', rho' the R-th roots of rho, which are
+// the transform of R points m/R apart, each multiplied by a power of one of those roots. So twiddles depend on the block of m points
+// alone (Bernstein 2001, "Multidigit multiplication for mathematicians", section 4): the first pass has constants, the others few
+// distinct ones. The order of the roots is that of decimation in frequency, natural order in, permuted order out; the inverse
+// undoes one pass after the other, not scaled. Products are taken in the permuted order, so nothing is ever put back in order, and
+// because every butterfly writes where it read, a pass needs one barrier.
 //
 // The buffer holds `sets` transforms one after the other; each has `points` points and `lanes` neighbouring columns that are
 // transformed alike (lanes > 1 for columns of a long transform). Point i of the buffer lies at pad(i): one place is left free after
@@ -15,11 +19,13 @@
 
 namespace hyena::cuda {
 
-// For a butterfly's o: w = exp(-2 i pi o / m) and its powers, each at most one product away: w^(4 i + j) = high_i * low_j. In a first
-// pass the high ones carry the twist of time o, exp(i pi o / 2m).
-struct alignas(16) Roots {
-    Cx low1, low2, low3, high1, high2, high3, high0, unused;
+// Two powers of a block's root.
+struct alignas(16) RootPair {
+    Cx first, second;
 };
+
+// Pairs of powers in a last pass's table, for each block.
+constexpr int pairs_of(int radix) { return radix == 16 ? 3 : radix > 3 ? 2 : radix / 2; }
 
 // Places that so many points may take.
 HYENA_DEVICE int64_t buffer_places(uint32_t points) { return int64_t(points) + (points >> 4) + 1; }
@@ -28,8 +34,11 @@ struct Pass {
     int radix = 1;
     uint32_t stride = 1;  // between the inputs of a butterfly, in points of the buffer
     uint32_t step = 1;    // the same, in padded places
-    FastDiv by_stride;
-    const Roots* roots = nullptr;  // one for every o < stride / lanes
+    uint32_t blocks = 1;  // of a transform, before the pass
+    FastDiv by_stride, by_blocks;
+    // Powers of the root of every block. First pass: none. Last pass, of many blocks: some powers (see `powers`), [pair][block].
+    // The others: all powers, [block][radix].
+    const void* roots = nullptr;
 };
 
 constexpr int kMaxPasses = 10;
@@ -44,14 +53,29 @@ struct Transform {
     HYENA_DEVICE uint32_t pad(uint32_t i) const { return i + (i >> pad_shift); }
 };
 
-// The powers 0 … R - 1 of w; in a first pass with a twist, times that of time o.
-template <int R, bool kTwist>
-HYENA_DEVICE void powers(const Roots& r, Cx* w) {
-    const Cx low[4] = {{1.f, 0.f}, r.low1, r.low2, r.low3};
-    const Cx high[4] = {kTwist ? r.high0 : Cx{1.f, 0.f}, r.high1, r.high2, r.high3};
+// The powers 1 … R - 1 of the root of a block of the last pass, each at most one product away from a table's: w, w^2, w^3, w^4, and
+// w^8, w^12. A table of all of them would be read from beyond the first cache level.
+template <int R>
+HYENA_DEVICE void powers(const Pass& pass, uint32_t block, Cx* w) {
+    const RootPair* pairs = static_cast<const RootPair*>(pass.roots) + block;
+    if constexpr (R > 1) {
+        const RootPair low = pairs[0];
+        w[1] = low.first;
+        if constexpr (R > 2) w[2] = low.second;
+    }
+    if constexpr (R > 3) {
+        const RootPair next = pairs[pass.blocks];
+        w[3] = next.first;
+        if constexpr (R > 4) w[4] = next.second;
+    }
+    if constexpr (R == 16) {
+        const RootPair high = pairs[2 * pass.blocks];
+        w[8] = high.first;
+        w[12] = high.second;
+    }
     unrolled<R>([&](auto k) {
-        constexpr int I = decltype(k)::value / 4, J = decltype(k)::value % 4;
-        w[k] = J == 0 ? high[I] : I == 0 && !kTwist ? low[J] : low[J] * high[I];
+        constexpr int high = decltype(k)::value / 4 * 4, low = decltype(k)::value % 4;
+        if constexpr (high > 0 && low > 0) w[k] = w[high] * w[low];
     });
 }
 
@@ -61,110 +85,166 @@ struct Place {
 };
 
 struct Butterfly {
-    uint32_t base, start;  // of input 0: point and place
-    uint32_t stride, step, root;
+    uint32_t i, start;  // of input 0: point and place
+    uint32_t stride, step;
+    uint32_t block;     // of its set
 
-    HYENA_DEVICE Butterfly(const Transform& t, const Pass& pass, int radix, uint32_t j) : stride(pass.stride), step(pass.step) {
-        const uint32_t block = pass.by_stride(j), o = j - block * stride;
-        base = block * stride * uint32_t(radix) + o;
-        start = t.pad(base);
-        root = o >> t.lane_shift;
+    HYENA_DEVICE Butterfly(const Transform& t, const Pass& pass, uint32_t j) : stride(pass.stride), step(pass.step) {
+        block = pass.by_stride(j);
+        i = block * stride * uint32_t(pass.radix - 1) + j;
+        start = t.pad(i);
+        if (t.sets > 1) block -= pass.by_blocks(block) * pass.blocks;
     }
-    HYENA_DEVICE Place operator[](int k) const { return {base + uint32_t(k) * stride, start + uint32_t(k) * step}; }
+    HYENA_DEVICE Place operator[](int k) const { return {i + uint32_t(k) * stride, start + uint32_t(k) * step}; }
 };
 
 // What a first pass reads (and a last inverse pass writes): real or complex numbers with the twist, or complex ones without it.
 enum class Ends { kRealTwisted, kTwisted, kPlain };
 
-// fn(Int<R>, butterfly, roots of the pass) for every butterfly of pass `s`, shared by the threads of the block.
+// fn(Int<R>, pass, butterfly) for every butterfly of pass `s`, shared by the threads of the block.
 template <class Fn>
 HYENA_DEVICE void each_butterfly(const Block& block, const Transform& t, int s, Fn&& fn) {
     const Pass& pass = t.pass[s];
     with_radix(pass.radix, [&](auto radix) {
-        constexpr int R = decltype(radix)::value;
-        const uint32_t count = t.size() / R;
+        const uint32_t count = t.size() / uint32_t(radix);
         block.each([&](int thread) {
-            for (uint32_t j = uint32_t(thread); j < count; j += uint32_t(block.threads))
-                fn(radix, Butterfly(t, pass, R, j), pass.roots);
+            for (uint32_t j = uint32_t(thread); j < count; j += uint32_t(block.threads)) fn(radix, pass, Butterfly(t, pass, j));
         });
     });
 }
 
-// Pass `s`, forward: Load(Place) -> Cx, Store(Place, Cx). The last pass has no twiddles (kRoots = false).
-template <Ends kEnds = Ends::kPlain, bool kRoots = true, class Load, class Store>
-HYENA_DEVICE void forward_pass(const Block& block, const Transform& t, int s, Load&& load, Store&& store) {
-    each_butterfly(block, t, s, [&](auto radix, const Butterfly& b, const Roots* roots) {
+// The first pass: Load(Place) -> Cx, or float for real numbers; Store(Place, Cx).
+template <Ends kEnds, class Load, class Store>
+HYENA_DEVICE void first_pass(const Block& block, const Transform& t, Load&& load, Store&& store) {
+    each_butterfly(block, t, 0, [&](auto radix, const Pass&, const Butterfly& b) {
         constexpr int R = decltype(radix)::value;
-        constexpr bool kTwist = kEnds != Ends::kPlain;
-        Cx a[R], w[R];
+        Cx a[R];
+        if constexpr (kEnds == Ends::kRealTwisted) {
+            float x[R];
+            unrolled<R>([&](auto k) { x[k] = load(b[k]); });
+            butterfly_of_reals<R>(x, a);
+        } else {
+            unrolled<R>([&](auto k) {
+                a[k] = load(b[k]);
+                if constexpr (kEnds == Ends::kTwisted) a[k] = turned<decltype(k)::value, 2 * R>(a[k]);
+            });
+            butterfly<R, false>(a);
+        }
+        unrolled<R>([&](auto k) { store(b[k], a[k]); });
+    });
+}
+
+// Its inverse (times R): Load(Place) -> Cx; Store(Place, Cx), or float.
+template <Ends kEnds, class Load, class Store>
+HYENA_DEVICE void first_pass_inverse(const Block& block, const Transform& t, Load&& load, Store&& store) {
+    each_butterfly(block, t, 0, [&](auto radix, const Pass&, const Butterfly& b) {
+        constexpr int R = decltype(radix)::value;
+        Cx a[R];
+        unrolled<R>([&](auto k) { a[k] = load(b[k]); });
+        if constexpr (kEnds == Ends::kRealTwisted) {
+            float x[R];
+            reals_of_butterfly<R>(a, x);
+            unrolled<R>([&](auto k) { store(b[k], x[k]); });
+        } else {
+            butterfly<R, true>(a);
+            unrolled<R>([&](auto k) {
+                if constexpr (kEnds == Ends::kTwisted) a[k] = turned<decltype(k)::value, 2 * R, true>(a[k]);
+                store(b[k], a[k]);
+            });
+        }
+    });
+}
+
+// Passes between the first and the last, forward or back.
+template <bool kInverse>
+HYENA_DEVICE void middle_pass(const Block& block, const Transform& t, int s, Cx* buffer) {
+    each_butterfly(block, t, s, [&](auto radix, const Pass& pass, const Butterfly& b) {
+        constexpr int R = decltype(radix)::value;
+        const Cx* w = static_cast<const Cx*>(pass.roots) + b.block * uint32_t(R);
+        Cx a[R];
         unrolled<R>([&](auto k) {
-            a[k] = load(b[k]);
-            // The twist of time o + k * stride, without that of o, which goes into the powers.
-            if constexpr (kEnds == Ends::kRealTwisted) {
-                constexpr int K = decltype(k)::value;
-                constexpr float c = (float)cos_pi(K, 2 * R), s = (float)sin_pi(K, 2 * R);
-                a[k] = {a[k].re * c, a[k].re * s};
-            }
-            if constexpr (kEnds == Ends::kTwisted) a[k] = turned<decltype(k)::value, 2 * R>(a[k]);
+            a[k] = buffer[b[k].at];
+            if constexpr (!kInverse && k > 0) a[k] = a[k] * w[k];
+        });
+        butterfly<R, kInverse>(a);
+        unrolled<R>([&](auto k) {
+            if constexpr (kInverse && k > 0) a[k] = times_conj(a[k], w[k]);
+            buffer[b[k].at] = a[k];
+        });
+    });
+}
+HYENA_DEVICE void middle_forward(const Block& block, const Transform& t, Cx* buffer) {
+    for (int s = 1; s < t.passes - 1; ++s) middle_pass<false>(block, t, s, buffer);
+}
+HYENA_DEVICE void middle_inverse(const Block& block, const Transform& t, Cx* buffer) {
+    for (int s = t.passes - 2; s > 0; --s) middle_pass<true>(block, t, s, buffer);
+}
+
+// The last pass from the buffer to Store(Place, Cx), and its inverse from Load(Place) -> Cx.
+template <class Store>
+HYENA_DEVICE void last_pass(const Block& block, const Transform& t, const Cx* buffer, Store&& store) {
+    each_butterfly(block, t, t.passes - 1, [&](auto radix, const Pass& pass, const Butterfly& b) {
+        constexpr int R = decltype(radix)::value;
+        Cx a[R], w[R];
+        powers<R>(pass, b.block, w);
+        unrolled<R>([&](auto k) {
+            a[k] = buffer[b[k].at];
+            if constexpr (k > 0) a[k] = a[k] * w[k];
         });
         butterfly<R, false>(a);
-        if constexpr (kRoots) powers<R, kTwist>(roots[b.root], w);
-        unrolled<R>([&](auto k) { store(b[k], kTwist || (kRoots && k > 0) ? a[k] * w[k] : a[k]); });
+        unrolled<R>([&](auto k) { store(b[k], a[k]); });
     });
 }
-
-// Its inverse (times R).
-template <Ends kEnds = Ends::kPlain, bool kRoots = true, class Load, class Store>
-HYENA_DEVICE void inverse_pass(const Block& block, const Transform& t, int s, Load&& load, Store&& store) {
-    each_butterfly(block, t, s, [&](auto radix, const Butterfly& b, const Roots* roots) {
+template <class Load>
+HYENA_DEVICE void last_pass_inverse(const Block& block, const Transform& t, Cx* buffer, Load&& load) {
+    each_butterfly(block, t, t.passes - 1, [&](auto radix, const Pass& pass, const Butterfly& b) {
         constexpr int R = decltype(radix)::value;
-        constexpr bool kTwist = kEnds != Ends::kPlain;
         Cx a[R], w[R];
-        if constexpr (kRoots) powers<R, kTwist>(roots[b.root], w);
-        unrolled<R>([&](auto k) {
-            a[k] = load(b[k]);
-            if (kTwist || (kRoots && k > 0)) a[k] = times_conj(a[k], w[k]);
-        });
+        powers<R>(pass, b.block, w);
+        unrolled<R>([&](auto k) { a[k] = load(b[k]); });
         butterfly<R, true>(a);
-        unrolled<R>([&](auto k) {
-            if constexpr (kEnds == Ends::kRealTwisted) {
-                constexpr int K = decltype(k)::value;
-                constexpr float c = (float)cos_pi(K, 2 * R), s = (float)sin_pi(K, 2 * R);
-                store(b[k], Cx{a[k].re * c + a[k].im * s, 0.f});
-            } else if constexpr (kEnds == Ends::kTwisted) {
-                store(b[k], turned<decltype(k)::value, 2 * R, true>(a[k]));
-            } else {
-                store(b[k], a[k]);
-            }
-        });
+        unrolled<R>([&](auto k) { buffer[b[k].at] = k > 0 ? times_conj(a[k], w[k]) : a[k]; });
     });
 }
 
-// The last forward pass, whose twiddles are all 1, handing each point of a set's spectrum to product(set)(index, value) -> value, and
-// the first inverse pass of what that returns. `index` runs over [k][butterfly]: neighbouring threads have neighbouring indices. With
+// The last pass of rows (lanes = 1), handing each point of a set's spectrum to product(set)(index, value) -> value, and the first
+// inverse pass of what that returns. `index` runs over [k][butterfly]: neighbouring threads have neighbouring indices. With
 // kBack = false the transform ends here, and nothing is stored; with kForth = false it begins here, from product(set)(index, 0).
 template <bool kForth = true, bool kBack = true, class Product>
 HYENA_DEVICE void turning_pass(const Block& block, const Transform& t, Cx* buffer, Product&& product) {
     const Pass& pass = t.pass[t.passes - 1];
     with_radix(pass.radix, [&](auto radix) {
         constexpr int R = decltype(radix)::value;
-        const uint32_t count = t.size() / R, each = t.points / R;
+        const uint32_t count = t.size() / R, each = pass.blocks;
+        const auto turn = [&](uint32_t j, uint32_t index, const auto& at) {
+            Cx a[R], w[R];
+            Cx* x = buffer + t.pad(j * R);  // neighbours, and no gap between them
+            powers<R>(pass, index, w);
+            if constexpr (kForth) {
+                unrolled<R>([&](auto k) {
+                    a[k] = x[k];
+                    if constexpr (k > 0) a[k] = a[k] * w[k];
+                });
+                butterfly<R, false>(a);
+            }
+            unrolled<R>([&](auto k) { a[k] = at(k * each + index, kForth ? a[k] : Cx{}); });
+            if constexpr (kBack) {
+                butterfly<R, true>(a);
+                unrolled<R>([&](auto k) {
+                    if constexpr (k > 0) a[k] = times_conj(a[k], w[k]);
+                    x[k] = a[k];
+                });
+            }
+        };
         block.each([&](int thread) {
+            if (t.sets == 1) {
+                const auto at = product(0);
+                for (uint32_t j = uint32_t(thread); j < count; j += uint32_t(block.threads)) turn(j, j, at);
+                return;
+            }
             for (uint32_t j = uint32_t(thread); j < count; j += uint32_t(block.threads)) {
-                const Butterfly b(t, pass, R, j);
-                // Only rows (lanes = 1) turn; j / each is the set.
-                const uint32_t set = t.sets == 1 ? 0 : j / each;
-                const auto at = product(set);
-                Cx a[R];
-                if constexpr (kForth) {
-                    unrolled<R>([&](auto k) { a[k] = buffer[b[k].at]; });
-                    butterfly<R, false>(a);
-                }
-                unrolled<R>([&](auto k) { a[k] = at(k * each + (j - set * each), kForth ? a[k] : Cx{}); });
-                if constexpr (kBack) {
-                    butterfly<R, true>(a);
-                    unrolled<R>([&](auto k) { buffer[b[k].at] = a[k]; });
-                }
+                const uint32_t set = pass.by_blocks(j);
+                turn(j, j - set * each, product(set));
             }
         });
     });
@@ -179,16 +259,8 @@ struct InBuffer {
 // Of real parts only: time t of a row, before its first pass and after its last.
 struct RealInBuffer {
     Cx* x;
-    HYENA_DEVICE Cx operator()(Place p) const { return {x[p.at].re, 0.f}; }
-    HYENA_DEVICE void operator()(Place p, Cx v) const { x[p.at].re = v.re; }
+    HYENA_DEVICE float operator()(Place p) const { return x[p.at].re; }
+    HYENA_DEVICE void operator()(Place p, float v) const { x[p.at].re = v; }
 };
-
-// Passes between the first and the last.
-HYENA_DEVICE void middle_forward(const Block& block, const Transform& t, Cx* buffer) {
-    for (int s = 1; s < t.passes - 1; ++s) forward_pass(block, t, s, InBuffer{buffer}, InBuffer{buffer});
-}
-HYENA_DEVICE void middle_inverse(const Block& block, const Transform& t, Cx* buffer) {
-    for (int s = t.passes - 2; s > 0; --s) inverse_pass(block, t, s, InBuffer{buffer}, InBuffer{buffer});
-}
 
 }  // namespace hyena::cuda

@@ -81,18 +81,29 @@ class Tables {
         t.passes = int(radices.size());
         if (points * lanes % 16 == 0) t.pad_shift = 4;
         int64_t m = points;
+        Region table{Region::kRoots, 0, 0, twist ? 1 : 0, 1, 0, {}};
         for (int s = 0; s < t.passes; ++s) {
             Pass& pass = t.pass[s];
             pass.radix = radices[size_t(s)];
-            const int64_t q = m / pass.radix;
-            pass.stride = uint32_t(q * lanes);
+            pass.blocks = uint32_t(points / m);
+            pass.by_blocks = FastDiv(pass.blocks);
+            m /= pass.radix;
+            pass.stride = uint32_t(m * lanes);
             pass.step = t.pad(pass.stride);
             pass.by_stride = FastDiv(pass.stride);
-            const bool last = pass.stride == 1 && 16 % pass.radix == 0;
-            if (t.pad_shift == 4 && pass.stride % 16 != 0 && !last)
+            const bool last = s + 1 == t.passes;
+            if (t.pad_shift == 4 && pass.stride % 16 != 0 && !(last && 16 % pass.radix == 0))
                 throw std::logic_error("hyena: stride " + std::to_string(pass.stride) + " of " + std::to_string(points) + " points");
-            pass.roots = at<Roots>({Region::kRoots, 0, q, twist && s == 0 ? 1 : 0, m, {}, 0});
-            m = q;
+            table.kind = last ? Region::kLastRoots : Region::kRoots;
+            table.den = pass.blocks;
+            table.own = pass.radix;
+            table.passes = s;
+            table.count = pass.blocks * (last ? pairs_of(pass.radix) : pass.radix);
+            if (last)
+                pass.roots = at<RootPair>(table);
+            else if (s > 0)
+                pass.roots = at<Cx>(table);
+            table.radix[s] = pass.radix;
         }
     }
 
@@ -100,9 +111,9 @@ class Tables {
         b.period = uint32_t(4 * plan_.points);
         while ((int64_t(1) << (2 * b.shift)) < 4 * plan_.points) ++b.shift;
         const int64_t low = int64_t(1) << b.shift, high = (4 * plan_.points + low - 1) / low;
-        b.low = at<Cx>({Region::kTurns, 0, low, 1, 2 * plan_.points, {}, 0});
-        b.high = at<Cx>({Region::kTurns, 0, high, low, 2 * plan_.points, {}, 0});
-        Region order{Region::kOrder, 0, columns.points, 0, columns.points, {}, columns.passes};
+        b.low = at<Cx>({Region::kTurns, 0, low, 1, 2 * plan_.points, 0, {}});
+        b.high = at<Cx>({Region::kTurns, 0, high, low, 2 * plan_.points, 0, {}});
+        Region order{Region::kOrder, 0, columns.points, 0, columns.points, columns.passes, {}};
         for (int s = 0; s < columns.passes; ++s) order.radix[s] = columns.pass[s].radix;
         b.frequency = at<uint32_t>(order);
     }
@@ -142,7 +153,7 @@ void move(const Entry*& pointer, const char* memory) {
 }
 
 void move(Transform& t, const char* memory) {
-    for (int s = 0; s < t.passes; ++s) move(t.pass[s].roots, memory);
+    for (int s = 1; s < t.passes; ++s) move(t.pass[s].roots, memory);
 }
 
 }  // namespace

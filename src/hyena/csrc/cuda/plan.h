@@ -33,14 +33,16 @@ struct Between {
     }
 };
 
-// One table: `count` entries from byte `offset` on.
+// One table: `count` entries from byte `offset` on. With kRoots and kLastRoots, entry k of block b is the k-th power of the root of
+// block b of a pass, [block][radix] or pairs of some powers, [pair][block] (see Pass).
 struct Region {
-    enum Kind : int32_t { kRoots, kTurns, kOrder } kind;
+    enum Kind : int32_t { kRoots, kLastRoots, kTurns, kOrder } kind;
     int64_t offset, count;
-    // kRoots: den = m, and num = 1 for those of a twisted first pass, else 0. kTurns: entry o is exp(i pi num o / den).
+    // kTurns: entry o is exp(i pi num o / den). Roots: num = 1 with a twist, else 0; den blocks. kOrder: den points.
     int64_t num, den;
-    int radix[kMaxPasses];
-    int passes;
+    // Of the passes that bring the blocks or points into their order, and of the roots' own.
+    int passes, radix[kMaxPasses];
+    int own = 1;
 };
 
 struct Plan {

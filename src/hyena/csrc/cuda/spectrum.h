@@ -51,7 +51,7 @@ struct Spectrum {
                 for (uint32_t set = 0; set < t.sets; ++set)
                     for (int64_t k = t.points + thread; k < room; k += block.threads) spectra[own(set) * room + k] = {0.f, 0.f};
             });
-            forward_pass<Ends::kTwisted>(block, t, 0, InBuffer{buffer}, InBuffer{buffer});
+            first_pass<Ends::kTwisted>(block, t, InBuffer{buffer}, InBuffer{buffer});
             middle_forward(block, t, buffer);
             turning_pass<true, false>(block, t, buffer, [&](uint32_t set) {
                 return [scale, to = first + set < filters ? spectra + (first + set) * room : nullptr](uint32_t k, Cx v) {
@@ -64,7 +64,7 @@ struct Spectrum {
                 return [from = spectra + own(set) * room](uint32_t k, Cx) { return from[k]; };
             });
             middle_inverse(block, t, buffer);
-            inverse_pass<Ends::kTwisted>(block, t, 0, InBuffer{buffer}, InBuffer{buffer});
+            first_pass_inverse<Ends::kTwisted>(block, t, InBuffer{buffer}, InBuffer{buffer});
             block.each([&](int thread) {
                 for (uint32_t i = uint32_t(thread); i < t.size(); i += uint32_t(block.threads))
                     if (first + i / t.points < filters) taps.put(first + i / t.points, i % t.points, buffer[t.pad(i)]);

@@ -53,12 +53,12 @@ struct Columns {
     HYENA_DEVICE void forward(const Block& block, Cx* buffer, int64_t pair, uint32_t tile) const {
         const Transform& t = transform;
         if constexpr (kEnds == Ends::kRealTwisted)
-            forward_pass<kEnds>(block, t, 0, RealInBuffer{buffer}, InBuffer{buffer});
+            first_pass<kEnds>(block, t, RealInBuffer{buffer}, InBuffer{buffer});
         else
-            forward_pass<kEnds>(block, t, 0, InBuffer{buffer}, InBuffer{buffer});
+            first_pass<kEnds>(block, t, InBuffer{buffer}, InBuffer{buffer});
         middle_forward(block, t, buffer);
         Cx* to = scratch + pair * points;
-        forward_pass<Ends::kPlain, false>(block, t, t.passes - 1, InBuffer{buffer}, [&](Place p, Cx v) {
+        last_pass(block, t, buffer, [&](Place p, Cx v) {
             const uint32_t i = p.i >> t.lane_shift, n2 = tile * t.lanes + (p.i & (t.lanes - 1));
             to[int64_t(i) * row_length + n2] = v * between(i, n2);
         });
@@ -68,18 +68,15 @@ struct Columns {
     HYENA_DEVICE void inverse(const Block& block, Cx* buffer, int64_t pair, uint32_t tile) const {
         const Transform& t = transform;
         const Cx* from = scratch + pair * points;
-        inverse_pass<Ends::kPlain, false>(
-            block, t, t.passes - 1,
-            [&](Place p) {
-                const uint32_t i = p.i >> t.lane_shift, n2 = tile * t.lanes + (p.i & (t.lanes - 1));
-                return times_conj(from[int64_t(i) * row_length + n2], between(i, n2));
-            },
-            InBuffer{buffer});
+        last_pass_inverse(block, t, buffer, [&](Place p) {
+            const uint32_t i = p.i >> t.lane_shift, n2 = tile * t.lanes + (p.i & (t.lanes - 1));
+            return times_conj(from[int64_t(i) * row_length + n2], between(i, n2));
+        });
         middle_inverse(block, t, buffer);
         if constexpr (kEnds == Ends::kRealTwisted)
-            inverse_pass<kEnds>(block, t, 0, InBuffer{buffer}, RealInBuffer{buffer});
+            first_pass_inverse<kEnds>(block, t, InBuffer{buffer}, RealInBuffer{buffer});
         else
-            inverse_pass<kEnds>(block, t, 0, InBuffer{buffer}, InBuffer{buffer});
+            first_pass_inverse<kEnds>(block, t, InBuffer{buffer}, InBuffer{buffer});
     }
 };
 
@@ -152,12 +149,12 @@ struct Rows {
     HYENA_DEVICE uint32_t tiles() const { return count / transform.sets; }
 
     HYENA_DEVICE void load(const Block& block, Cx* buffer, const Cx* from) const {
-        forward_pass(block, transform, 0, [&](Place p) { return from[p.i]; }, InBuffer{buffer});
+        first_pass<Ends::kPlain>(block, transform, [&](Place p) { return from[p.i]; }, InBuffer{buffer});
         middle_forward(block, transform, buffer);
     }
     HYENA_DEVICE void store(const Block& block, Cx* buffer, Cx* to) const {
         middle_inverse(block, transform, buffer);
-        inverse_pass(block, transform, 0, InBuffer{buffer}, [&](Place p, Cx v) { to[p.i] = v; });
+        first_pass_inverse<Ends::kPlain>(block, transform, InBuffer{buffer}, [&](Place p, Cx v) { to[p.i] = v; });
     }
 };
 
