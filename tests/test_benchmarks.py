@@ -24,8 +24,9 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, Mo
     import gpu_measurements
 
     yield gpu, gpu_measurements
-    for name in ("gpu", "gpu_measurements", "measure", "speed"):
-        sys.modules.pop(name, None)
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("gpu", "gpu_measurements", "gpu_sections", "measure", "speed"):
+            del sys.modules[name]
 
 
 def test_every_section_is_measured(benchmarks: tuple[ModuleType, ModuleType]) -> None:
