@@ -6,7 +6,7 @@
 # build  compiles every kernel for every architecture, prints registers and spills, links with every symbol resolved, and loads
 #        the result into this torch. Needs nvcc, and says so where there is none.
 # run    compiles the kernels for the host, threads of a block as a loop, and runs the op tests on them: rows in one block and
-#        rows that are split, threads in either order.
+#        rows that are split, threads in either order, programs in one launch and in many.
 set -euo pipefail
 
 readonly ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -53,11 +53,12 @@ run() {
     cmake --build "$WORK/host" > "$WORK/host.log" 2>&1 || { tail -n 50 "$WORK/host.log"; exit 1; }
     package host
     local tests=("$ROOT"/tests/test_ops_{gated_conv,mix,short_conv,spectrum,tiers,packing,layout,add_conv}.py)
-    for setting in "0 12000" "1 40000"; do
-        read -r order shared <<< "$setting"
-        echo "-- threads in order $order, blocks of $shared bytes of shared memory"
+    for setting in "0 12000 7" "1 40000 2147483647"; do
+        read -r order shared blocks <<< "$setting"
+        echo "-- threads in order $order, blocks of $shared bytes of shared memory, at most $blocks to a launch"
         (cd "$ROOT" && PYTHONPATH="$WORK/host/package" HYENA_EMULATED_ORDER=$order HYENA_EMULATED_SHARED=$shared \
-            OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -p no:cacheprovider -k "not fallback and not cuda" "${tests[@]}")
+            HYENA_EMULATED_BLOCKS=$blocks OMP_NUM_THREADS=1 \
+            "$PYTHON" -m pytest -q -p no:cacheprovider -k "not fallback and not cuda" "${tests[@]}")
     done
 }
 

@@ -105,9 +105,18 @@ def test_pieces_of_channels_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     check(Tier("fallback", "cpu"), 2, 29, 11, 6)
 
 
-def test_rows_in_turn_where_only_gated_conv_has_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["hyena.ops.add_conv"], "has_kernel", lambda name, *_: name == "gated_conv")
-    check(Tier("any", "cpu"), 3, 29, 11, 6)
+@pytest.mark.parametrize("kernels", [False, True], ids=["as it is", "as if of kernels"])
+def test_the_fallback_reads_spectra_of_kernels(device: str, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a device without a kernel of this op runs, called without the checks: rows in turn."""
+    if kernels:
+        monkeypatch.setattr(sys.modules["hyena.ops.add_conv"], "is_of_kernels", lambda _: True)
+    y, v, h = rand(3, 11, 6, seed=1), rand(3, 29, 6, seed=2), rand(57, 6, seed=3)
+    got = y.float().to(device)
+    spectrum = ops.filter_spectrum(h[None].float().to(device), 30, False)[0]
+    torch.ops.hyena.add_conv__fallback(got, v.float().to(device), spectrum)
+    want = y + oracle.gated_conv(v, h, causal=False)[:, :11]
+    square = y.square() + oracle.gated_conv(v.square(), h.square(), causal=False)[:, :11]
+    assert error(got, want, square) <= TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channel_major"])

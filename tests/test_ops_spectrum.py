@@ -5,9 +5,11 @@ with ``gated_conv`` and ``mix``, here only what every backend owes.
 from __future__ import annotations
 
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cases import DTYPES, Tier, rand
 from hyena import ops
@@ -96,3 +98,14 @@ def test_a_spectrum_on_another_device(device: str) -> None:
     assert ops.move_spectrum(spectrum, "meta").shape == spectrum.shape
     empty = ops.filter_spectrum(rand(0, 9, 3), 5, causal=False)
     assert ops.move_spectrum(empty, device).shape == empty.shape
+
+
+def test_a_spectrum_is_made_anew_on_another_device_of_its_kind() -> None:
+    """GPUs of two models have layouts of their own."""
+    with FakeTensorMode(), mock.patch("hyena.ops.spectrum.taps_of") as taps:
+        spectrum = torch.empty(2, 3, 6, 2, device="cuda:0")
+        taps.return_value = torch.empty(2, 9, 3, device="cuda:0")
+        assert ops.move_spectrum(spectrum, "cuda:0") is spectrum
+        assert taps.call_count == 0
+        assert ops.move_spectrum(spectrum, "cuda:1").device == torch.device("cuda:1")
+        assert taps.call_count == 1

@@ -13,8 +13,9 @@ import oracle
 import test_ops_gated_conv as gated_conv
 import test_ops_mix as mix
 import test_ops_short_conv as short_conv
-from cases import DTYPES, Judge, Tier, place, rand, run
+from cases import DTYPES, Judge, Tier, compare, place, rand, run
 from hyena import ops
+from hyena.ops._extension import EXTENSION
 from tolerances import kernel_limit, mean_error
 
 
@@ -65,3 +66,31 @@ def test_the_same_call_gives_the_same_bits(tier: Tier, name: str) -> None:
     assert torch.equal(first.output, second.output)
     for key, g in first.gradients.items():
         assert torch.equal(g, second.gradients[key]), key
+
+
+@pytest.mark.skipif(EXTENSION.instructions != "emulated CUDA", reason="takes more blocks than a GPU's launch elsewhere")
+@pytest.mark.parametrize("name", CASES)
+def test_more_blocks_than_a_launch_takes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come in several launches, and give the same bits."""
+    fn, inputs, dy, _ = case(name)
+    x = place(inputs, Tier("cpu", "cpu"), torch.float32)
+    want = run(fn, x, dy.float())
+    monkeypatch.setenv("HYENA_EMULATED_BLOCKS", "5")
+    got = run(fn, x, dy.float())
+    assert torch.equal(got.output, want.output)
+    for key, g in got.gradients.items():
+        assert torch.equal(g, want.gradients[key]), key
+
+
+@pytest.mark.parametrize(("batch", "length", "channels"), [(3000, 2, 3), (700, 3, 40), (40, 65, 1)])
+def test_sums_over_many_rows(tier: Tier, batch: int, length: int, channels: int) -> None:
+    """Shared by many threads, and as exact as any."""
+    x = short_conv.inputs(batch, length, channels, 5, mask="random")
+    dy = rand(batch, length, channels)
+    compare(ops.short_conv, oracle.short_conv, x, dy, tier, torch.float32)
+
+
+@pytest.mark.parametrize(("batch", "channels", "filters"), [(1, 40, 1), (3, 300, 2), (600, 34, 1)])
+def test_sums_over_channels_of_one_filter(tier: Tier, batch: int, channels: int, filters: int) -> None:
+    x, dy = gated_conv.inputs(batch, 7, channels, 7, filters), rand(batch, 7, channels)
+    compare(gated_conv.convolve, gated_conv.matrices, x, dy, tier, torch.float32)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from hyena.ops._layout import compute_dtype
-from hyena.ops._library import define, has_kernel
+from hyena.ops._library import define
 from hyena.ops.gated_conv import check_spectrum, long_conv_piece, pieces
 from hyena.ops.short_conv import check_row
-from hyena.ops.spectrum import spectrum_rows
+from hyena.ops.spectrum import is_of_kernels, spectrum_rows
 
 # Complex numbers that the fallback transforms at once: 8 MiB in complex64, what a cache may hold.
 _CHUNK = 1 << 20
@@ -23,6 +23,10 @@ _CHUNK = 1 << 20
 
 def _add_conv_(y: Tensor, v: Tensor, spectrum: Tensor) -> None:
     if y.numel() == 0:
+        return
+    if is_of_kernels(spectrum):  # on a device whose kernels do not have this op: row by row, to hold only one
+        for row, part in zip(y, v, strict=True):
+            row += torch.ops.hyena.gated_conv(part[None], spectrum, None, None, None, None)[0, : row.size(0)]
         return
     dtype, s = compute_dtype(v), spectrum_rows(spectrum)
     for g, c in pieces(v.size(0), v.size(2), s, _CHUNK):
@@ -58,9 +62,4 @@ def add_conv_(y: Tensor, v: Tensor, spectrum: Tensor) -> None:
         )
     if torch.is_grad_enabled() and (y.requires_grad or v.requires_grad or spectrum.requires_grad):
         raise ValueError("add_conv_ has no gradient: call it under torch.no_grad(), or use gated_conv")
-    if has_kernel("gated_conv", v.device, v.dtype) and not has_kernel("add_conv_", v.device, v.dtype):
-        # A spectrum in the layout of kernels, on a device that has none for this op: row by row, to hold only one.
-        for row, part in zip(y, v, strict=True):
-            row += torch.ops.hyena.gated_conv(part[None], spectrum, None, None, None, None)[0, : row.size(0)]
-        return
     torch.ops.hyena.add_conv_(y, v, spectrum)

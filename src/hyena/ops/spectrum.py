@@ -65,6 +65,11 @@ def _filter_spectrum_backward(ds: Tensor, h: Tensor, size: int, causal: bool) ->
     return dh.transpose(1, 2).to(h.dtype).contiguous()
 
 
+def is_of_kernels(spectrum: Tensor) -> bool:
+    """Whether kernels have made the spectrum, so that the fallback cannot read it."""
+    return has_kernel("filter_spectrum", spectrum.device, spectrum.dtype)
+
+
 def taps_of(spectrum: Tensor) -> Tensor:
     """The taps ``(F, 2P-1, G)``, lags ``-(P-1) … P-1``, of a spectrum of whatever backend; of kernels' differentiable.
 
@@ -73,7 +78,7 @@ def taps_of(spectrum: Tensor) -> Tensor:
     size = spectrum.size(-2) - 1
     stacked = spectrum.reshape(-1, *spectrum.shape[-3:])
     points = points_of(size)
-    if has_kernel("filter_spectrum", spectrum.device, spectrum.dtype):
+    if is_of_kernels(spectrum):
         like = spectrum.new_empty(stacked.size(0), 2 * points - 1, stacked.size(1))
         return torch.ops.hyena.filter_spectrum_backward(stacked, like, size, False) * points
     placed = torch.fft.irfft(spectrum_rows(stacked), n=2 * points)
@@ -82,15 +87,15 @@ def taps_of(spectrum: Tensor) -> Tensor:
 
 def to_fallback_layout(spectrum: Tensor) -> Tensor:
     """A spectrum of whatever backend as the fallback would have made it; differentiable."""
-    if not has_kernel("filter_spectrum", spectrum.device, spectrum.dtype):
+    if not is_of_kernels(spectrum):
         return spectrum
     return _filter_spectrum(taps_of(spectrum), spectrum.size(-2) - 1, False).view(spectrum.shape)
 
 
 def move_spectrum(spectrum: Tensor, device: torch.device | str) -> Tensor:
     """A spectrum on another device, as the backend there would have made it."""
-    device = torch.device(device)
-    if device.type == spectrum.device.type or spectrum.numel() == 0:
+    device = torch.empty(0, device=device).device  # with its index: GPUs of two models have two layouts
+    if device == spectrum.device or spectrum.numel() == 0:
         return spectrum.to(device)
     taps = taps_of(spectrum).to(device)
     return torch.ops.hyena.filter_spectrum(taps, spectrum.size(-2) - 1, False).view(spectrum.shape)
@@ -98,7 +103,7 @@ def move_spectrum(spectrum: Tensor, device: torch.device | str) -> Tensor:
 
 def from_fallback_layout(ds: Tensor) -> Tensor:
     """A gradient of ``to_fallback_layout(spectrum)`` as a gradient of ``spectrum``; differentiable."""
-    if not has_kernel("filter_spectrum", ds.device, ds.dtype):
+    if not is_of_kernels(ds):
         return ds
     size = ds.size(-2) - 1
     stacked = ds.reshape(-1, *ds.shape[-3:])

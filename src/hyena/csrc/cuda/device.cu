@@ -53,6 +53,8 @@ bool supported(int device) {
     return answer == 1;
 }
 
+int64_t blocks_at_once() { return INT32_MAX; }
+
 bool is_capturing(const Device& device) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     check_device(cudaSetDevice(device.index), device.index);

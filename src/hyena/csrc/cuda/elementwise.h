@@ -159,24 +159,50 @@ struct ShortConvBackward {
 };
 
 // Adds up what blocks left: out[o][k] = sum over i, w of in[i][o][w][k], as (outer, groups, width, inner) -> (groups, room), with zeros in
-// the room beyond. In float64, so that nothing is lost however many there are.
+// the room beyond. In float64, so that nothing is lost however many there are. Each sum is shared by `lanes` threads of a block, each of
+// which takes every lanes-th number; lanes follow from the shape alone, so that the order of a sum does too.
 struct Reduce {
     static constexpr int kBlocksTogether = 1;
+    // Numbers that are worth a thread, and neighbouring sums that a block has as far as there are: whole 128 bytes of memory are read.
+    static constexpr int64_t kLeast = 16, kNeighbours = 32;
     int64_t outer = 1, groups = 1, width = 1, inner = 1, room = 1;
     const float* in = nullptr;
     float* out = nullptr;
+    int lanes = 1;
 
-    int64_t blocks() const { return (groups * room + kMaxThreads - 1) / kMaxThreads; }
+    Reduce(int64_t outer_, int64_t groups_, int64_t width_, int64_t inner_, int64_t room_, const float* in_, float* out_)
+        : outer(outer_), groups(groups_), width(width_), inner(inner_), room(room_), in(in_), out(out_) {
+        const int64_t neighbours = groups * room < kNeighbours ? groups * room : kNeighbours;
+        while (outer * width >= 2 * lanes * kLeast && 2 * lanes * neighbours <= kMaxThreads) lanes *= 2;
+    }
 
-    HYENA_DEVICE void operator()(const Block& block, char*, int64_t index) const {
+    static constexpr int kThreads = kMaxThreads;
+    static constexpr int64_t kShared = kThreads * int64_t(sizeof(double));
+
+    int64_t blocks() const { return (groups * room * lanes + kThreads - 1) / kThreads; }
+
+    HYENA_DEVICE void operator()(const Block& block, char* shared, int64_t index) const {
+        double* partial = reinterpret_cast<double*>(shared);
+        const int sums = block.threads / lanes;
         block.each([&](int thread) {
-            const int64_t at = index * block.threads + thread, o = at / room, k = at % room;
-            if (o >= groups) return;
+            const int64_t at = index * sums + thread % sums, o = at / room, k = at % room, step = lanes / width, rest = lanes % width;
             double sum = 0;
-            if (k < inner)
-                for (int64_t i = 0; i < outer; ++i)
-                    for (int64_t w = 0; w < width; ++w) sum += in[((i * groups + o) * width + w) * inner + k];
-            out[at] = float(sum);
+            int64_t i = thread / sums / width, w = thread / sums % width;
+            if (o < groups && k < inner)
+                while (i < outer) {
+                    sum += in[((i * groups + o) * width + w) * inner + k];
+                    i += step, w += rest;
+                    if (w >= width) w -= width, ++i;
+                }
+            partial[thread] = sum;
+        });
+        for (int half = lanes / 2; half > 0; half /= 2)
+            block.each([&](int thread) {
+                if (thread < half * sums) partial[thread] += partial[thread + half * sums];
+            });
+        block.each([&](int thread) {
+            const int64_t at = index * sums + thread;
+            if (thread < sums && at < groups * room) out[at] = float(partial[thread]);
         });
     }
 };

@@ -3,6 +3,8 @@
 //
 // HYENA_EMULATED_SHARED: shared memory of a block, in bytes; little of it makes short rows split, as long ones do on a GPU.
 // HYENA_EMULATED_ORDER=1: threads run in the other order, in which a race shows that the first one hid.
+// HYENA_EMULATED_BLOCKS: blocks that one launch takes, 2^31 - 1 as on a GPU unless named.
+#include <algorithm>
 #include <cstdlib>
 #include <limits>
 #include <stdexcept>
@@ -24,6 +26,7 @@ int64_t setting(const char* name, int64_t otherwise) {
 
 Limits limits_of(int) { return {setting("HYENA_EMULATED_SHARED", 32 * 1024), 2}; }
 bool supported(int) { return true; }
+int64_t blocks_at_once() { return std::max<int64_t>(1, setting("HYENA_EMULATED_BLOCKS", INT32_MAX)); }
 bool is_capturing(const Device&) { return false; }
 void wait_for(const Device&) {}
 
@@ -33,11 +36,13 @@ void launch(const char* name, const Program& program, int threads, int64_t share
         throw std::runtime_error(std::string("hyena: ") + name + " asks for " + std::to_string(shared) + " bytes of shared memory");
     std::vector<float> memory(size_t(shared) / 4 + 4);
     const int64_t order = setting("HYENA_EMULATED_ORDER", 0);
-    for (int64_t index = 0; index < program.blocks(); ++index) {
-        // A block must read only what it wrote, and find nothing that another left behind.
-        for (float& x : memory) x = std::numeric_limits<float>::quiet_NaN();
-        program(Block{threads, (index + order) % 2 == 1}, reinterpret_cast<char*>(memory.data()), index);
-    }
+    each_launch(program.blocks(), [&](int64_t first, int64_t count) {
+        for (int64_t i = 0; i < count; ++i) {
+            // A block must read only what it wrote, and find nothing that another left behind.
+            for (float& x : memory) x = std::numeric_limits<float>::quiet_NaN();
+            program(Block{threads, (i + order) % 2 == 1}, reinterpret_cast<char*>(memory.data()), first + i);
+        }
+    });
 }
 
 HYENA_CONVOLVE_PROGRAMS(HYENA_INSTANTIATE)

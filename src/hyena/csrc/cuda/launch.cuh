@@ -30,9 +30,9 @@ class Relaxed {
 };
 
 template <class Program, int kThreads, int kBlocks>
-__global__ void __launch_bounds__(kThreads, kBlocks) run(const __grid_constant__ Program program) {
+__global__ void __launch_bounds__(kThreads, kBlocks) run(const __grid_constant__ Program program, int64_t first) {
     extern __shared__ __align__(16) char shared[];
-    program(Block{int(blockDim.x)}, shared, int64_t(blockIdx.x));
+    program(Block{int(blockDim.x)}, shared, first + int64_t(blockIdx.x));
 }
 
 template <class Program, int kThreads, int kBlocks, class What>
@@ -50,8 +50,10 @@ void launch_as(const What& what, const Program& program, int threads, int64_t sh
             asked.insert(device.index);
         }
     }
-    kernel<<<dim3(unsigned(program.blocks())), dim3(unsigned(threads)), size_t(shared), static_cast<cudaStream_t>(device.stream)>>>(program);
-    check(cudaGetLastError(), what);
+    each_launch(program.blocks(), [&](int64_t first, int64_t count) {
+        kernel<<<dim3(unsigned(count)), dim3(unsigned(threads)), size_t(shared), static_cast<cudaStream_t>(device.stream)>>>(program, first);
+        check(cudaGetLastError(), what);
+    });
 }
 
 template <class Program>
@@ -62,7 +64,6 @@ void launch(const char* name, const Program& program, int threads, int64_t share
         return std::string(name) + " of " + std::to_string(blocks) + " blocks of " + std::to_string(threads) + " threads with " +
                std::to_string(shared) + " bytes of shared memory";
     };
-    if (blocks > INT32_MAX) throw std::runtime_error("hyena: " + what() + " is more than one launch takes; split the batch");
     if constexpr (Program::kBlocksTogether > 1)
         if (threads <= kManyThreads) {
             launch_as<Program, kManyThreads, Program::kBlocksTogether>(what, program, threads, shared, device);

@@ -2,6 +2,8 @@
 // host (emulated.cpp), for the same programs.
 #pragma once
 
+#include <algorithm>
+
 #include "elementwise.h"
 #include "spectrum.h"
 #include "tables.h"
@@ -21,6 +23,15 @@ bool supported(int device);
 // Whether the stream is recording a CUDA graph: then nothing may be kept that this call computes.
 bool is_capturing(const Device& device);
 void wait_for(const Device& device);
+
+// The most blocks that one launch takes: 2^31 - 1 of them, less where a test of the emulated kernels asks for less.
+int64_t blocks_at_once();
+
+// fn(first, count) for each launch of a program of any number of blocks.
+template <class Fn>
+void each_launch(int64_t blocks, Fn&& fn) {
+    for (int64_t first = 0, most = blocks_at_once(); first < blocks; first += most) fn(first, std::min(most, blocks - first));
+}
 
 // Runs every block of a program, in the device's stream. Raises std::runtime_error naming the program where the launch fails.
 template <class Program>

@@ -137,7 +137,7 @@ void backward(const Call& call, const Prepared& prepared, const Step& step, cons
 }
 
 void reduce(const Call& call, const float* in, int64_t outer, int64_t groups, int64_t width, int64_t inner, int64_t room, float* out) {
-    call.run("sums", Reduce{outer, groups, width, inner, room, in, out}, kMaxThreads);
+    call.run("sums", Reduce(outer, groups, width, inner, room, in, out), Reduce::kThreads, Reduce::kShared);
 }
 
 void multiply(const Call& call, const Operand& a, const Operand& b, const Array& y) {
