@@ -23,8 +23,17 @@ struct Spectra {
     }
 };
 
-// d as a constant added to a spectrum that carries 1 / P.
-HYENA_DEVICE float skip_of(const float* d, int64_t at, uint32_t points) { return d == nullptr ? 0.f : d[at] / float(points); }
+// d as a constant added to a spectrum that carries `scale`, 1 / P.
+HYENA_DEVICE float skip_of(const float* d, int64_t at, float scale) { return d == nullptr ? 0.f : d[at] * scale; }
+
+// Times a filter's spectrum (or its conjugate), in a turning pass.
+template <bool kConj, int R>
+HYENA_DEVICE void times_filter(Int<R>, const Strided& filter, float skip, Cx* a) {
+    unrolled<R>([&](auto k) {
+        const Cx f = {filter[k].re + skip, filter[k].im};
+        a[k] = kConj ? times_conj(a[k], f) : a[k] * f;
+    });
+}
 
 // How the threads of a block share the positions of its sets.
 struct Chunks {
@@ -100,8 +109,9 @@ struct Convolve {
             middle_forward(block, t, buffer);
             turning_pass(block, t, buffer, [&](uint32_t set) {
                 const int64_t channel = own(first, int(set));
-                return [s = spectra.at(f, channel), skip = skip_of(d, f * channels + channel, t.points)](uint32_t k, Cx x) {
-                    return x * Cx{s[k].re + skip, s[k].im};
+                return [s = spectra.at(f, channel), skip = skip_of(d, f * channels + channel, t.scale)](
+                           auto radix, uint32_t index, uint32_t stride, Cx* a) {
+                    times_filter<false>(radix, Strided(s, index, stride), skip, a);
                 };
             });
             middle_inverse(block, t, buffer);
@@ -233,16 +243,17 @@ struct ConvolveBackward {
         turning_pass(block, t, buffer, [&](uint32_t set) {
             const int64_t channel = own(first, int(set));
             const bool counts = first + set < channels;
-            return [counts, s = spectra.at(0, channel), skip = skip_of(d, channel, t.points), keep = mine + set * t.points,
-                    sum = gradient_of(slice, channel)](uint32_t k, Cx x) {
-                const Cx filter = {s[k].re + skip, s[k].im};
+            return [counts, s = spectra.at(0, channel), skip = skip_of(d, channel, t.scale), keep = mine + set * t.points,
+                    sum = gradient_of(slice, channel)](auto radix, uint32_t index, uint32_t stride, Cx* a) {
+                constexpr int R = decltype(radix)::value;
+                const Strided kept_at(keep, index, stride), filter(s, index, stride);
                 if constexpr (!kAdjoint) {
-                    keep[k] = x;
-                    return x * filter;
-                } else {
-                    if (counts) sum[k] = sum[k] + times_conj(x, keep[k]);
-                    return times_conj(x, filter);
+                    unrolled<R>([&](auto k) { kept_at[k] = a[k]; });
+                } else if (counts) {
+                    const Strided sums_at(sum, index, stride);
+                    unrolled<R>([&](auto k) { sums_at[k] = sums_at[k] + times_conj(a[k], kept_at[k]); });
                 }
+                times_filter<kAdjoint>(radix, filter, skip, a);
             };
         });
         if (!kAdjoint && dpost.data == nullptr) return;  // nobody asks for the convolution itself

@@ -47,6 +47,7 @@ struct Transform {
     uint32_t points = 1, sets = 1, lanes = 1, lane_shift = 0;
     int passes = 0;
     uint32_t pad_shift = 31;  // 4, or 31 for no padding
+    float scale = 1.f;        // 1 / points
     Pass pass[kMaxPasses];
 
     HYENA_DEVICE uint32_t size() const { return points * sets * lanes; }
@@ -79,18 +80,45 @@ HYENA_DEVICE void powers(const Pass& pass, uint32_t block, Cx* w) {
     });
 }
 
+// The powers 0 … R - 1 of the root of a block of another pass, from a table of all of them.
+template <int R>
+HYENA_DEVICE void all_powers(const Pass& pass, uint32_t block, Cx* w) {
+    const Cx* from = static_cast<const Cx*>(pass.roots) + block * uint32_t(R);
+    if constexpr (R % 2 == 0) {
+        unrolled<R / 2>([&](auto i) {
+            const RootPair pair = reinterpret_cast<const RootPair*>(from)[i];
+            w[2 * i] = pair.first;
+            w[2 * i + 1] = pair.second;
+        });
+    } else {
+        unrolled<R>([&](auto k) { w[k] = from[k]; });
+    }
+}
+
+// The points of a spectrum that a butterfly of the last pass makes.
+struct Strided {
+    Cx* at;
+    uint32_t stride;
+
+    HYENA_DEVICE Strided(Cx* spectrum, uint32_t index, uint32_t stride_) : at(opaque(spectrum + index)), stride(stride_) {}
+    HYENA_DEVICE Cx& operator[](int k) const { return at[uint64_t(stride) * uint32_t(k)]; }
+};
+
 // Where a butterfly's input k lies: point `i` of the buffer, place `at`.
 struct Place {
     uint32_t i, at;
 };
 
+// Of a pass whose stride is kStride; 0 = known only when the kernel runs.
+template <uint32_t kStride>
 struct Butterfly {
     uint32_t i, start;  // of input 0: point and place
     uint32_t stride, step;
     uint32_t block;     // of its set
 
-    HYENA_DEVICE Butterfly(const Transform& t, const Pass& pass, uint32_t j) : stride(pass.stride), step(pass.step) {
-        block = pass.by_stride(j);
+    HYENA_DEVICE Butterfly(const Transform& t, const Pass& pass, uint32_t j)
+        : stride(kStride == 0 ? pass.stride : kStride), step(kStride == 0 ? pass.step : kStride + kStride / 16) {
+        block = kStride == 0 ? pass.by_stride(j) : j / kStride;
         i = block * stride * uint32_t(pass.radix - 1) + j;
         start = t.pad(i);
         if (t.sets > 1) block -= pass.by_blocks(block) * pass.blocks;
@@ -102,21 +130,32 @@ struct Butterfly {
 enum class Ends { kRealTwisted, kTwisted, kPlain };
 
 // fn(Int<R>, pass, butterfly) for every butterfly of pass `s`, shared by the threads of the block.
-template <class Fn>
+template <bool kMiddle = false, class Fn>
 HYENA_DEVICE void each_butterfly(const Block& block, const Transform& t, int s, Fn&& fn) {
     const Pass& pass = t.pass[s];
     with_radix(pass.radix, [&](auto radix) {
         const uint32_t count = t.size() / uint32_t(radix);
-        block.each([&](int thread) {
-            for (uint32_t j = uint32_t(thread); j < count; j += uint32_t(block.threads)) fn(radix, pass, Butterfly(t, pass, j));
-        });
+        const auto run = [&](auto stride) {
+            block.each([&](int thread) {
+                for (uint32_t j = uint32_t(thread); j < count; j += uint32_t(block.threads))
+                    fn(radix, pass, Butterfly<decltype(stride)::value>(t, pass, j));
+            });
+        };
+        // The middle pass of most transforms is one whose addresses can be constants.
+        if constexpr (kMiddle && decltype(radix)::value == 16) {
+            if (pass.stride == 16 && t.pad_shift == 4) {
+                run(Int<16>{});
+                return;
+            }
+        }
+        run(Int<0>{});
     });
 }
 
 // The first pass: Load(Place) -> Cx, or float for real numbers; Store(Place, Cx).
 template <Ends kEnds, class Load, class Store>
 HYENA_DEVICE void first_pass(const Block& block, const Transform& t, Load&& load, Store&& store) {
-    each_butterfly(block, t, 0, [&](auto radix, const Pass&, const Butterfly& b) {
+    each_butterfly(block, t, 0, [&](auto radix, const Pass&, const auto& b) {
         constexpr int R = decltype(radix)::value;
         Cx a[R];
         if constexpr (kEnds == Ends::kRealTwisted) {
@@ -137,7 +176,7 @@ HYENA_DEVICE void first_pass(const Block& block, const Transform& t, Load&& load
 // Its inverse (times R): Load(Place) -> Cx; Store(Place, Cx), or float.
 template <Ends kEnds, class Load, class Store>
 HYENA_DEVICE void first_pass_inverse(const Block& block, const Transform& t, Load&& load, Store&& store) {
-    each_butterfly(block, t, 0, [&](auto radix, const Pass&, const Butterfly& b) {
+    each_butterfly(block, t, 0, [&](auto radix, const Pass&, const auto& b) {
         constexpr int R = decltype(radix)::value;
         Cx a[R];
         unrolled<R>([&](auto k) { a[k] = load(b[k]); });
@@ -158,10 +197,10 @@ HYENA_DEVICE void first_pass_inverse(const Block& block, const Transform& t, Loa
 // Passes between the first and the last, forward or back.
 template <bool kInverse>
 HYENA_DEVICE void middle_pass(const Block& block, const Transform& t, int s, Cx* buffer) {
-    each_butterfly(block, t, s, [&](auto radix, const Pass& pass, const Butterfly& b) {
+    each_butterfly<true>(block, t, s, [&](auto radix, const Pass& pass, const auto& b) {
         constexpr int R = decltype(radix)::value;
-        const Cx* w = static_cast<const Cx*>(pass.roots) + b.block * uint32_t(R);
-        Cx a[R];
+        Cx a[R], w[R];
+        all_powers<R>(pass, b.block, w);
         unrolled<R>([&](auto k) {
             a[k] = buffer[b[k].at];
             if constexpr (!kInverse && k > 0) a[k] = a[k] * w[k];
@@ -183,7 +222,7 @@ HYENA_DEVICE void middle_inverse(const Block& block, const Transform& t, Cx* buf
 // The last pass from the buffer to Store(Place, Cx), and its inverse from Load(Place) -> Cx.
 template <class Store>
 HYENA_DEVICE void last_pass(const Block& block, const Transform& t, const Cx* buffer, Store&& store) {
-    each_butterfly(block, t, t.passes - 1, [&](auto radix, const Pass& pass, const Butterfly& b) {
+    each_butterfly(block, t, t.passes - 1, [&](auto radix, const Pass& pass, const auto& b) {
         constexpr int R = decltype(radix)::value;
         Cx a[R], w[R];
         powers<R>(pass, b.block, w);
@@ -197,7 +236,7 @@ HYENA_DEVICE void last_pass(const Block& block, const Transform& t, const Cx* bu
 }
 template <class Load>
 HYENA_DEVICE void last_pass_inverse(const Block& block, const Transform& t, Cx* buffer, Load&& load) {
-    each_butterfly(block, t, t.passes - 1, [&](auto radix, const Pass& pass, const Butterfly& b) {
+    each_butterfly(block, t, t.passes - 1, [&](auto radix, const Pass& pass, const auto& b) {
         constexpr int R = decltype(radix)::value;
         Cx a[R], w[R];
         powers<R>(pass, b.block, w);
@@ -207,9 +246,10 @@ HYENA_DEVICE void last_pass_inverse(const Block& block, const Transform& t, Cx* 
     });
 }
 
-// The last pass of rows (lanes = 1), handing each point of a set's spectrum to product(set)(index, value) -> value, and the first
-// inverse pass of what that returns. `index` runs over [k][butterfly]: neighbouring threads have neighbouring indices. With
-// kBack = false the transform ends here, and nothing is stored; with kForth = false it begins here, from product(set)(index, 0).
+// The last pass of rows (lanes = 1) and its inverse, with product(set)(Int<R>, index, stride, a) between them, which has points
+// index + k * stride of a set's spectrum in a[0 … R - 1] and leaves what to go back from there. Spectra are stored as [k][butterfly], so
+// that neighbouring threads have neighbouring indices. With kBack = false the transform ends here, and nothing is stored; with
+// kForth = false it begins here, and `a` is undefined before the product.
 template <bool kForth = true, bool kBack = true, class Product>
 HYENA_DEVICE void turning_pass(const Block& block, const Transform& t, Cx* buffer, Product&& product) {
     const Pass& pass = t.pass[t.passes - 1];
@@ -227,7 +267,7 @@ HYENA_DEVICE void turning_pass(const Block& block, const Transform& t, Cx* buffe
                 });
                 butterfly<R, false>(a);
             }
-            unrolled<R>([&](auto k) { a[k] = at(k * each + index, kForth ? a[k] : Cx{}); });
+            at(radix, index, each, a);
             if constexpr (kBack) {
                 butterfly<R, true>(a);
                 unrolled<R>([&](auto k) {

@@ -74,6 +74,7 @@ class Tables {
     // Lays out the passes of `t` and the tables they need; offsets stand in for pointers.
     void transform(Transform& t, int64_t points, int64_t sets, int64_t lanes, bool twist) {
         t.points = uint32_t(points);
+        t.scale = 1.f / float(points);
         t.sets = uint32_t(sets);
         t.lanes = uint32_t(lanes);
         while ((int64_t(1) << t.lane_shift) < lanes) ++t.lane_shift;

@@ -48,6 +48,19 @@ HYENA_DEVICE Cx half_turns(int64_t num, int64_t den) {
     return {(float)c, (float)s};
 }
 
+// p in device memory, without the compiler knowing how it came about: what is near it is then addressed from it, and not from the
+// start of its array each time.
+template <class T>
+HYENA_DEVICE T* opaque(T* p) {
+#if defined(__CUDA_ARCH__)
+    size_t at = __cvta_generic_to_global(p);
+    asm("" : "+l"(at));
+    return static_cast<T*>(__cvta_global_to_generic(at));
+#else
+    return p;
+#endif
+}
+
 // n / d for n < 2^31, without a division (Granlund and Montgomery 1994, figure 4.1).
 struct FastDiv {
     uint32_t divisor = 1, magic = 1, shift1 = 0, shift2 = 0;

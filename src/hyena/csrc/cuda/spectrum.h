@@ -26,6 +26,16 @@ struct Taps {
     }
 };
 
+// Points of a spectrum from and to a turning pass.
+template <int R>
+HYENA_DEVICE void get(Int<R>, const Strided& from, Cx* a) {
+    unrolled<R>([&](auto k) { a[k] = from[k]; });
+}
+template <int R>
+HYENA_DEVICE void put(Int<R>, const Strided& to, float scale, const Cx* a) {
+    unrolled<R>([&](auto k) { to[k] = {a[k].re * scale, a[k].im * scale}; });
+}
+
 // One block a few filters ("sets" of the transform), forward or backward. `filters` counts all of them, F * G.
 template <bool kBackward>
 struct Spectrum {
@@ -43,7 +53,7 @@ struct Spectrum {
         const int64_t first = index * t.sets;
         const auto own = [&](uint32_t set) { return first + set < filters ? first + set : filters - 1; };
         if constexpr (!kBackward) {
-            const float scale = 1.f / float(t.points);
+            const float scale = t.scale;
             block.each([&](int thread) {
                 for (uint32_t i = uint32_t(thread); i < t.size(); i += uint32_t(block.threads))
                     buffer[t.pad(i)] = taps.get(own(i / t.points), i % t.points);
@@ -54,14 +64,15 @@ struct Spectrum {
             first_pass<Ends::kTwisted>(block, t, InBuffer{buffer}, InBuffer{buffer});
             middle_forward(block, t, buffer);
             turning_pass<true, false>(block, t, buffer, [&](uint32_t set) {
-                return [scale, to = first + set < filters ? spectra + (first + set) * room : nullptr](uint32_t k, Cx v) {
-                    if (to != nullptr) to[k] = {v.re * scale, v.im * scale};
-                    return v;
+                return [scale, counts = first + set < filters, to = spectra + own(set) * room](auto radix, uint32_t index, uint32_t stride, Cx* a) {
+                    if (counts) put(radix, Strided(to, index, stride), scale, a);
                 };
             });
         } else {
             turning_pass<false, true>(block, t, buffer, [&](uint32_t set) {
-                return [from = spectra + own(set) * room](uint32_t k, Cx) { return from[k]; };
+                return [from = spectra + own(set) * room](auto radix, uint32_t index, uint32_t stride, Cx* a) {
+                    get(radix, Strided(from, index, stride), a);
+                };
             });
             middle_inverse(block, t, buffer);
             first_pass_inverse<Ends::kTwisted>(block, t, InBuffer{buffer}, InBuffer{buffer});
@@ -127,14 +138,15 @@ struct SpectrumRows {
                 });
             rows.load(block, buffer, x);
             turning_pass<true, false>(block, t, buffer, [&](uint32_t set) {
-                return [scale, to = s + offset + set * t.points](uint32_t k, Cx v) {
-                    to[k] = {v.re * scale, v.im * scale};
-                    return v;
+                return [scale, to = s + offset + set * t.points](auto radix, uint32_t index, uint32_t stride, Cx* a) {
+                    put(radix, Strided(to, index, stride), scale, a);
                 };
             });
         } else {
             turning_pass<false, true>(block, t, buffer, [&](uint32_t set) {
-                return [from = s + offset + set * t.points](uint32_t k, Cx) { return from[k]; };
+                return [from = s + offset + set * t.points](auto radix, uint32_t index, uint32_t stride, Cx* a) {
+                    get(radix, Strided(from, index, stride), a);
+                };
             });
             rows.store(block, buffer, x);
         }

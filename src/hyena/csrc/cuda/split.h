@@ -177,11 +177,13 @@ struct RowsConvolve {
         const int64_t offset = index % rows.tiles() * rows.transform.sets * rows.transform.points;
         if (row_of(sequences, pairs.row(pair)).length == 0) return;
         Cx* x = scratch + pair * rows.points + offset;
-        const Cx* s = spectra.at(filter, channel) + offset;
-        const float skip = skip_of(d, channel, uint32_t(rows.points));
+        Cx* s = spectra.at(filter, channel) + offset;
+        const float skip = skip_of(d, channel, 1.f / float(rows.points));
         rows.load(block, buffer, x);
         turning_pass(block, rows.transform, buffer, [&](uint32_t set) {
-            return [skip, f = s + set * rows.transform.points](uint32_t k, Cx v) { return v * Cx{f[k].re + skip, f[k].im}; };
+            return [skip, f = s + set * rows.transform.points](auto radix, uint32_t index, uint32_t stride, Cx* a) {
+                times_filter<false>(radix, Strided(f, index, stride), skip, a);
+            };
         });
         rows.store(block, buffer, x);
     }
@@ -208,8 +210,8 @@ struct RowsBackward {
         const Transform& t = rows.transform;
         Cx* buffer = reinterpret_cast<Cx*>(shared);
         const int64_t offset = index % rows.tiles() * t.sets * t.points, channel = pairs.first_channel + index / rows.tiles();
-        const Cx* s = spectra.at(0, channel) + offset;
-        const float skip = skip_of(d, channel, uint32_t(rows.points));
+        Cx* s = spectra.at(0, channel) + offset;
+        const float skip = skip_of(d, channel, 1.f / float(rows.points));
         Cx* mine = kept + index * t.sets * t.points;
         Cx* sum = dspectra + channel * spectrum_stride + offset;
         for (int64_t i = 0; i < pairs.num_rows; ++i) {
@@ -217,18 +219,21 @@ struct RowsBackward {
             const int64_t at = (index / rows.tiles() * pairs.num_rows + i) * rows.points + offset;
             rows.load(block, buffer, input + at);
             turning_pass(block, t, buffer, [&](uint32_t set) {
-                return [skip, f = s + set * t.points, keep = mine + set * t.points](uint32_t k, Cx v) {
-                    keep[k] = v;
-                    return v * Cx{f[k].re + skip, f[k].im};
+                const uint32_t first = set * t.points;
+                return [skip, f = s + first, keep = mine + first](auto radix, uint32_t index, uint32_t stride, Cx* a) {
+                    const Strided kept_at(keep, index, stride);
+                    unrolled<decltype(radix)::value>([&](auto k) { kept_at[k] = a[k]; });
+                    times_filter<false>(radix, Strided(f, index, stride), skip, a);
                 };
             });
             if (again) rows.store(block, buffer, input + at);
             rows.load(block, buffer, gradient + at);
             turning_pass(block, t, buffer, [&](uint32_t set) {
                 const uint32_t first = set * t.points;
-                return [skip, f = s + first, keep = mine + first, total = sum + first](uint32_t k, Cx v) {
-                    total[k] = total[k] + times_conj(v, keep[k]);
-                    return times_conj(v, Cx{f[k].re + skip, f[k].im});
+                return [skip, f = s + first, keep = mine + first, total = sum + first](auto radix, uint32_t index, uint32_t stride, Cx* a) {
+                    const Strided kept_at(keep, index, stride), sums_at(total, index, stride);
+                    unrolled<decltype(radix)::value>([&](auto k) { sums_at[k] = sums_at[k] + times_conj(a[k], kept_at[k]); });
+                    times_filter<true>(radix, Strided(f, index, stride), skip, a);
                 };
             });
             rows.store(block, buffer, gradient + at);
