@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import oracle
 from hyena import HyenaOperator
-from hyena.operator import ACTIVATIONS
+from hyena.operator_arguments import ACTIVATIONS
 
 D, L_MAX = 8, 96
 

@@ -11,28 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hyena import functional, ops
 from hyena.filters import HyenaFilter
 from hyena.filters.cache import SpectrumCache, may_cache
+from hyena.operator_arguments import check, find_activation
 
 if TYPE_CHECKING:  # generation is built on operators; only the methods below reach back, when they are called
     from hyena.generation.state import HyenaState
 
-# The product of N + 1 activations leaves float16's range soon after this, and nobody has trained deeper recurrences
-# (the paper and the released models use 2 and 3). More depth is more layers.
-MAX_ORDER = 8
 # Rows of up to this many positions are not worth a matrix product each, which is what another memory order takes.
 _FEW = 32
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "sigmoid": torch.sigmoid,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
 
 
 class HyenaOperator(nn.Module):
@@ -54,8 +43,8 @@ class HyenaOperator(nn.Module):
         emb_dim: features of the filter's positional encoding, odd.
         short_filter_order: taps of the short convolution, causal also in two-sided operators.
         dropout: probability of dropping an entry of a gate-value product, as in the released code.
-        activation: on the mixed values before the output projection: a name out of ``ACTIVATIONS``, a function, or
-            None.
+        activation: on the mixed values before the output projection: "gelu", "relu", "sigmoid",
+            "silu", "tanh", a function, or None.
         causal: no output sees a later input. Otherwise filters are two-sided.
         value_filter: the recurrence of the paper's equation 4, which also convolves ``v`` before the first gate.
         filter_groups: ties the filters of contiguous groups of channels, so that there are only this many.
@@ -100,13 +89,13 @@ class HyenaOperator(nn.Module):
     ) -> None:
         super().__init__()
         width = d_model * inner_factor
-        _check(d_model, l_max, order, num_heads, short_filter_order, dropout, filter_groups, inner_factor, num_blocks)
+        check(d_model, l_max, order, num_heads, short_filter_order, dropout, filter_groups, inner_factor, num_blocks)
         at: dict[str, Any] = {"device": torch.device(device) if device is not None else None, "dtype": dtype}
         self.d_model, self.l_max, self.order, self.num_heads = d_model, l_max, order, num_heads
         self.width, self.num_blocks, self.causal, self.value_filter = width, num_blocks, causal, value_filter
         self.num_filters = order if value_filter else order - 1
         self.filter_channels = num_heads if num_heads > 1 else filter_groups or width
-        self.activation = _activation(activation)
+        self.activation = find_activation(activation)
         self.dropout = nn.Dropout(dropout)
 
         self.in_proj = nn.Linear(d_model, (order + 1) * width, bias=bias, **at)
@@ -377,54 +366,3 @@ class HyenaOperator(nn.Module):
             f"d_model={self.d_model}, l_max={self.l_max}, order={self.order}, num_heads={self.num_heads}, "
             f"causal={self.causal}, value_filter={self.value_filter}"
         )
-
-
-def _activation(activation: str | Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor] | None:
-    if activation is None or callable(activation):
-        return activation
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be a function, None or one of {sorted(ACTIVATIONS)}, got {activation!r}")
-    return ACTIVATIONS[activation]
-
-
-def _check(
-    d_model: int,
-    l_max: int,
-    order: int,
-    num_heads: int,
-    short_filter_order: int,
-    dropout: float,
-    filter_groups: int | None,
-    inner_factor: int,
-    num_blocks: int,
-) -> None:
-    counts = {
-        "d_model": d_model,
-        "l_max": l_max,
-        "num_heads": num_heads,
-        "short_filter_order": short_filter_order,
-        "inner_factor": inner_factor,
-        "num_blocks": num_blocks,
-    }
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if not 1 <= order <= MAX_ORDER:
-        raise ValueError(
-            f"order must be 1 to {MAX_ORDER}, got {order}: beyond that the product of {order + 1} activations leaves "
-            "half precision's range; use more layers instead"
-        )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-    width = d_model * inner_factor
-    if width % num_heads != 0:
-        raise ValueError(f"the width {width} is not a multiple of num_heads={num_heads}")
-    if l_max % num_blocks != 0:
-        raise ValueError(f"l_max={l_max} is not a multiple of num_blocks={num_blocks}")
-    if filter_groups is not None:
-        if num_heads > 1:
-            raise ValueError(
-                f"num_heads={num_heads} already ties filters in heads; leave filter_groups={filter_groups} out"
-            )
-        if filter_groups < 1 or width % filter_groups != 0:
-            raise ValueError(f"the width {width} is not a multiple of filter_groups={filter_groups}")

@@ -2,13 +2,14 @@
 
 from hyena.ops._layout import compute_dtype, transform_length
 from hyena.ops._library import KERNELS, find_kernels
+from hyena.ops._modules import has_plain_weights, is_hooked
 from hyena.ops._packing import check_longest
 from hyena.ops.add_conv import add_conv_
 from hyena.ops.direct_conv import direct_conv, is_direct
 from hyena.ops.gated_conv import gated_conv
 from hyena.ops.implicit_filter import implicit_filter
 from hyena.ops.mix import mix
-from hyena.ops.project import has_plain_weights, is_hooked, project
+from hyena.ops.project import project
 from hyena.ops.short_conv import short_conv
 from hyena.ops.spectrum import filter_spectrum, move_spectrum
 

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
 
 from hyena.ops._layout import is_channel_major
 from hyena.ops._library import define
+from hyena.ops._modules import autocasts, has_plain_weights, is_hooked
 
 # Fewer rows are not worth a kernel of the library's own (kLeastRows in csrc/cpu/ops_linear.cpp).
 _LEAST_ROWS = 256
@@ -119,23 +119,6 @@ define(
 )
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Whether calling the module may do more than its ``forward``."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return _has_any_global_hook() or any(getattr(module, name, None) for name in hooks)
-
-
-def has_plain_weights(module: nn.Module) -> bool:
-    """Whether the module's own weights are plain tensors, which a kernel can read."""
-    weights = [*module._parameters.values(), *module._buffers.values()]
-    return all(w is None or type(w) in (Tensor, nn.Parameter) for w in weights)
-
-
-def _autocasts(device: torch.device) -> bool:
-    # The meta device knows no autocast. (torch.amp.is_autocast_available would tell, but torch 2.11 cannot trace it.)
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
-
-
 def project(u: Tensor, layer: nn.Module, channel_major: bool = False) -> Tensor:
     """``layer(u)`` for u of shape ``(B, L, D)``, by an op of this file if the layer is a plain ``nn.Linear``.
 
@@ -152,7 +135,7 @@ def project(u: Tensor, layer: nn.Module, channel_major: bool = False) -> Tensor:
     weight: Tensor = layer.weight
     bias: Tensor | None = layer.bias
     turns = channel_major or (u.is_cuda and u.dim() == 3 and is_channel_major(u))
-    if _autocasts(u.device):
+    if autocasts(u.device):
         if not turns or u.dtype == torch.float64:
             return layer(u)
         dtype = torch.get_autocast_dtype(u.device.type)
