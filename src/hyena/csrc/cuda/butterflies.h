@@ -1,28 +1,9 @@
 // Transforms of R points in a thread's registers, R = 1, 2, 3, 4, 5, 8, 16, and the constants of the twist.
 #pragma once
 
-#include <utility>
-
 #include "portable.h"
 
 namespace hyena::cuda {
-
-// A constant that may be passed as an argument (std::integral_constant converts on the host only).
-template <int N>
-struct Int {
-    static constexpr int value = N;
-    HYENA_DEVICE constexpr operator int() const { return N; }
-};
-
-// fn(Int<0>{}), …, fn(Int<N - 1>{}): a loop whose index is a constant.
-template <class Fn, int... I>
-HYENA_DEVICE void each_of(Fn&& fn, std::integer_sequence<int, I...>) {
-    (fn(Int<I>{}), ...);
-}
-template <int N, class Fn>
-HYENA_DEVICE void unrolled(Fn&& fn) {
-    each_of(fn, std::make_integer_sequence<int, N>{});
-}
 
 // fn(Int<radix>{}).
 template <class Fn>

@@ -43,12 +43,13 @@ struct Chunks {
     HYENA_DEVICE Chunks(const Block& block, const Transform& t)
         : transform(t), sets(int(t.sets)), per_set(sets == 1 ? block.threads : block.threads / sets), points(int(t.points)) {}
 
-    // fn(set, t) for each of the thread's chunks.
-    template <class Fn>
-    HYENA_DEVICE void each(int thread, Fn&& fn) const {
+    // begin(set)(t) for each of the thread's chunks, which are all of one set.
+    template <class Begin>
+    HYENA_DEVICE void each(int thread, Begin&& begin) const {
         const int set = sets == 1 ? 0 : thread / per_set;
         if (set >= sets) return;
-        for (int t = (thread - set * per_set) * kChunk; t < points; t += per_set * kChunk) fn(set, t);
+        const auto chunk = begin(set);
+        for (int t = (thread - set * per_set) * kChunk; t < points; t += per_set * kChunk) chunk(t);
     }
 
     // A chunk's real parts, from the buffer and into it. A chunk of a padded buffer lies between two gaps.
@@ -96,12 +97,13 @@ struct Convolve {
         const Transform& t = transform;
         // Each thread's own chunks: sets beyond the last channel repeat it, and are not written.
         block.each([&](int thread) {
-            chunks.each(thread, [&](int set, int at) {
-                float x[kChunk];
+            chunks.each(thread, [&](int set) {
                 const int64_t channel = own(first, set);
-                Line(value, sequences, row, channel).read(at, x);
-                gate(gates[0], sequences, row, channel, at, x);
-                chunks.put(buffer, set, at, x);
+                return [&, set, a = Line(value, sequences, row, channel), b = Line(gates[0], sequences, row, channel)](int at) {
+                    float x[kChunk];
+                    product(a, b, at, x);
+                    chunks.put(buffer, set, at, x);
+                };
             });
         });
         for (int f = 0; f < filters; ++f) {
@@ -117,14 +119,18 @@ struct Convolve {
             middle_inverse(block, t, buffer);
             first_pass_inverse<Ends::kRealTwisted>(block, t, InBuffer{buffer}, RealInBuffer{buffer});
             block.each([&](int thread) {
-                chunks.each(thread, [&](int set, int at) {
-                    float x[kChunk];
-                    chunks.get(buffer, set, at, x);
-                    gate(gates[f + 1], sequences, row, own(first, set), at, x);
-                    if (f + 1 < filters)
-                        chunks.put(buffer, set, at, x);
-                    else if (first + set < channels && at < row.length)
-                        write(y, row, first + set, at, x);
+                chunks.each(thread, [&](int set) {
+                    const int64_t channel = own(first, set);
+                    const bool last = f + 1 == filters, counts = first + set < channels;
+                    return [&, set, last, counts, line = Line(gates[f + 1], sequences, row, channel), to = Sink(y, row, channel)](int at) {
+                        float x[kChunk];
+                        chunks.get(buffer, set, at, x);
+                        gate(line, at, x);
+                        if (!last)
+                            chunks.put(buffer, set, at, x);
+                        else if (counts)
+                            to.put(at, x);
+                    };
                 });
             });
         }
@@ -206,17 +212,18 @@ struct ConvolveBackward {
     HYENA_DEVICE void inputs(const Block& block, const Chunks& chunks, Cx* buffer, const Row& row, int64_t first, float* partial) const {
         block.each([&](int thread) {
             float sum = 0.f;
-            chunks.each(thread, [&](int set, int at) {
+            chunks.each(thread, [&](int set) {
                 const int64_t channel = own(first, set);
-                float x[kChunk], g[kChunk];
-                Line(value, sequences, row, channel).read(at, x);
-                gate(pre, sequences, row, channel, at, x);
-                chunks.put(buffer, set, at, x);
-                if (d == nullptr) return;
-                Line(dy, sequences, row, channel).read(at, g);
-                gate(post, sequences, row, channel, at, g);
-                HYENA_UNROLL
-                for (int e = 0; e < kChunk; ++e) sum += x[e] * g[e];
+                return [&, set, a = Line(value, sequences, row, channel), b = Line(pre, sequences, row, channel),
+                        up = Line(dy, sequences, row, channel), outer = Line(post, sequences, row, channel)](int at) {
+                    float x[kChunk], g[kChunk];
+                    product(a, b, at, x);
+                    chunks.put(buffer, set, at, x);
+                    if (d == nullptr) return;
+                    product(up, outer, at, g);
+                    HYENA_UNROLL
+                    for (int e = 0; e < kChunk; ++e) sum += x[e] * g[e];
+                };
             });
             partial[thread] = sum;
         });
@@ -225,11 +232,13 @@ struct ConvolveBackward {
     // The gradient of the convolution's output, dy * post, to the buffer.
     HYENA_DEVICE void gradient_in(const Block& block, const Chunks& chunks, Cx* buffer, const Row& row, int64_t first) const {
         block.each([&](int thread) {
-            chunks.each(thread, [&](int set, int at) {
-                float g[kChunk];
-                Line(dy, sequences, row, own(first, set)).read(at, g);
-                gate(post, sequences, row, own(first, set), at, g);
-                chunks.put(buffer, set, at, g);
+            chunks.each(thread, [&](int set) {
+                const int64_t channel = own(first, set);
+                return [&, set, up = Line(dy, sequences, row, channel), outer = Line(post, sequences, row, channel)](int at) {
+                    float g[kChunk];
+                    product(up, outer, at, g);
+                    chunks.put(buffer, set, at, g);
+                };
             });
         });
     }
@@ -267,21 +276,22 @@ struct ConvolveBackward {
         if (dpost.data == nullptr) return;
         block.each([&](int thread) {
             float parts[kPartSums] = {};
-            chunks.each(thread, [&](int set, int at) {
-                if (first + set >= channels || at >= row.length) return;
-                float g[kChunk + kHalo], c[kChunk + kHalo], x[kHalo + kChunk];
-                const Line up(dy, sequences, row, first + set);
-                up.ahead(at, g);
-                chunks.get_ahead(buffer, set, at, c);
-                HYENA_UNROLL
-                for (int e = 0; e < kChunk + kHalo; ++e) g[e] *= c[e];
-                if (!adjoint) {
-                    write(dpost, row, first + set, at, g);
-                    return;
-                }
-                const Line line(post, sequences, row, first + set);
-                line.window<0>(at, x);
-                write_adjoint(dpost, row, line, first + set, at, g, x, parts);
+            chunks.each(thread, [&](int set) {
+                const int64_t channel = own(first, set);
+                const int length = first + set < channels ? row.length : 0;
+                return [&, set, length, up = Line(dy, sequences, row, channel), line = Line(post, sequences, row, channel),
+                        to = Sink(dpost, row, channel)](int at) {
+                    if (at >= length) return;
+                    float g[kHalo + kChunk + kHalo], c[kChunk + kHalo], x[kHalo + kChunk + kHalo];
+                    windows<true>(up, line, at, g, x);
+                    chunks.get_ahead(buffer, set, at, c);
+                    HYENA_UNROLL
+                    for (int e = 0; e < kChunk + kHalo; ++e) c[e] *= g[kHalo + e];
+                    if (adjoint)
+                        put_adjoint(to, line, at, c, x, parts);
+                    else
+                        to.put(at, c);
+                };
             });
             HYENA_UNROLL
             for (int k = 0; k < kPartSums; ++k) partial[k * block.threads + thread] = parts[k];
@@ -293,38 +303,41 @@ struct ConvolveBackward {
                                       float* partial) const {
         block.each([&](int thread) {
             float parts[2 * kPartSums] = {};
-            chunks.each(thread, [&](int set, int at) {
-                if (first + set >= channels || at >= row.length) return;
-                const int64_t channel = first + set;
-                float dp[kChunk + kHalo], g[kChunk + kHalo];
-                chunks.get_ahead(buffer, set, at, dp);
-                if (!adjoint) {
-                    if (pre.given()) {
-                        Line(value, sequences, row, channel).read(at, g);
-                        HYENA_UNROLL
-                        for (int e = 0; e < kChunk; ++e) g[e] *= dp[e];
-                        write(dpre, row, channel, at, g);
-                        gate(pre, sequences, row, channel, at, dp);
+            chunks.each(thread, [&](int set) {
+                const int64_t channel = own(first, set);
+                const int length = first + set < channels ? row.length : 0;
+                return [&, set, length, values = Line(value, sequences, row, channel), gates = Line(pre, sequences, row, channel),
+                        to_value = Sink(dvalue, row, channel), to_pre = Sink(dpre, row, channel)](int at) {
+                    if (at >= length) return;
+                    float dp[kChunk + kHalo], xv[kHalo + kChunk + kHalo], xg[kHalo + kChunk + kHalo], v[kChunk + kHalo], g[kChunk + kHalo];
+                    windows<true>(values, gates, at, xv, xg);
+                    chunks.get_ahead(buffer, set, at, dp);
+                    if (!adjoint) {
+                        if (gates.given) {
+                            values.finish(at, xv, v);
+                            gates.finish(at, xg, g);
+                            HYENA_UNROLL
+                            for (int e = 0; e < kChunk; ++e) {
+                                v[e] *= dp[e];
+                                dp[e] *= g[e];
+                            }
+                            to_pre.put(at, v);
+                        }
+                        to_value.put(at, dp);
+                        return;
                     }
-                    write(dvalue, row, channel, at, dp);
-                    return;
-                }
-                float xv[kHalo + kChunk + kHalo], v[kChunk + kHalo];
-                const Line values(value, sequences, row, channel);
-                values.window<kHalo>(at, xv);
-                if (pre.given()) {
-                    float xg[kHalo + kChunk + kHalo];
-                    const Line gates(pre, sequences, row, channel);
-                    gates.window<kHalo>(at, xg);
-                    values.convolve<kHalo>(at, xv, v);
-                    HYENA_UNROLL
-                    for (int e = 0; e < kChunk + kHalo; ++e) v[e] *= dp[e];
-                    gates.convolve<kHalo>(at, xg, g);
-                    write_adjoint(dpre, row, gates, channel, at, v, xg, parts);
-                    HYENA_UNROLL
-                    for (int e = 0; e < kChunk + kHalo; ++e) dp[e] *= g[e];
-                }
-                write_adjoint(dvalue, row, values, channel, at, dp, xv, parts + kPartSums);
+                    if (gates.given) {
+                        values.convolve<kHalo>(at, xv, v);
+                        gates.convolve<kHalo>(at, xg, g);
+                        HYENA_UNROLL
+                        for (int e = 0; e < kChunk + kHalo; ++e) {
+                            v[e] *= dp[e];
+                            dp[e] *= g[e];
+                        }
+                        put_adjoint(to_pre, gates, at, v, xg, parts);
+                    }
+                    put_adjoint(to_value, values, at, dp, xv, parts + kPartSums);
+                };
             });
             HYENA_UNROLL
             for (int k = 0; k < 2 * kPartSums; ++k) partial[k * block.threads + thread] = parts[k];

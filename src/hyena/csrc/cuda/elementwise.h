@@ -42,9 +42,8 @@ struct Multiply {
         block.each([&](int thread) {
             pieces.each(block, index, thread, [&](const Row& row, int t) {
                 float x[kChunk];
-                Line(a, pieces.sequences, row, channel).read(t, x);
-                gate(b, pieces.sequences, row, channel, t, x);
-                write(y, row, channel, t, x);
+                product(Line(a, pieces.sequences, row, channel), Line(b, pieces.sequences, row, channel), t, x);
+                Sink(y, row, channel).put(t, x);
             });
         });
     }
@@ -67,10 +66,8 @@ struct Dot {
             float sum = 0.f;
             pieces.each(block, index, thread, [&](const Row& row, int t) {
                 float x[kChunk], g[kChunk], part = 0.f;
-                Line(a, pieces.sequences, row, channel).read(t, x);
-                gate(b, pieces.sequences, row, channel, t, x);
-                Line(c, pieces.sequences, row, channel).read(t, g);
-                gate(e, pieces.sequences, row, channel, t, g);
+                product(Line(a, pieces.sequences, row, channel), Line(b, pieces.sequences, row, channel), t, x);
+                product(Line(c, pieces.sequences, row, channel), Line(e, pieces.sequences, row, channel), t, g);
                 HYENA_UNROLL
                 for (int i = 0; i < kChunk; ++i) part += x[i] * g[i];
                 sum += part;
@@ -108,7 +105,10 @@ struct ShortConvBackward {
                 pieces.each(block, index, thread, [&](const Row& row, int t) {
                     const Line line(z, pieces.sequences, row, channel);
                     float x[kHalo + kChunk], y[kChunk];
-                    line.window<0>(t - g * kTapGroup, x);
+                    if (g == 0)
+                        window(line, t, x);
+                    else
+                        line.raw<kHalo + kChunk>(t - g * kTapGroup - kHalo, x);
                     read_gradient(line, row, channel, t, y);
                     HYENA_UNROLL
                     for (int e = 0; e < kChunk; ++e) {
@@ -145,7 +145,7 @@ struct ShortConvBackward {
                         }
                 }
                 if (!line.inside(t, kChunk)) line.drop<kChunk>(t, dx);
-                write(dz, row, channel, t, dx);
+                Sink(dz, row, channel).put(t, dx);
             });
         });
     }

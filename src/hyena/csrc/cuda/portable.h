@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
@@ -18,6 +20,23 @@
 #endif
 
 namespace hyena::cuda {
+
+// A constant that may be passed as an argument (std::integral_constant converts on the host only).
+template <int N>
+struct Int {
+    static constexpr int value = N;
+    HYENA_DEVICE constexpr operator int() const { return N; }
+};
+
+// fn(Int<0>{}), …, fn(Int<N - 1>{}): a loop whose index is a constant.
+template <class Fn, int... I>
+HYENA_DEVICE void each_of(Fn&& fn, std::integer_sequence<int, I...>) {
+    (fn(Int<I>{}), ...);
+}
+template <int N, class Fn>
+HYENA_DEVICE void unrolled(Fn&& fn) {
+    each_of(fn, std::make_integer_sequence<int, N>{});
+}
 
 struct alignas(8) Cx {
     float re, im;
@@ -135,6 +154,26 @@ HYENA_DEVICE Float16 from_float<Float16>(float x) {
 #else
     return bits_as<Float16>(static_cast<_Float16>(x));
 #endif
+}
+
+// Two values of a 2-byte type in a word, the first in its lower half.
+template <class IO>
+HYENA_DEVICE void unpack(uint32_t word, float* x) {
+    x[0] = to_float(IO{uint16_t(word)});
+    x[1] = to_float(IO{uint16_t(word >> 16)});
+}
+template <>
+HYENA_DEVICE void unpack<BFloat16>(uint32_t word, float* x) {
+    x[0] = bits_as<float>(word << 16);
+    x[1] = bits_as<float>(word & 0xffff0000u);
+}
+template <class IO>
+HYENA_DEVICE uint32_t packed(float first, float second) {
+#if defined(__CUDA_ARCH__)
+    if constexpr (std::is_same_v<IO, BFloat16>) return bits_as<uint32_t>(__floats2bfloat162_rn(first, second));
+    if constexpr (std::is_same_v<IO, Float16>) return bits_as<uint32_t>(__floats2half2_rn(first, second));
+#endif
+    return from_float<IO>(first).bits | uint32_t(from_float<IO>(second).bits) << 16;
 }
 
 HYENA_DEVICE int64_t bytes_of(Storage s) { return s == Storage::kFloat ? 4 : 2; }

@@ -70,17 +70,37 @@ struct Operand {
 // N values that one access moves, as far as accesses go: 16 bytes.
 template <class IO, int N>
 struct alignas(N * sizeof(IO) < 16 ? N * sizeof(IO) : 16) Pack {
-    IO values[N];
+    uint32_t words[N * sizeof(IO) / 4];
+
+    HYENA_DEVICE void get(float* x) const {
+        unrolled<int(N * sizeof(IO) / 4)>([&](auto i) {
+            if constexpr (sizeof(IO) == 4)
+                x[i] = bits_as<float>(words[i]);
+            else
+                unpack<IO>(words[i], x + 2 * i);
+        });
+    }
+    HYENA_DEVICE void set(const float* x) {
+        unrolled<int(N * sizeof(IO) / 4)>([&](auto i) {
+            if constexpr (sizeof(IO) == 4)
+                words[i] = bits_as<uint32_t>(x[i]);
+            else
+                words[i] = packed<IO>(x[2 * i], x[2 * i + 1]);
+        });
+    }
 };
 
 // A row and channel of an operand.
 struct Line {
     const char* data;
     const uint8_t* keep;  // mask of the row, or null; applied only with a short convolution
-    const float* last;  // tap of the position itself
+    const float* last;    // tap of the position itself
     int32_t length, taps;
     Storage storage;
+    bool given;
+    bool aligned;           // so that chunks can be read in a few accesses
     float bias;
+    float w[kTapGroup];     // the first group of taps: weight of the position j before
 
     HYENA_DEVICE Line(const Operand& o, const Sequences& s, const Row& row, int64_t channel)
         : data(o.array.at(row, channel)),
@@ -89,7 +109,12 @@ struct Line {
           length(row.length),
           taps(o.taps),
           storage(o.array.storage),
-          bias(o.taps > 0 && o.bias != nullptr ? o.bias[channel] : 0.f) {}
+          given(o.given()),
+          aligned(reinterpret_cast<uintptr_t>(data) % 16 == 0),
+          bias(o.taps > 0 && o.bias != nullptr ? o.bias[channel] : 0.f) {
+        HYENA_UNROLL
+        for (int j = 0; j < kTapGroup; ++j) w[j] = tap(j);
+    }
 
     HYENA_DEVICE int groups() const { return (taps + kTapGroup - 1) / kTapGroup; }
     // Weight of the position j before.
@@ -100,21 +125,24 @@ struct Line {
     // Whether positions t … t + n - 1 are all in the row and kept.
     HYENA_DEVICE bool inside(int t, int n) const { return keep == nullptr && t >= 0 && t + n <= length; }
 
+    // Whether a Span can be read at t >= 0.
+    template <bool kAfter>
+    HYENA_DEVICE bool quick(int t) const {
+        return aligned && t + kChunk + (kAfter ? 4 : 0) <= length;
+    }
+
     // Values at t … t + N - 1, zero outside the row and where masked.
     template <int N>
     HYENA_DEVICE void raw(int t, float* x) const {
         with_storage(storage, [&](auto tag) {
-            using IO = decltype(tag);
-            const IO* p = reinterpret_cast<const IO*>(data) + t;
-            if (N % 4 == 0 && t >= 0 && t + N <= length && reinterpret_cast<uintptr_t>(p) % alignof(Pack<IO, N>) == 0) {
-                const Pack<IO, N> pack = *reinterpret_cast<const Pack<IO, N>*>(p);
-                HYENA_UNROLL
-                for (int e = 0; e < N; ++e) x[e] = to_float(pack.values[e]);
-            } else {
-                HYENA_UNROLL
-                for (int e = 0; e < N; ++e) x[e] = t + e >= 0 && t + e < length ? to_float(p[e]) : 0.f;
-            }
+            const auto* p = reinterpret_cast<const decltype(tag)*>(data) + t;
+            HYENA_UNROLL
+            for (int e = 0; e < N; ++e) x[e] = t + e >= 0 && t + e < length ? to_float(p[e]) : 0.f;
         });
+        mask<N>(t, x);
+    }
+    template <int N>
+    HYENA_DEVICE void mask(int t, float* x) const {
         if (keep != nullptr) drop<N>(t, x);
     }
 
@@ -126,34 +154,9 @@ struct Line {
             if (!keeps(t + e)) x[e] = 0.f;
     }
 
-    // Values at t … t + kChunk + kHalo - 1.
-    HYENA_DEVICE void ahead(int t, float* x) const {
-        raw<kChunk>(t, x);
-        float more[4];  // one vector rather than three numbers
-        raw<4>(t + kChunk, more);
-        HYENA_UNROLL
-        for (int e = 0; e < kHalo; ++e) x[kChunk + e] = more[e];
-    }
-
-    // Values at t - kHalo … t + kChunk + kAfter - 1, kAfter being 0 or kHalo.
-    template <int kAfter>
-    HYENA_DEVICE void window(int t, float* x) const {
-        float more[4];
-        raw<4>(t - 4, more);
-        HYENA_UNROLL
-        for (int e = 0; e < kHalo; ++e) x[e] = more[4 - kHalo + e];
-        if constexpr (kAfter == 0)
-            raw<kChunk>(t, x + kHalo);
-        else
-            ahead(t, x + kHalo);
-    }
-
     // The short convolution at t … t + kChunk + kAfter - 1 of the window at t, for the first group of taps.
     template <int kAfter>
     HYENA_DEVICE void convolve(int t, const float* x, float* out) const {
-        float w[kTapGroup];
-        HYENA_UNROLL
-        for (int j = 0; j < kTapGroup; ++j) w[j] = tap(j);
         HYENA_UNROLL
         for (int e = 0; e < kChunk + kAfter; ++e) out[e] = bias;
         HYENA_UNROLL
@@ -165,80 +168,155 @@ struct Line {
         if (!inside(t, kChunk + kAfter)) drop<kChunk + kAfter>(t, out);
     }
 
-    // The operand at t … t + kChunk - 1, any number of taps.
-    HYENA_DEVICE void read(int t, float* out) const {
-        if (taps == 0) {
-            raw<kChunk>(t, out);
-            return;
-        }
-        float x[kHalo + kChunk];
-        window<0>(t, x);
-        convolve<0>(t, x, out);
-        for (int g = 1; g < groups(); ++g) {
-            window<0>(t - g * kTapGroup, x);
+    // The operand at t … t + kChunk - 1 out of the window at t, any number of taps.
+    HYENA_DEVICE void finish(int t, const float* window_at_t, float* out) const;
+};
+
+// Positions t - 4 … t + kChunk + 3 of a line, or some of them, as they lie. Reading and converting are apart, so that several can be
+// under way at once.
+template <class IO, bool kAfter>
+struct Span {
+    Pack<IO, 4> before, after;
+    Pack<IO, kChunk> own;
+
+    HYENA_DEVICE Span(const Line& line, int t) : before{}, after{} {
+        const IO* p = reinterpret_cast<const IO*>(line.data) + t;
+        if (line.taps > 0 && t > 0) before = *reinterpret_cast<const Pack<IO, 4>*>(p - 4);
+        own = *reinterpret_cast<const Pack<IO, kChunk>*>(p);
+        if (kAfter) after = *reinterpret_cast<const Pack<IO, 4>*>(p + kChunk);
+    }
+    HYENA_DEVICE void get(float* x) const {
+        float more[4];
+        before.get(more);
+        HYENA_UNROLL
+        for (int e = 0; e < kHalo; ++e) x[e] = more[4 - kHalo + e];
+        own.get(x + kHalo);
+        if constexpr (kAfter) {
+            after.get(more);
             HYENA_UNROLL
-            for (int e = 0; e < kChunk; ++e) {
-                float sum = 0.f;
-                HYENA_UNROLL
-                for (int j = 0; j < kTapGroup; ++j)
-                    if (g * kTapGroup + j < taps) sum += tap(g * kTapGroup + j) * x[kHalo + e - j];
-                if (keeps(t + e)) out[e] += sum;
-            }
+            for (int e = 0; e < kHalo; ++e) x[kHalo + kChunk + e] = more[e];
         }
     }
 };
 
+// Values at t - kHalo … t + kChunk - 1, or kHalo more; zero outside the row and where masked. Those before t are not read where
+// there is no short convolution.
+template <bool kAfter = false>
+HYENA_DEVICE void window(const Line& line, int t, float* x) {
+    constexpr int kCount = kHalo + kChunk + (kAfter ? kHalo : 0);
+    if (line.quick<kAfter>(t)) {
+        with_storage(line.storage, [&](auto tag) { Span<decltype(tag), kAfter>(line, t).get(x); });
+        line.mask<kCount>(t - kHalo, x);
+    } else {
+        line.raw<kCount>(t - kHalo, x);
+    }
+}
+
+// The same of two lines, of which the second may be missing, read together.
+template <bool kAfter = false>
+HYENA_DEVICE void windows(const Line& a, const Line& b, int t, float* xa, float* xb) {
+    if (b.given && a.storage == b.storage && a.quick<kAfter>(t) && b.quick<kAfter>(t)) {
+        with_storage(a.storage, [&](auto tag) {
+            const Span<decltype(tag), kAfter> sa(a, t), sb(b, t);
+            sa.get(xa);
+            sb.get(xb);
+        });
+        constexpr int kCount = kHalo + kChunk + (kAfter ? kHalo : 0);
+        a.mask<kCount>(t - kHalo, xa);
+        b.mask<kCount>(t - kHalo, xb);
+        return;
+    }
+    window<kAfter>(a, t, xa);
+    if (b.given) window<kAfter>(b, t, xb);
+}
+
+HYENA_DEVICE void Line::finish(int t, const float* window_at_t, float* out) const {
+    if (taps == 0) {
+        HYENA_UNROLL
+        for (int e = 0; e < kChunk; ++e) out[e] = window_at_t[kHalo + e];
+        return;
+    }
+    convolve<0>(t, window_at_t, out);
+    for (int g = 1; g < groups(); ++g) {
+        float x[kHalo + kChunk];
+        raw<kHalo + kChunk>(t - g * kTapGroup - kHalo, x);
+        HYENA_UNROLL
+        for (int e = 0; e < kChunk; ++e) {
+            float sum = 0.f;
+            HYENA_UNROLL
+            for (int j = 0; j < kTapGroup; ++j)
+                if (g * kTapGroup + j < taps) sum += tap(g * kTapGroup + j) * x[kHalo + e - j];
+            if (keeps(t + e)) out[e] += sum;
+        }
+    }
+}
+
+// a * b at t … t + kChunk - 1, where b may be missing.
+HYENA_DEVICE void product(const Line& a, const Line& b, int t, float* out) {
+    float xa[kHalo + kChunk], xb[kHalo + kChunk], g[kChunk];
+    windows(a, b, t, xa, xb);
+    a.finish(t, xa, out);
+    if (!b.given) return;
+    b.finish(t, xb, g);
+    HYENA_UNROLL
+    for (int e = 0; e < kChunk; ++e) out[e] *= g[e];
+}
+
 // x *= the operand, if there is one.
-HYENA_DEVICE void gate(const Operand& o, const Sequences& s, const Row& row, int64_t channel, int t, float* x) {
-    if (!o.given()) return;
-    float g[kChunk];
-    Line(o, s, row, channel).read(t, g);
+HYENA_DEVICE void gate(const Line& line, int t, float* x) {
+    if (!line.given) return;
+    float w[kHalo + kChunk], g[kChunk];
+    window(line, t, w);
+    line.finish(t, w, g);
     HYENA_UNROLL
     for (int e = 0; e < kChunk; ++e) x[e] *= g[e];
 }
 
-// Writes positions t … t + kChunk - 1 of a row and channel.
-HYENA_DEVICE void write(const Array& array, const Row& row, int64_t channel, int t, const float* x) {
-    char* data = array.at(row, channel);
-    with_storage(array.storage, [&](auto tag) {
-        using IO = decltype(tag);
-        using Values = Pack<IO, kChunk>;
-        IO* p = reinterpret_cast<IO*>(data) + t;
-        if (t + kChunk <= row.length && reinterpret_cast<uintptr_t>(p) % alignof(Values) == 0) {
-            Values pack;
-            HYENA_UNROLL
-            for (int e = 0; e < kChunk; ++e) pack.values[e] = from_float<IO>(x[e]);
-            *reinterpret_cast<Values*>(p) = pack;
-        } else {
-            HYENA_UNROLL
-            for (int e = 0; e < kChunk; ++e)
-                if (t + e < row.length) p[e] = from_float<IO>(x[e]);
-        }
-    });
-}
+// A row and channel that is written.
+struct Sink {
+    char* data;
+    Storage storage;
+    int32_t length;
+    bool aligned;
+
+    HYENA_DEVICE Sink(const Array& array, const Row& row, int64_t channel)
+        : data(array.at(row, channel)), storage(array.storage), length(row.length), aligned(reinterpret_cast<uintptr_t>(data) % 16 == 0) {}
+
+    // Positions t … t + kChunk - 1, as far as the row goes.
+    HYENA_DEVICE void put(int t, const float* x) const {
+        with_storage(storage, [&](auto tag) {
+            using IO = decltype(tag);
+            IO* p = reinterpret_cast<IO*>(data) + t;
+            if (aligned && t + kChunk <= length) {
+                reinterpret_cast<Pack<IO, kChunk>*>(p)->set(x);
+            } else {
+                HYENA_UNROLL
+                for (int e = 0; e < kChunk; ++e)
+                    if (t + e < length) p[e] = from_float<IO>(x[e]);
+            }
+        });
+    }
+};
 
 // The gradient of one part of z, through the adjoint of its short convolution (up to four taps): `g` is that of the part at
 // t … t + kChunk + kHalo - 1, `x` the window of z. Adds to the sums of the taps' gradients and the bias's.
-HYENA_DEVICE void write_adjoint(const Array& dz, const Row& row, const Line& line, int64_t channel, int t, float* g, const float* x,
-                                float* sums) {
-    float dx[kChunk], w[kTapGroup];
+HYENA_DEVICE void put_adjoint(const Sink& dz, const Line& line, int t, float* g, const float* x, float* sums) {
+    float dx[kChunk];
     const bool inside = line.inside(t, kChunk + kHalo);
     if (!inside) line.drop<kChunk + kHalo>(t, g);
-    HYENA_UNROLL
-    for (int j = 0; j < kTapGroup; ++j) w[j] = line.tap(j);
     HYENA_UNROLL
     for (int e = 0; e < kChunk; ++e) {
         dx[e] = 0.f;
         HYENA_UNROLL
         for (int j = 0; j < kTapGroup; ++j)
             if (j < line.taps) {
-                dx[e] += w[j] * g[e + j];
+                dx[e] += line.w[j] * g[e + j];
                 sums[j] += g[e] * x[kHalo + e - j];
             }
         sums[kTapGroup] += g[e];
     }
     if (!inside) line.drop<kChunk>(t, dx);
-    write(dz, row, channel, t, dx);
+    dz.put(t, dx);
 }
 
 // Positions in tiles: of batch rows, every row has its own; packed rows share them, so that short ones need no block each.

@@ -96,10 +96,10 @@ struct ColumnsIn {
         const Row row = row_of(sequences, columns.pairs.row(pair));
         if (row.length == 0) return;
         block.each([&](int thread) {
+            const Line first(a, sequences, row, channel), second(b, sequences, row, channel);
             columns.each_chunk(block, thread, tile, [&](int t, uint32_t at) {
                 float x[kChunk];
-                Line(a, sequences, row, channel).read(t, x);
-                gate(b, sequences, row, channel, t, x);
+                product(first, second, t, x);
                 columns.put(buffer, at, x);
             });
         });
@@ -132,8 +132,8 @@ struct ColumnsOut {
                 for (int i = 0; i < count; ++i) {
                     float x[kChunk];
                     columns.get(buffer, at, x);
-                    gate(factors[i], sequences, row, channel, t, x);
-                    write(results[i], row, channel, t, x);
+                    gate(Line(factors[i], sequences, row, channel), t, x);
+                    Sink(results[i], row, channel).put(t, x);
                 }
             });
         });
