@@ -55,14 +55,24 @@ struct Chunks {
     // A chunk's real parts, from the buffer and into it. A chunk of a padded buffer lies between two gaps.
     HYENA_DEVICE void get(const Cx* buffer, int set, int t, float* x) const {
         const Cx* from = buffer + transform.pad(uint32_t(set * points + t));
-        HYENA_UNROLL
-        for (int e = 0; e < kChunk; ++e) x[e] = t + kChunk <= points || t + e < points ? from[e].re : 0.f;
+        if (t + kChunk <= points) {
+            HYENA_UNROLL
+            for (int e = 0; e < kChunk; ++e) x[e] = from[e].re;
+        } else {
+            HYENA_UNROLL
+            for (int e = 0; e < kChunk; ++e) x[e] = t + e < points ? from[e].re : 0.f;
+        }
     }
     HYENA_DEVICE void put(Cx* buffer, int set, int t, const float* x) const {
         Cx* to = buffer + transform.pad(uint32_t(set * points + t));
-        HYENA_UNROLL
-        for (int e = 0; e < kChunk; ++e)
-            if (t + kChunk <= points || t + e < points) to[e].re = x[e];
+        if (t + kChunk <= points) {
+            HYENA_UNROLL
+            for (int e = 0; e < kChunk; ++e) to[e].re = x[e];
+        } else {
+            HYENA_UNROLL
+            for (int e = 0; e < kChunk; ++e)
+                if (t + e < points) to[e].re = x[e];
+        }
     }
     // With the first few of the chunk after it, zeros behind the last.
     HYENA_DEVICE void get_ahead(const Cx* buffer, int set, int t, float* x) const {
@@ -75,7 +85,7 @@ struct Chunks {
 
 // y = gate[F] * conv_{F-1}(… gate[1] * conv_0(gate[0] * value)): one block, one row, `sets` channels, one pass over the data.
 struct Convolve {
-    static constexpr int kBlocksTogether = 3;
+    static constexpr int kBlocksTogether = 3, kMaxRowsEach = 8;
     Sequences sequences;
     Transform transform;
     Spectra spectra;
@@ -85,14 +95,24 @@ struct Convolve {
     Operand value, gates[kMaxGates];
     Array y;
 
-    int64_t blocks() const { return (channels + transform.sets - 1) / transform.sets * sequences.count; }
+    // Rows that a block takes, one after the other: from the second on, spectra and tables come from the first cache level.
+    int64_t rows_each = 1;
 
-    // Neighbouring blocks have the same channels and the next row, so that the spectra stay in the second cache level.
+    HYENA_DEVICE int64_t blocks_each() const { return (sequences.count + rows_each - 1) / rows_each; }
+    int64_t blocks() const { return (channels + transform.sets - 1) / transform.sets * blocks_each(); }
+
+    // Neighbouring blocks have the same channels and the next rows, so that the spectra stay in the second cache level.
     HYENA_DEVICE void operator()(const Block& block, char* shared, int64_t index) const {
-        Cx* buffer = reinterpret_cast<Cx*>(shared);
-        const Row row = row_of(sequences, index % sequences.count);
-        if (row.length == 0) return;
-        const int64_t first = index / sequences.count * transform.sets;
+        const int64_t group = index / blocks_each(), begin = (index - group * blocks_each()) * rows_each;
+        const int64_t end = begin + rows_each < sequences.count ? begin + rows_each : sequences.count;
+        for (int64_t r = begin; r < end; ++r) {
+            const Row row = row_of(sequences, r);
+            if (row.length > 0) one_row(block, reinterpret_cast<Cx*>(shared), row, group * transform.sets);
+        }
+    }
+
+  private:
+    HYENA_DEVICE void one_row(const Block& block, Cx* buffer, const Row& row, int64_t first) const {
         const Chunks chunks(block, transform);
         const Transform& t = transform;
         // Each thread's own chunks: sets beyond the last channel repeat it, and are not written.

@@ -61,7 +61,7 @@ Tensor mix(const Tensor& z_in, const Tensor& weight, const Optional& bias, const
         program.value = recurrence.value();
         for (int64_t i = 0; i <= filters; ++i) program.gates[i] = recurrence.gate(i);
         program.y = array(y);
-        input.call.run("mixing step", program, threads_for(transform.size()), shared_bytes(transform.size()));
+        convolve(input.call, "mixing step", program);
         return in_order_of(y, z_in);
     }
     Tensor between;

@@ -105,7 +105,7 @@ struct Line {
     HYENA_DEVICE Line(const Operand& o, const Sequences& s, const Row& row, int64_t channel)
         : data(o.array.at(row, channel)),
           keep(s.mask != nullptr && o.taps > 0 ? s.mask + row.batch * s.length + row.start : nullptr),
-          last(o.weight + (channel + 1) * o.taps - 1),
+          last(o.weight + uint32_t(channel + 1) * uint32_t(o.taps) - 1),
           length(row.length),
           taps(o.taps),
           storage(o.array.storage),
@@ -288,7 +288,9 @@ struct Sink {
             using IO = decltype(tag);
             IO* p = reinterpret_cast<IO*>(data) + t;
             if (aligned && t + kChunk <= length) {
-                reinterpret_cast<Pack<IO, kChunk>*>(p)->set(x);
+                Pack<IO, kChunk> pack;
+                pack.set(x);
+                *reinterpret_cast<Pack<IO, kChunk>*>(p) = pack;  // whole: word by word it would be as many accesses
             } else {
                 HYENA_UNROLL
                 for (int e = 0; e < kChunk; ++e)

@@ -126,7 +126,15 @@ void forward(const Call& call, const Prepared& prepared, const Step& step, const
     program.gates[0] = step.pre;
     program.gates[1] = step.post;
     program.y = y;
-    call.run("convolution", program, threads_for(plan.whole.size()), shared_bytes(plan.whole.size()));
+    convolve(call, "convolution", program);
+}
+
+void convolve(const Call& call, const char* name, Convolve program) {
+    const int64_t size = program.transform.size(), bytes = shared_bytes(size), limit = call.device.limits.shared;
+    // As many rows to a block as leave several times the blocks that run at once, or their last round would be a large part.
+    const int64_t at_once = call.device.limits.multiprocessors * std::clamp<int64_t>(limit / bytes, 1, Convolve::kBlocksTogether);
+    program.rows_each = std::clamp<int64_t>(program.blocks() / (8 * at_once), 1, Convolve::kMaxRowsEach);
+    call.run(name, program, threads_for(size), bytes);
 }
 
 void backward(const Call& call, const Prepared& prepared, const Step& step, const Operand& dy, bool adjoint, StepGradients& to) {
