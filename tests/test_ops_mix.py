@@ -98,6 +98,12 @@ def test_lengths(tier: Tier, dtype: torch.dtype, length: int, causal: bool) -> N
     compare(partial(convolve, causal=causal), matrices, x, rand(1, length, 2), tier, dtype, judge=judge, h=wide)
 
 
+def test_many_rows(tier: Tier) -> None:
+    # More than run at once: a kernel's block then takes several rows, and the last block fewer.
+    x = inputs(37, 97, 64, mask="random")
+    compare(convolve, partial(matrices, order=2), x, rand(37, 97, 64), tier, torch.float32)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])
 @pytest.mark.parametrize(("order", "value_filter"), RECURRENCES)
