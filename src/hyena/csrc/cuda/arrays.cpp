@@ -25,7 +25,10 @@ Optional positions_last(const Optional& t) {
     return positions_last(*t);
 }
 
-Array array(const Tensor& t) { return {t.data_ptr(), storage_of(t), t.stride(0), t.stride(2)}; }
+Array array(const Tensor& t) {
+    const Storage storage = storage_of(t);
+    return {t.data_ptr(), storage, t.stride(0) << shift_of(storage), t.stride(2) << shift_of(storage)};
+}
 Operand operand(const Tensor& t) { return {array(t), nullptr, nullptr, 0}; }
 Operand operand(const Optional& t) { return t ? operand(*t) : Operand{}; }
 
@@ -48,7 +51,7 @@ Spectra spectra_of(const Tensor& t, int64_t channels) {
 int64_t size_of(const Tensor& spectrum) { return points_of(spectrum.size(spectrum.dim() - 2) - 1); }
 
 Array part(Array a, int64_t first) {
-    a.data = static_cast<char*>(a.data) + first * a.channel_stride * bytes_of(a.storage);
+    a.data = static_cast<char*>(a.data) + first * a.channel_stride;
     return a;
 }
 

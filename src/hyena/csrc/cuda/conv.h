@@ -118,7 +118,7 @@ struct Convolve {
         // Each thread's own chunks: sets beyond the last channel repeat it, and are not written.
         block.each([&](int thread) {
             chunks.each(thread, [&](int set) {
-                const int64_t channel = own(first, set);
+                const uint32_t channel = own(first, set);
                 return [&, set, a = Line(value, sequences, row, channel), b = Line(gates[0], sequences, row, channel)](int at) {
                     float x[kChunk];
                     product(a, b, at, x);
@@ -130,7 +130,7 @@ struct Convolve {
             first_pass<Ends::kRealTwisted>(block, t, RealInBuffer{buffer}, InBuffer{buffer});
             middle_forward(block, t, buffer);
             turning_pass(block, t, buffer, [&](uint32_t set) {
-                const int64_t channel = own(first, int(set));
+                const uint32_t channel = own(first, int(set));
                 return [s = spectra.at(f, channel), skip = skip_of(d, f * channels + channel, t.scale)](
                            auto radix, uint32_t index, uint32_t stride, Cx* a) {
                     times_filter<false>(radix, Strided(s, index, stride), skip, a);
@@ -140,7 +140,7 @@ struct Convolve {
             first_pass_inverse<Ends::kRealTwisted>(block, t, InBuffer{buffer}, RealInBuffer{buffer});
             block.each([&](int thread) {
                 chunks.each(thread, [&](int set) {
-                    const int64_t channel = own(first, set);
+                    const uint32_t channel = own(first, set);
                     const bool last = f + 1 == filters, counts = first + set < channels;
                     return [&, set, last, counts, line = Line(gates[f + 1], sequences, row, channel), to = Sink(y, row, channel)](int at) {
                         float x[kChunk];
@@ -156,7 +156,7 @@ struct Convolve {
         }
     }
 
-    HYENA_DEVICE int64_t own(int64_t first, int set) const { return first + set < channels ? first + set : channels - 1; }
+    HYENA_DEVICE uint32_t own(int64_t first, int set) const { return uint32_t(first + set < channels ? first + set : channels - 1); }
 };
 
 // Sums that a gradient keeps of every channel: that of d, then taps and bias of post, pre and value.
@@ -225,7 +225,7 @@ struct ConvolveBackward {
     }
 
   private:
-    HYENA_DEVICE int64_t own(int64_t first, int set) const { return first + set < channels ? first + set : channels - 1; }
+    HYENA_DEVICE uint32_t own(int64_t first, int set) const { return uint32_t(first + set < channels ? first + set : channels - 1); }
     HYENA_DEVICE Cx* gradient_of(int64_t slice, int64_t channel) const { return dspectra + (slice * channels + channel) * spectrum_stride; }
 
     // pre * value to the buffer; sums of it times dy * post, the gradient of d.
@@ -233,7 +233,7 @@ struct ConvolveBackward {
         block.each([&](int thread) {
             float sum = 0.f;
             chunks.each(thread, [&](int set) {
-                const int64_t channel = own(first, set);
+                const uint32_t channel = own(first, set);
                 return [&, set, a = Line(value, sequences, row, channel), b = Line(pre, sequences, row, channel),
                         up = Line(dy, sequences, row, channel), outer = Line(post, sequences, row, channel)](int at) {
                     float x[kChunk], g[kChunk];
@@ -253,7 +253,7 @@ struct ConvolveBackward {
     HYENA_DEVICE void gradient_in(const Block& block, const Chunks& chunks, Cx* buffer, const Row& row, int64_t first) const {
         block.each([&](int thread) {
             chunks.each(thread, [&](int set) {
-                const int64_t channel = own(first, set);
+                const uint32_t channel = own(first, set);
                 return [&, set, up = Line(dy, sequences, row, channel), outer = Line(post, sequences, row, channel)](int at) {
                     float g[kChunk];
                     product(up, outer, at, g);
@@ -270,7 +270,7 @@ struct ConvolveBackward {
         first_pass<Ends::kRealTwisted>(block, t, RealInBuffer{buffer}, InBuffer{buffer});
         middle_forward(block, t, buffer);
         turning_pass(block, t, buffer, [&](uint32_t set) {
-            const int64_t channel = own(first, int(set));
+            const uint32_t channel = own(first, int(set));
             const bool counts = first + set < channels;
             return [counts, s = spectra.at(0, channel), skip = skip_of(d, channel, t.scale), keep = mine + set * t.points,
                     sum = gradient_of(slice, channel)](auto radix, uint32_t index, uint32_t stride, Cx* a) {
@@ -297,7 +297,7 @@ struct ConvolveBackward {
         block.each([&](int thread) {
             float parts[kPartSums] = {};
             chunks.each(thread, [&](int set) {
-                const int64_t channel = own(first, set);
+                const uint32_t channel = own(first, set);
                 const int length = first + set < channels ? row.length : 0;
                 return [&, set, length, up = Line(dy, sequences, row, channel), line = Line(post, sequences, row, channel),
                         to = Sink(dpost, row, channel)](int at) {
@@ -324,7 +324,7 @@ struct ConvolveBackward {
         block.each([&](int thread) {
             float parts[2 * kPartSums] = {};
             chunks.each(thread, [&](int set) {
-                const int64_t channel = own(first, set);
+                const uint32_t channel = own(first, set);
                 const int length = first + set < channels ? row.length : 0;
                 return [&, set, length, values = Line(value, sequences, row, channel), gates = Line(pre, sequences, row, channel),
                         to_value = Sink(dvalue, row, channel), to_pre = Sink(dpre, row, channel)](int at) {

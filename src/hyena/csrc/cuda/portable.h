@@ -176,7 +176,7 @@ HYENA_DEVICE uint32_t packed(float first, float second) {
     return from_float<IO>(first).bits | uint32_t(from_float<IO>(second).bits) << 16;
 }
 
-HYENA_DEVICE int64_t bytes_of(Storage s) { return s == Storage::kFloat ? 4 : 2; }
+HYENA_DEVICE int shift_of(Storage s) { return s == Storage::kFloat ? 2 : 1; }  // a value has 1 << shift bytes
 
 // fn(a value of the C++ type), once for the type that `s` names.
 template <class Fn>

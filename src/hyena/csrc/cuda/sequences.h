@@ -47,14 +47,14 @@ HYENA_DEVICE Row row_of(const Sequences& s, int64_t r) {
     return {0, begin, int32_t(end - begin)};
 }
 
-// Strides in elements; the stride of a position is 1.
+// Positions are contiguous; the other strides are in bytes.
 struct Array {
     void* data = nullptr;
     Storage storage = Storage::kFloat;
     int64_t batch_stride = 0, channel_stride = 0;
 
-    HYENA_DEVICE char* at(const Row& row, int64_t channel) const {
-        return static_cast<char*>(data) + (row.batch * batch_stride + channel * channel_stride + row.start) * bytes_of(storage);
+    HYENA_DEVICE char* at(const Row& row, uint32_t channel) const {
+        return static_cast<char*>(data) + row.batch * batch_stride + channel * channel_stride + (row.start << shift_of(storage));
     }
 };
 
@@ -102,10 +102,10 @@ struct Line {
     float bias;
     float w[kTapGroup];     // the first group of taps: weight of the position j before
 
-    HYENA_DEVICE Line(const Operand& o, const Sequences& s, const Row& row, int64_t channel)
+    HYENA_DEVICE Line(const Operand& o, const Sequences& s, const Row& row, uint32_t channel)
         : data(o.array.at(row, channel)),
           keep(s.mask != nullptr && o.taps > 0 ? s.mask + row.batch * s.length + row.start : nullptr),
-          last(o.weight + uint32_t(channel + 1) * uint32_t(o.taps) - 1),
+          last(o.weight + (channel + 1) * uint32_t(o.taps) - 1),
           length(row.length),
           taps(o.taps),
           storage(o.array.storage),
@@ -279,7 +279,7 @@ struct Sink {
     int32_t length;
     bool aligned;
 
-    HYENA_DEVICE Sink(const Array& array, const Row& row, int64_t channel)
+    HYENA_DEVICE Sink(const Array& array, const Row& row, uint32_t channel)
         : data(array.at(row, channel)), storage(array.storage), length(row.length), aligned(reinterpret_cast<uintptr_t>(data) % 16 == 0) {}
 
     // Positions t … t + kChunk - 1, as far as the row goes.
