@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from hyena.filters import HyenaFilter
 from hyena.masks import keep_from_tokenizer
 from hyena.models.blocks import Block
+from hyena.models.config import ModelConfig
 from hyena.models.decoder import Decoder
 from hyena.operator import HyenaOperator
 
@@ -29,7 +30,7 @@ SINE_FREQUENCY = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
-class HyenaDNAConfig:
+class HyenaDNAConfig(ModelConfig):
     """What a :class:`HyenaDNA` is built from. The defaults are those of the smallest released model, ``tiny-1k``.
 
     The released models: ``tiny-1k`` (l_max 1026, d_model 128 or 256, 2 layers), ``small-32k`` (32770, 256, 4),
@@ -86,30 +87,12 @@ class HyenaDNAConfig:
         """
         if self.head not in (None, "lm", "classes"):
             raise ValueError(f"head must be None, 'lm' or 'classes', got {self.head!r}")
-        for name in ("vocab_size", "l_max", "d_model", "n_layer", "pad_vocab_size_multiple", "n_classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self._check_sizes("vocab_size", "l_max", "d_model", "n_layer", "pad_vocab_size_multiple", "n_classes")
 
     @property
     def padded_vocab_size(self) -> int:
         """V."""
         return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> HyenaDNAConfig:
-        """The config that :meth:`to_dict` was called on.
-
-        Raises:
-            ValueError: keys that are not fields, listed.
-        """
-        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown fields in a HyenaDNAConfig: {unknown}")
-        return cls(**values)
 
 
 class HyenaDNA(Decoder):

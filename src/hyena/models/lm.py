@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hyena.filters import HyenaFilter
 from hyena.models.blocks import Attention, Block, row_starts
+from hyena.models.config import ModelConfig
 from hyena.models.decoder import Decoder
 from hyena.operator import HyenaOperator
 
@@ -25,7 +26,7 @@ IGNORED = -100
 
 
 @dataclasses.dataclass(frozen=True)
-class HyenaLMConfig:
+class HyenaLMConfig(ModelConfig):
     """What a :class:`HyenaLM` is built from; :meth:`to_dict` and :meth:`from_dict` are for checkpoints.
 
     Args:
@@ -76,27 +77,9 @@ class HyenaLMConfig:
         both = sorted({"emb_dim", "filter_order"} & set(self.operator))
         if self.filter and both:
             raise ValueError(f"with options in filter, {both} of operator belong there too, as 'emb_dim' and 'width'")
-        for name in ("vocab_size", "l_max", "d_model", "n_layer"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self._check_sizes("vocab_size", "l_max", "d_model", "n_layer")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> HyenaLMConfig:
-        """The config that :meth:`to_dict` was called on.
-
-        Raises:
-            ValueError: keys that are not fields, listed.
-        """
-        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown fields in a HyenaLMConfig: {unknown}")
-        return cls(**values)
 
 
 class HyenaLM(Decoder):
