@@ -49,15 +49,10 @@ struct GatedConv {
     }
 
     void forward() const {
-        int64_t groups = 0;
-        for (int64_t b = 0; b < blocks.count(); ++b) groups += blocks.groups(b);
-        const int64_t rows = a.seq.num_rows;
-        share(
-            a.seq.pool, groups * rows, [&](int parts) { return WorkMemory(*this, parts, false); },
-            [&](int64_t task, WorkMemory& memory, Team team) {
-                int64_t block = 0, group = task / rows;
-                while (group >= blocks.groups(block)) group -= blocks.groups(block++);
-                forward_task(a.seq.rows[task % rows], block, blocks.group(block, group), memory, team);
+        share_rows(
+            a.seq, blocks, false, [&](int parts) { return WorkMemory(*this, parts, false); },
+            [&](const Row& row, int64_t block, Group group, const WorkMemory& memory, const Team& team) {
+                forward_task(row, block, group, memory, team);
             });
     }
 
@@ -88,15 +83,10 @@ struct GatedConv {
     }
 
     void backward() const {
-        share(
-            a.seq.pool, blocks.count(), [&](int parts) { return WorkMemory(*this, parts, true); },
-            [&](int64_t block, WorkMemory& memory, Team team) {
-                bool fresh = start_gradient(a.dspectra, blocks, block, a.seq.num_rows > 0);
-                for (int64_t i = 0; i < blocks.groups(block); ++i)
-                    for (int64_t r = 0; r < a.seq.num_rows; ++r) {
-                        backward_task(a.seq.rows[r], block, blocks.group(block, i), memory, team, fresh);
-                        fresh = false;
-                    }
+        share_blocks(
+            a.seq, blocks, a.dspectra, [&](int parts) { return WorkMemory(*this, parts, true); },
+            [&](const Row& row, int64_t block, Group group, const WorkMemory& memory, const Team& team, bool fresh) {
+                backward_task(row, block, group, memory, team, fresh);
             });
     }
 

@@ -73,18 +73,13 @@ struct Mix {
     };
 
     void forward() const {
-        int64_t groups = 0;
-        for (int64_t b = 0; b < blocks.count(); ++b) groups += blocks.groups(b);
-        const int64_t rows = a.seq.num_rows;
         // Neighbouring tasks share a row, whose channels are neighbours in memory, as long as all spectra stay in a cache
         // anyway; otherwise they share a group's spectrum.
         const bool by_row = a.spectra.channels * a.spectra.points * int64_t(2 * sizeof(T)) <= kSpectraInCache;
-        share(
-            a.seq.pool, groups * rows, [&](int parts) { return ForwardMemory(*this, parts); },
-            [&](int64_t task, ForwardMemory& memory, Team team) {
-                int64_t block = 0, group = by_row ? task % groups : task / rows;
-                while (group >= blocks.groups(block)) group -= blocks.groups(block++);
-                forward_task(a.seq.rows[by_row ? task / groups : task % rows], block, blocks.group(block, group), memory, team);
+        share_rows(
+            a.seq, blocks, by_row, [&](int parts) { return ForwardMemory(*this, parts); },
+            [&](const Row& row, int64_t block, Group group, const ForwardMemory& memory, const Team& team) {
+                forward_task(row, block, group, memory, team);
             });
     }
 
@@ -172,15 +167,10 @@ struct Mix {
     };
 
     void backward() const {
-        share(
-            a.seq.pool, blocks.count(), [&](int parts) { return BackwardMemory(*this, parts); },
-            [&](int64_t block, BackwardMemory& memory, Team team) {
-                bool fresh = start_gradient(a.dspectra, blocks, block, a.seq.num_rows > 0);
-                for (int64_t i = 0; i < blocks.groups(block); ++i)
-                    for (int64_t r = 0; r < a.seq.num_rows; ++r) {
-                        backward_task(a.seq.rows[r], block, blocks.group(block, i), memory, team, fresh);
-                        fresh = false;
-                    }
+        share_blocks(
+            a.seq, blocks, a.dspectra, [&](int parts) { return BackwardMemory(*this, parts); },
+            [&](const Row& row, int64_t block, Group group, const BackwardMemory& memory, const Team& team, bool fresh) {
+                backward_task(row, block, group, memory, team, fresh);
             });
     }
 
