@@ -35,6 +35,35 @@ std::tuple<Tensor, Tensor, Tensor> short_conv_backward(const Tensor& dy_in, cons
     return {in_order_of(dz, z_in), back(dweight, weight), back(dbias, weight)};
 }
 
+// Taps to spectra (filters, room, 2); or the gradients of spectra to those of taps.
+template <bool kGradient>
+void transform_filters(const Taps& taps, const Tensor& spectra, int64_t filters, int64_t room) {
+    const Device device = device_of(spectra);
+    const auto prepared = prepare(taps.points, filters, spectra, device);
+    const Plan& plan = prepared->plan;
+    const Call call{device, spectra, {}, filters};
+    Cx* points = static_cast<Cx*>(spectra.data_ptr());
+    if (!plan.split) {
+        call.run(kGradient ? "spectrum's gradient" : "spectrum", Spectrum<kGradient>{plan.whole, filters, room, taps, points},
+                 threads_for(plan.whole.size()), shared_bytes(plan.whole.size()));
+        return;
+    }
+    const Rounds rounds(call, 1, plan.points * int64_t(sizeof(Cx)));
+    const Tensor memory = call.scratch(rounds.pairs() * plan.points * 2);
+    Cx* scratch = static_cast<Cx*>(memory.data_ptr());
+    rounds.each([&](const Pairs& pairs) {
+        const SpectrumColumns<kGradient> columns{columns_of(plan, pairs, scratch), taps};
+        const SpectrumRows<kGradient> rows{rows_of(plan), pairs, room, scratch, points};
+        if constexpr (kGradient) {
+            run_rows(call, "rows of the filter's gradient", rows, plan);
+            run_columns(call, "columns of the filter's gradient", columns, plan);
+        } else {
+            run_columns(call, "columns of the filter", columns, plan);
+            run_rows(call, "rows of the filter", rows, plan);
+        }
+    });
+}
+
 Tensor filter_spectrum(const Tensor& h_in, int64_t size, bool causal) {
     if (!takes(h_in)) return fallback<Tensor>("hyena::filter_spectrum_fallback", h_in, size, causal);
     const Guard guard(h_in);
@@ -42,25 +71,7 @@ Tensor filter_spectrum(const Tensor& h_in, int64_t size, bool causal) {
     STD_TORCH_CHECK(lags <= points, "hyena: a filter of ", lags, " lags does not fit a transform of ", points);
     const Tensor h = torch::stable::contiguous(torch::stable::transpose(parameter(h_in, kCompute), 1, 2));
     const Tensor spectrum = torch::stable::new_empty(h, {h_in.size(0), h_in.size(2), size + 1, 2});
-    if (filters == 0) return spectrum;
-    const Device device = device_of(h);
-    const auto prepared = prepare(points, filters, h, device);
-    const Plan& plan = prepared->plan;
-    const Call call{device, h, {}, filters};
-    const Taps taps{floats(h), lags, points, causal};
-    Cx* to = static_cast<Cx*>(spectrum.data_ptr());
-    if (!plan.split) {
-        call.run("spectrum", Spectrum<false>{plan.whole, filters, size + 1, taps, to}, threads_for(plan.whole.size()),
-                 shared_bytes(plan.whole.size()));
-        return spectrum;
-    }
-    const Rounds rounds(call, 1, points * int64_t(sizeof(Cx)));
-    const Tensor memory = call.scratch(rounds.pairs() * points * 2);
-    Cx* scratch = static_cast<Cx*>(memory.data_ptr());
-    rounds.each([&](const Pairs& pairs) {
-        run_columns(call, "columns of the filter", SpectrumColumns<false>{columns_of(plan, pairs, scratch), taps}, plan);
-        run_rows(call, "rows of the filter", SpectrumRows<false>{rows_of(plan), pairs, size + 1, scratch, to}, plan);
-    });
+    if (filters > 0) transform_filters<false>({floats(h), lags, points, causal}, spectrum, filters, size + 1);
     return spectrum;
 }
 
@@ -69,26 +80,7 @@ Tensor filter_spectrum_backward(const Tensor& ds_in, const Tensor& h, int64_t si
     const Guard guard(h);
     const int64_t filters = h.size(0) * h.size(2), points = points_of(size), lags = causal ? h.size(1) : (h.size(1) + 1) / 2;
     const Tensor ds = spectrum_memory(ds_in), dh = torch::stable::new_empty(ds, {h.size(0), h.size(2), h.size(1)});
-    if (filters > 0 && lags > 0) {
-        const Device device = device_of(h);
-        const auto prepared = prepare(points, filters, ds, device);
-        const Plan& plan = prepared->plan;
-        const Call call{device, ds, {}, filters};
-        const Taps taps{floats(dh), lags, points, causal};
-        Cx* from = static_cast<Cx*>(ds.data_ptr());
-        if (!plan.split) {
-            call.run("spectrum's gradient", Spectrum<true>{plan.whole, filters, size + 1, taps, from}, threads_for(plan.whole.size()),
-                     shared_bytes(plan.whole.size()));
-        } else {
-            const Rounds rounds(call, 1, points * int64_t(sizeof(Cx)));
-            const Tensor memory = call.scratch(rounds.pairs() * points * 2);
-            Cx* scratch = static_cast<Cx*>(memory.data_ptr());
-            rounds.each([&](const Pairs& pairs) {
-                run_rows(call, "rows of the filter's gradient", SpectrumRows<true>{rows_of(plan), pairs, size + 1, scratch, from}, plan);
-                run_columns(call, "columns of the filter's gradient", SpectrumColumns<true>{columns_of(plan, pairs, scratch), taps}, plan);
-            });
-        }
-    }
+    if (filters > 0 && lags > 0) transform_filters<true>({floats(dh), lags, points, causal}, ds, filters, size + 1);
     return back(torch::stable::contiguous(torch::stable::transpose(dh, 1, 2)), h);
 }
 

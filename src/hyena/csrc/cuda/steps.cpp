@@ -64,14 +64,22 @@ void backward_split(const Call& call, const Plan& plan, const Step& step, const 
     reduce(call, floats(sums), pieces.tiles.count(), call.channels, 1, 1, 1, to.dd);
 }
 
-void backward_whole(const Call& call, const Plan& plan, const Step& step, const Operand& dy, bool adjoint, StepGradients& to) {
-    ConvolveBackward program;
+// A program for rows in one block, with what a step's convolution and its gradient need alike.
+template <class Program>
+Program program_of(const Call& call, const Plan& plan, const Step& step) {
+    Program program;
     program.sequences = call.sequences;
     program.transform = plan.whole;
     program.spectra = step.spectra;
     program.spectra.data = step.spectra.at(step.filter, 0);
     program.d = step.d;
     program.channels = call.channels;
+    program.value = step.value;
+    return program;
+}
+
+void backward_whole(const Call& call, const Plan& plan, const Step& step, const Operand& dy, bool adjoint, StepGradients& to) {
+    ConvolveBackward program = program_of<ConvolveBackward>(call, plan, step);
     // Twice the blocks that run at once, as far as there are rows to share out; every slice has its own sums.
     const int threads = threads_for(plan.whole.size());
     const int64_t bytes = shared_bytes(plan.whole.size(), backward_extra(threads, plan.whole.sets));
@@ -79,7 +87,6 @@ void backward_whole(const Call& call, const Plan& plan, const Step& step, const 
     const int64_t parallel = 2 * together * call.device.limits.multiprocessors / std::max<int64_t>(1, program.channel_blocks());
     const int64_t exact = (call.sequences.count + kRowsOfSum - 1) / kRowsOfSum;
     program.slices = std::clamp<int64_t>(std::max(parallel, exact), 1, std::max<int64_t>(1, call.sequences.count));
-    program.value = step.value;
     program.pre = step.pre;
     program.post = step.post;
     program.dy = dy;
@@ -114,15 +121,8 @@ void forward(const Call& call, const Prepared& prepared, const Step& step, const
         forward_split(call, plan, step, y);
         return;
     }
-    Convolve program;
-    program.sequences = call.sequences;
-    program.transform = plan.whole;
-    program.spectra = step.spectra;
-    program.spectra.data = step.spectra.at(step.filter, 0);
-    program.d = step.d;
-    program.channels = call.channels;
+    Convolve program = program_of<Convolve>(call, plan, step);
     program.filters = 1;
-    program.value = step.value;
     program.gates[0] = step.pre;
     program.gates[1] = step.post;
     program.y = y;
