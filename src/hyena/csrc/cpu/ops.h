@@ -27,8 +27,8 @@ Five direct_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& h, co
 // ops_mix.cpp
 Tensor mix(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum, const Tensor& d, const Optional& mask,
            const Optional& cu_seqlens);
-Five mix_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum, const Tensor& d,
-                  const Optional& mask, const Optional& cu_seqlens);
+Five mix_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum,
+                  const Tensor& d, const Optional& mask, const Optional& cu_seqlens);
 
 // ops_filter.cpp
 Tensor filter_spectrum(const Tensor& h, int64_t size, bool causal);
