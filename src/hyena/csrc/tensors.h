@@ -33,11 +33,16 @@ inline bool is_channel_major(const Tensor& z) {
 inline Tensor parameter(const Tensor& t, ScalarType type) {
     return torch::stable::contiguous(t.scalar_type() == type ? t : torch::stable::to(t, type));
 }
+inline Optional parameter(const Optional& t, ScalarType type) {
+    if (!t) return t;
+    return parameter(*t, type);
+}
 
 // A gradient in the dtype of what it is of.
 inline Tensor back(const Tensor& gradient, const Tensor& like) {
     return gradient.scalar_type() == like.scalar_type() ? gradient : torch::stable::to(gradient, like.scalar_type());
 }
+inline Tensor back(const Tensor& gradient, const Optional& like) { return like ? back(gradient, *like) : gradient; }
 
 // The longest fast length (2^a 3^b 5^c, above 64 a multiple of 16) that a spectrum of `size` points has room for.
 inline int64_t points_of(int64_t size) {

@@ -63,6 +63,7 @@ Tensor in_order_of(const Tensor& y, const Tensor& z) {
     torch::stable::copy_(view, y);
     return view;
 }
+Tensor in_order_of(const Tensor& y, const Optional& z) { return z ? in_order_of(y, *z) : y; }
 
 Rows::Rows(const Tensor& z, const Optional& given, const Optional& cu_seqlens, int64_t longest) {
     const int64_t batch = z.size(0), length = z.size(1);

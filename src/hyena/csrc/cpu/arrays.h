@@ -30,6 +30,7 @@ Tensor empty(const Tensor& like, int64_t channels);
 
 // `y`, made contiguous by a kernel, in the order of `z`.
 Tensor in_order_of(const Tensor& y, const Tensor& z);
+Tensor in_order_of(const Tensor& y, const Optional& z);
 
 // Rows of any length: no spectrum bounds them.
 constexpr int64_t kAnyLength = int64_t(1) << 62;

@@ -42,29 +42,67 @@ Three short_conv_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor&
 
 namespace {
 
-// Inputs of a gated convolution; holds the tensors that its pointers point into.
-struct GatedInputs {
-    const Tensor v, spectrum;
-    const Optional pre, post;
-    Optional d;
+// Inputs of a convolution between gates; holds the tensors that its pointers point into. Rows are at most `longest` long.
+template <class Args>
+struct ConvInputs {
+    const Tensor v, filter;
+    const Optional pre, post, d;
     const Rows rows;
-    GatedConvArgs args{};
+    Args args{};
 
-    GatedInputs(const Tensor& v_in, const Tensor& spectrum_in, const Optional& d_in, const Optional& pre_in, const Optional& post_in,
-                const Optional& cu_seqlens)
+    ConvInputs(const Tensor& v_in, const Tensor& filter_in, const Optional& d_in, const Optional& pre_in, const Optional& post_in,
+               const Optional& cu_seqlens, int64_t longest)
         : v(channels_last(v_in)),
-          spectrum(torch::stable::contiguous(spectrum_in)),
+          filter(filter_in),
           pre(channels_last(pre_in)),
           post(channels_last(post_in)),
-          rows(v, std::nullopt, cu_seqlens, spectra(spectrum, 1).points) {
-        if (d_in) d = parameter(*d_in, compute_type(v_in));
+          d(parameter(d_in, compute_type(v_in))),
+          rows(v, std::nullopt, cu_seqlens, longest) {
         args.seq = rows.sequence;
         args.channels = v.size(2);
-        args.spectra = spectra(spectrum, 1);
         args.v = array(v);
         args.pre = array(pre);
         args.post = array(post);
         args.d = d ? d->data_ptr() : nullptr;
+    }
+    ConvInputs(const ConvInputs&) = delete;  // args points into it
+};
+
+struct GatedInputs : ConvInputs<GatedConvArgs> {
+    GatedInputs(const Tensor& v, const Tensor& spectrum, const Optional& d, const Optional& pre, const Optional& post,
+                const Optional& cu_seqlens)
+        : ConvInputs(v, torch::stable::contiguous(spectrum), d, pre, post, cu_seqlens, spectra(spectrum, 1).points) {
+        args.spectra = spectra(filter, 1);
+    }
+};
+
+struct DirectInputs : ConvInputs<DirectConvArgs> {
+    DirectInputs(const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre, const Optional& post,
+                 const Optional& cu_seqlens, bool causal)
+        : ConvInputs(v, parameter(h, compute_type(v)), d, pre, post, cu_seqlens, kAnyLength) {
+        args.filters = filter.size(1);
+        args.taps = filter.size(0);
+        args.causal = causal;
+        args.h = filter.data_ptr();
+    }
+};
+
+// Where a convolution's gradients go, but for its filter's; empty tensors for gates and d that are not there.
+struct ConvGradients {
+    const Tensor dy, dv, dpre, dpost, dd;
+
+    template <class Args>
+    ConvGradients(ConvInputs<Args>& in, const Tensor& dy_in)
+        : dy(channels_last(dy_in)),
+          dv(empty(in.v, in.v.size(2))),
+          dpre(empty(in.v, in.pre ? in.v.size(2) : 0)),
+          dpost(empty(in.v, in.post ? in.v.size(2) : 0)),
+          dd(torch::stable::new_zeros(in.filter, {in.d ? in.v.size(2) : 0}, compute_type(in.v))) {
+        in.args.dy = array(dy);
+        in.args.dv = array(dv);
+        in.args.dpre = in.pre ? array(dpre) : Array{};
+        in.args.dpost = in.post ? array(dpost) : Array{};
+        in.args.dd = in.d ? dd.data_ptr() : nullptr;
     }
 };
 
@@ -79,23 +117,15 @@ Tensor gated_conv(const Tensor& v, const Tensor& spectrum, const Optional& d, co
     return in_order_of(y, v);
 }
 
-Five gated_conv_backward(const Tensor& dy_in, const Tensor& v, const Tensor& spectrum, const Optional& d, const Optional& pre,
+Five gated_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& spectrum, const Optional& d, const Optional& pre,
                          const Optional& post, const Optional& cu_seqlens) {
     GatedInputs in(v, spectrum, d, pre, post, cu_seqlens);
-    const Tensor dy = channels_last(dy_in);
-    Tensor dv = empty(in.v, v.size(2)), dpre = empty(in.v, pre ? v.size(2) : 0), dpost = empty(in.v, post ? v.size(2) : 0);
-    Tensor dspectrum = empty_spectrum(in.spectrum, 1, spectrum.size(0), spectrum.size(1) - 1);
+    const ConvGradients to(in, dy);
+    Tensor dspectrum = empty_spectrum(in.filter, 1, spectrum.size(0), spectrum.size(1) - 1);
     dspectrum = torch::stable::reshape(dspectrum, spectrum.sizes());
-    Tensor dd = torch::stable::new_zeros(in.spectrum, {d ? v.size(2) : 0}, compute_type(v));
-    in.args.dy = array(dy);
-    in.args.dv = array(dv);
-    in.args.dpre = pre ? array(dpre) : Array{};
-    in.args.dpost = post ? array(dpost) : Array{};
     in.args.dspectra = spectra(dspectrum, 1);
-    in.args.dd = d ? dd.data_ptr() : nullptr;
     kernels().gated_conv_backward(in.args);
-    return {in_order_of(dv, v), pre ? in_order_of(dpre, *pre) : dpre, post ? in_order_of(dpost, *post) : dpost, dspectrum,
-            d ? back(dd, *d) : dd};
+    return {in_order_of(to.dv, v), in_order_of(to.dpre, pre), in_order_of(to.dpost, post), dspectrum, back(to.dd, d)};
 }
 
 void add_conv(const Tensor& y, const Tensor& v, const Tensor& spectrum) {
@@ -111,39 +141,6 @@ void add_conv(const Tensor& y, const Tensor& v, const Tensor& spectrum) {
     }
 }
 
-namespace {
-
-// Inputs of a direct convolution; holds the tensors that its pointers point into.
-struct DirectInputs {
-    const Tensor v, h;
-    const Optional pre, post;
-    Optional d;
-    const Rows rows;
-    DirectConvArgs args{};
-
-    DirectInputs(const Tensor& v_in, const Tensor& h_in, const Optional& d_in, const Optional& pre_in, const Optional& post_in,
-                 const Optional& cu_seqlens, bool causal)
-        : v(channels_last(v_in)),
-          h(parameter(h_in, compute_type(v_in))),
-          pre(channels_last(pre_in)),
-          post(channels_last(post_in)),
-          rows(v, std::nullopt, cu_seqlens, kAnyLength) {
-        if (d_in) d = parameter(*d_in, compute_type(v_in));
-        args.seq = rows.sequence;
-        args.channels = v.size(2);
-        args.filters = h.size(1);
-        args.taps = h.size(0);
-        args.causal = causal;
-        args.v = array(v);
-        args.pre = array(pre);
-        args.post = array(post);
-        args.h = h.data_ptr();
-        args.d = d ? d->data_ptr() : nullptr;
-    }
-};
-
-}  // namespace
-
 Tensor direct_conv(const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre, const Optional& post,
                    const Optional& cu_seqlens, bool causal) {
     DirectInputs in(v, h, d, pre, post, cu_seqlens, causal);
@@ -153,21 +150,14 @@ Tensor direct_conv(const Tensor& v, const Tensor& h, const Optional& d, const Op
     return in_order_of(y, v);
 }
 
-Five direct_conv_backward(const Tensor& dy_in, const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre,
+Five direct_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre,
                           const Optional& post, const Optional& cu_seqlens, bool causal) {
     DirectInputs in(v, h, d, pre, post, cu_seqlens, causal);
-    const Tensor dy = channels_last(dy_in);
-    Tensor dv = empty(in.v, v.size(2)), dpre = empty(in.v, pre ? v.size(2) : 0), dpost = empty(in.v, post ? v.size(2) : 0);
-    Tensor dh = torch::stable::new_zeros(in.h, in.h.sizes()), dd = torch::stable::new_zeros(in.h, {d ? v.size(2) : 0});
-    in.args.dy = array(dy);
-    in.args.dv = array(dv);
-    in.args.dpre = pre ? array(dpre) : Array{};
-    in.args.dpost = post ? array(dpost) : Array{};
+    const ConvGradients to(in, dy);
+    const Tensor dh = torch::stable::new_zeros(in.filter, in.filter.sizes());
     in.args.dh = dh.data_ptr();
-    in.args.dd = d ? dd.data_ptr() : nullptr;
     kernels().direct_conv_backward(in.args);
-    return {in_order_of(dv, v), back(dh, h), d ? back(dd, *d) : dd, pre ? in_order_of(dpre, *pre) : dpre,
-            post ? in_order_of(dpost, *post) : dpost};
+    return {in_order_of(to.dv, v), back(dh, h), back(to.dd, d), in_order_of(to.dpre, pre), in_order_of(to.dpost, post)};
 }
 
 }  // namespace hyena

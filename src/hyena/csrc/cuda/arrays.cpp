@@ -37,6 +37,7 @@ Tensor empty(const Tensor& like, int64_t channels, std::optional<ScalarType> typ
 }
 
 Tensor in_order_of(const Tensor& y, const Tensor& z) { return is_channel_major(z) ? y : torch::stable::contiguous(y); }
+Tensor in_order_of(const Tensor& y, const Optional& z) { return z ? in_order_of(y, *z) : y; }
 
 Tensor spectrum_memory(const Tensor& t) {
     const Tensor dense = parameter(t, kCompute);
@@ -56,9 +57,7 @@ Array part(Array a, int64_t first) {
 }
 
 Parts::Parts(const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in)
-    : weight(parameter(weight_in, kCompute)), z(array(z_in)) {
-    if (bias_in) bias = parameter(*bias_in, kCompute);
-}
+    : weight(parameter(weight_in, kCompute)), bias(parameter(bias_in, kCompute)), z(array(z_in)) {}
 
 Input::Input(const Tensor& z, const Optional& given, const Optional& cu_seqlens, int64_t longest, int64_t channels) {
     Sequences s;

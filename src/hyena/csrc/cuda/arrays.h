@@ -39,6 +39,7 @@ Tensor empty(const Tensor& like, int64_t channels, std::optional<ScalarType> typ
 
 // `y`, positions contiguous, in the memory order of `z`.
 Tensor in_order_of(const Tensor& y, const Tensor& z);
+Tensor in_order_of(const Tensor& y, const Optional& z);
 
 // A spectrum, contiguous, where complex numbers can be read.
 Tensor spectrum_memory(const Tensor& t);

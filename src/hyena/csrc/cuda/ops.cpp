@@ -89,9 +89,7 @@ Tensor gated_conv(const Tensor& v_in, const Tensor& spectrum_in, const Optional&
     if (!takes(v_in)) return fallback<Tensor>("hyena::gated_conv_fallback", v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens);
     const Guard guard(v_in);
     const Tensor v = positions_last(v_in), spectrum = spectrum_memory(spectrum_in), y = empty(v, v.size(2));
-    const Optional pre = positions_last(pre_in), post = positions_last(post_in);
-    Optional d;
-    if (d_in) d = parameter(*d_in, kCompute);
+    const Optional pre = positions_last(pre_in), post = positions_last(post_in), d = parameter(d_in, kCompute);
     const Input input(v, std::nullopt, cu_seqlens, size_of(spectrum), v.size(2));
     const auto prepared = prepare(size_of(spectrum), v.size(2), spectrum, input.call.device);
     forward(input.call, *prepared,
@@ -107,9 +105,7 @@ Five gated_conv_backward(const Tensor& dy_in, const Tensor& v_in, const Tensor& 
         return fallback<Five>("hyena::gated_conv_backward_fallback", dy_in, v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens);
     const Guard guard(v_in);
     const Tensor dy = positions_last(dy_in), v = positions_last(v_in), spectrum = spectrum_memory(spectrum_in);
-    const Optional pre = positions_last(pre_in), post = positions_last(post_in);
-    Optional d;
-    if (d_in) d = parameter(*d_in, kCompute);
+    const Optional pre = positions_last(pre_in), post = positions_last(post_in), d = parameter(d_in, kCompute);
     const int64_t channels = v.size(2);
     const Tensor dv = empty(v, channels), none = torch::stable::new_empty(v, {v.size(0), v.size(1), 0});
     const Tensor dpre = pre ? empty(v, channels) : none;
@@ -121,8 +117,7 @@ Five gated_conv_backward(const Tensor& dy_in, const Tensor& v_in, const Tensor& 
     StepGradients to{array(dv), pre ? array(dpre) : Array{}, post ? array(dpost) : Array{}, floats(dspectrum), d ? floats(dd) : nullptr, {}};
     backward(input.call, *prepared,
              {operand(v), operand(pre), operand(post), spectra_of(spectrum, channels), 0, d ? floats(*d) : nullptr}, operand(dy), false, to);
-    return {in_order_of(dv, v_in), pre ? in_order_of(dpre, *pre_in) : dpre, post ? in_order_of(dpost, *post_in) : dpost, dspectrum,
-            d ? back(dd, *d_in) : dd};
+    return {in_order_of(dv, v_in), in_order_of(dpre, pre_in), in_order_of(dpost, post_in), dspectrum, back(dd, d_in)};
 }
 
 }  // namespace
