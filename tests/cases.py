@@ -95,7 +95,8 @@ def natural_strides(z: Tensor, channels: int) -> tuple[int, ...]:
     """:func:`strides` of a dense (B, L, channels) tensor in the memory order of ``z``."""
     batch, length, c = z.shape
     if length > 1 and c > 1 and z.stride(1) == 1 and z.stride(2) != 1:
-        return strides(z.new_empty(batch, channels, length).transpose(1, 2))
+        room = -(-length // 8) * 8  # rows of memory order (B, C, L) are aligned
+        return strides(z.new_empty(batch, channels, room)[..., :length].transpose(1, 2))
     return strides(z.new_empty(batch, length, channels))
 
 

@@ -75,6 +75,7 @@ def test_memory_order() -> None:
         y = empty_in_order_of(z, 4)
         assert y.shape == (2, 5, 4)
         assert is_channel_major(y) == is_channel_major(z)
+        assert not is_channel_major(y) or y.stride() == (4 * 8, 1, 8), "rows begin at multiples of 8 positions"
         for x in (torch.ones(2, 5, 4), torch.ones(2, 4, 5).transpose(1, 2)):
             moved = to_order_of(x, z.half())
             assert moved.stride() == y.stride()

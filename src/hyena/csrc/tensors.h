@@ -29,6 +29,16 @@ inline bool is_channel_major(const Tensor& z) {
     return z.size(1) > 1 && z.size(2) > 1 && z.stride(1) == 1 && z.stride(2) != 1;
 }
 
+// Positions of a row are followed by unused ones up to a multiple of this many (_ROW_STEP in ops/_layout.py).
+constexpr int64_t kRowStep = 8;
+
+// Uninitialised (B, L, C) that lies in memory as (B, C, L).
+inline Tensor new_channel_major(const Tensor& like, int64_t batch, int64_t length, int64_t channels,
+                                std::optional<ScalarType> type = std::nullopt) {
+    Tensor room = torch::stable::new_empty(like, {batch, channels, (length + kRowStep - 1) / kRowStep * kRowStep}, type);
+    return torch::stable::transpose(torch::stable::narrow(room, 2, 0, length), 1, 2);
+}
+
 // Parameters in arithmetic precision, contiguous.
 inline Tensor parameter(const Tensor& t, ScalarType type) {
     return torch::stable::contiguous(t.scalar_type() == type ? t : torch::stable::to(t, type));

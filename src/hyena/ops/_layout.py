@@ -18,20 +18,33 @@ def is_channel_major(z: Tensor) -> bool:
     return z.size(1) > 1 and z.size(2) > 1 and z.stride(1) == 1 and z.stride(2) != 1
 
 
+# Positions of a row in (B, C, L) memory are followed by unused ones up to a multiple of this many, so that every row
+# begins where kernels and matrix products can read several values at once (kRowStep in csrc/tensors.h).
+_ROW_STEP = 8
+
+
+def new_channel_major(like: Tensor, batch: int, length: int, channels: int) -> Tensor:
+    """An uninitialised ``(B, L, C)`` tensor that lies in memory as ``(B, C, L)``, rows aligned."""
+    room = (length + _ROW_STEP - 1) // _ROW_STEP * _ROW_STEP
+    return like.new_empty(batch, channels, room)[..., :length].transpose(1, 2)
+
+
 def empty_in_order_of(z: Tensor, channels: int) -> Tensor:
     """An uninitialised ``(B, L, channels)`` tensor in the memory order (and dtype, device) of ``z``."""
     b, length, _ = z.shape
     if is_channel_major(z):
-        return z.new_empty(b, channels, length).transpose(1, 2)
+        return new_channel_major(z, b, length, channels)
     return z.new_empty(b, length, channels)
 
 
 def to_order_of(y: Tensor, z: Tensor) -> Tensor:
     """``y`` of shape ``(B, L, C)`` in the dtype and memory order of ``z``."""
     y = y.to(z.dtype)
-    if is_channel_major(z):
+    if not is_channel_major(z):
+        return y.contiguous()
+    if y.size(1) % _ROW_STEP == 0:
         return y.transpose(1, 2).contiguous().transpose(1, 2)
-    return y.contiguous()
+    return new_channel_major(y, *y.shape).copy_(y)
 
 
 def _is_fast(size: int) -> bool:

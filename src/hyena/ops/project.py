@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hyena.ops._layout import is_channel_major
+from hyena.ops._layout import is_channel_major, new_channel_major
 from hyena.ops._library import define
 from hyena.ops._modules import autocasts, has_plain_weights, is_hooked
 
@@ -65,8 +65,13 @@ define(
 
 def _channel_major(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows, columns = weight.expand(u.size(0), -1, -1), u.transpose(1, 2)
-    y = torch.bmm(rows, columns) if bias is None else torch.baddbmm(bias[:, None], rows, columns)
-    return y.transpose(1, 2)
+    y = new_channel_major(u, u.size(0), u.size(1), weight.size(0))
+    to = y.transpose(1, 2)
+    if bias is None:
+        torch.bmm(rows, columns, out=to)
+    else:
+        torch.baddbmm(bias[:, None], rows, columns, out=to)
+    return y
 
 
 def _channel_major_backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
@@ -86,9 +91,7 @@ def _from_channel_major_backward(inputs: Sequence, grads: Sequence[Tensor | None
     u, weight, _ = inputs
     g = grads[0]
     assert g is not None
-    du = None
-    if needs[0]:
-        du = torch.bmm(weight.t().expand(u.size(0), -1, -1), g.transpose(1, 2)).transpose(1, 2)
+    du = torch.ops.hyena.project_channel_major(g, weight.t(), None) if needs[0] else None
     return du, _weight_gradient(g, u) if needs[1] else None, g.sum((0, 1)) if needs[2] else None
 
 
@@ -108,7 +111,7 @@ define(
 define(
     "project_channel_major(Tensor u, Tensor weight, Tensor? bias) -> Tensor",
     _channel_major,
-    lambda u, weight, bias: u.new_empty(u.size(0), weight.size(0), u.size(1)).transpose(1, 2),
+    lambda u, weight, bias: new_channel_major(u, u.size(0), u.size(1), weight.size(0)),
     backward=_channel_major_backward,
 )
 define(

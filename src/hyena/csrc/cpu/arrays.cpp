@@ -58,10 +58,9 @@ Tensor empty(const Tensor& like, int64_t channels) {
 
 Tensor in_order_of(const Tensor& y, const Tensor& z) {
     if (!is_channel_major(z)) return y;
-    Tensor swapped = torch::stable::new_empty(y, {y.size(0), y.size(2), y.size(1)});
-    Tensor view = torch::stable::transpose(swapped, 1, 2);
-    torch::stable::copy_(view, y);
-    return view;
+    Tensor swapped = new_channel_major(y, y.size(0), y.size(1), y.size(2));
+    torch::stable::copy_(swapped, y);
+    return swapped;
 }
 Tensor in_order_of(const Tensor& y, const Optional& z) { return z ? in_order_of(y, *z) : y; }
 

@@ -33,7 +33,7 @@ Operand operand(const Tensor& t) { return {array(t), nullptr, nullptr, 0}; }
 Operand operand(const Optional& t) { return t ? operand(*t) : Operand{}; }
 
 Tensor empty(const Tensor& like, int64_t channels, std::optional<ScalarType> type) {
-    return torch::stable::transpose(torch::stable::new_empty(like, {like.size(0), channels, like.size(1)}, type), 1, 2);
+    return new_channel_major(like, like.size(0), like.size(1), channels, type);
 }
 
 Tensor in_order_of(const Tensor& y, const Tensor& z) { return is_channel_major(z) ? y : torch::stable::contiguous(y); }
