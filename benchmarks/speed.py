@@ -79,9 +79,9 @@ def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
     attention.eval()
     with torch.no_grad():
         z, spectrum = op.in_proj(u), op._spectrum(length)
-        mix_args = (op.short_weight, op.short_bias, spectrum, op.filter_bias, None, None)
+        mix_args = (op.short_weight, op.short_bias, spectrum, op.filter_bias, None, None, None)
         plain = fallback(torch.ops.hyena.filter_spectrum, op.filter(length), ops.transform_length(length), True)
-        plain_args = (op.short_weight, op.short_bias, plain, op.filter_bias, None, None)
+        plain_args = (op.short_weight, op.short_bias, plain, op.filter_bias, None, None, None)
         times = interleaved(
             {
                 "projections": projections,
@@ -153,7 +153,7 @@ def training(
     def step(layer: nn.Module) -> Callable[[], None]:
         return lambda: layer(u).backward(grad)
 
-    rest = (op.short_weight.detach(), op.short_bias.detach()), (op.filter_bias.detach(), None, None)
+    rest = (op.short_weight.detach(), op.short_bias.detach()), (op.filter_bias.detach(), None, None, None)
 
     def mixing(call: Callable[..., Any], s: Tensor) -> Callable[[], None]:
         def run() -> None:
@@ -192,7 +192,7 @@ def threads(width: int, length: int, repeats: int) -> float:
         z, spectrum = op.in_proj(torch.randn(max(1, TOKENS // length), length, width)), op._spectrum(length)
 
         def run() -> None:
-            torch.ops.hyena.mix(z, op.short_weight, op.short_bias, spectrum, op.filter_bias, None, None)
+            torch.ops.hyena.mix(z, op.short_weight, op.short_bias, spectrum, op.filter_bias, None, None, None)
 
         for _ in range(repeats):
             for count, found in times.items():

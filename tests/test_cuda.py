@@ -353,7 +353,7 @@ def test_opcheck(length: int) -> None:
     for t in x:
         t.requires_grad_()
     utils = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.hyena.mix.default, (*x, None, None), test_utils=utils)
+    torch.library.opcheck(torch.ops.hyena.mix.default, (*x, None, None, None), test_utils=utils)
 
 
 @pytest.mark.parametrize("length", [8192, 65536])

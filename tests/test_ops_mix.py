@@ -47,10 +47,12 @@ def inputs(
     causal: bool = True,
     bias: bool = True,
     mask: str = "none",
+    z_bias: bool = False,
 ) -> dict[str, Tensor | None]:
     """Inputs of :func:`convolve`, float64; ``F`` filters of norm about 1, so that nothing grows with the length."""
     filters, groups, taps = order if value_filter else order - 1, groups or channels, taps or length
     h = rand(filters, taps if causal else 2 * taps - 1, groups, seed=4)
+    last = {"z_bias": rand((order + 1) * channels, seed=6)} if z_bias else {}
     return {
         "z": rand(batch, length, (order + 1) * channels, seed=1),
         "weight": rand((order + 1) * channels, short, seed=2),
@@ -58,6 +60,7 @@ def inputs(
         "h": h * 2.0 ** -round(torch.tensor(float(h.size(1))).log2().item() / 2),
         "d": rand(filters, channels, seed=5),
         "mask": make_mask(mask, batch, length),
+        **last,
     }
 
 
@@ -69,23 +72,33 @@ def convolve(
     d: Tensor,
     mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    z_bias: Tensor | None = None,
     *,
     causal: bool = True,
     size: int | None = None,
 ) -> Tensor:
     """The op and the spectra it needs, so that the gradient arrives at the taps."""
     spectrum = ops.filter_spectrum(h, ops.transform_length(z.size(1)) if size is None else size, causal)
-    return ops.mix(z, weight, bias, spectrum, d, mask, cu_seqlens)
+    return ops.mix(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias)
 
 
-def matrices(cu_seqlens: Tensor | None = None, *, order: int, causal: bool = True, **given: Any) -> Tensor:
-    """The oracle, with packed rows as the op takes them."""
-    return oracle.mix(**given, order=order, causal=causal, rows=rows_of(cu_seqlens))
+def matrices(
+    z: Tensor,
+    cu_seqlens: Tensor | None = None,
+    z_bias: Tensor | None = None,
+    *,
+    order: int,
+    causal: bool = True,
+    **given: Any,
+) -> Tensor:
+    """The oracle, with packed rows and a bias of z as the op takes them."""
+    z = z if z_bias is None else z + z_bias
+    return oracle.mix(z, **given, order=order, causal=causal, rows=rows_of(cu_seqlens))
 
 
 @lru_cache
 def judge_of_length(length: int, causal: bool) -> Judge:
-    x = inputs(1, length, 2, causal=causal, mask="random")
+    x = inputs(1, length, 2, causal=causal, mask="random", z_bias=not causal)
     return Judge.of(partial(matrices, order=2, causal=causal), x, rand(1, length, 2))
 
 
@@ -93,7 +106,7 @@ def judge_of_length(length: int, causal: bool) -> Judge:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_lengths(tier: Tier, dtype: torch.dtype, length: int, causal: bool) -> None:
-    x, judge = inputs(1, length, 2, causal=causal, mask="random"), judge_of_length(length, causal)
+    x, judge = inputs(1, length, 2, causal=causal, mask="random", z_bias=not causal), judge_of_length(length, causal)
     wide = torch.promote_types(dtype, torch.float32)
     compare(partial(convolve, causal=causal), matrices, x, rand(1, length, 2), tier, dtype, judge=judge, h=wide)
 
@@ -111,6 +124,34 @@ def test_recurrences(tier: Tier, dtype: torch.dtype, order: int, value_filter: b
     x = inputs(2, 31, 3, order=order, value_filter=value_filter, causal=causal, mask="left")
     fn, want = partial(convolve, causal=causal), partial(matrices, order=order, causal=causal)
     compare(fn, want, x, rand(2, 31, 3), tier, dtype, h=torch.promote_types(dtype, torch.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mask", ["none", "random"])
+@pytest.mark.parametrize("short", [1, 3, 4, 6])
+@pytest.mark.parametrize(("order", "value_filter"), [(1, False), (1, True), (2, False), (3, False)])
+def test_a_bias_of_z(tier: Tier, dtype: torch.dtype, order: int, value_filter: bool, short: int, mask: str) -> None:
+    """It is nowhere but in the row, and where positions are kept: also among the taps that reach over an edge."""
+    wide, dy = torch.promote_types(dtype, torch.float32), rand(2, 37, 3)
+    x = inputs(2, 37, 3, order=order, value_filter=value_filter, short=short, mask=mask, z_bias=True)
+    # A kernel may add up its gradient, that of z, as it was rounded.
+    own = dtype if short == 4 else wide
+    for layout in ("contiguous", "channel_major"):
+        compare(convolve, partial(matrices, order=order), x, dy, tier, dtype, {"z": layout}, h=wide, z_bias=own)
+
+
+def test_a_bias_of_z_is_not_rounded_to_its_dtype(tier: Tier) -> None:
+    """It is added in the arithmetic's precision: a sum of z and bias in bfloat16 would lose half of it."""
+    x = inputs(1, 9, 2, z_bias=True)
+    x["z"], x["z_bias"] = 1024 + x["z"].sign(), x["z_bias"] - 1024
+    x["z"] = x["z"].to(torch.bfloat16).double()
+    x["z_bias"] = x["z_bias"].float().double()
+    wide = {name: torch.float32 for name in x if name != "z"}
+    placed = place(x, tier, torch.bfloat16, **wide)
+    with tier():
+        got = convolve(**placed)
+    want = matrices(**x, order=2)
+    torch.testing.assert_close(got.double().cpu(), want, rtol=0.02, atol=0.02 * float(want.abs().max()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -148,6 +189,7 @@ def test_anything(tier: Tier, data: st.DataObject) -> None:
         short=data.draw(st.integers(1, 5)),
         bias=data.draw(st.booleans()),
         mask=data.draw(st.sampled_from(MASKS)),
+        z_bias=data.draw(st.booleans()),
     )
     layouts = {"z": data.draw(st.sampled_from(LAYOUTS[:-1])), "dy": data.draw(st.sampled_from(LAYOUTS[:-1]))}
     wide = torch.promote_types(dtype, torch.float32)
@@ -172,6 +214,7 @@ def test_packed_rows(tier: Tier, data: st.DataObject) -> None:
         taps=data.draw(st.integers(1, max(sizes))),
         groups=data.draw(st.sampled_from([1, 2, 4])),
         mask=data.draw(st.sampled_from(MASKS[:-1])),
+        z_bias=data.draw(st.booleans()),
     )
     x["cu_seqlens"] = offsets(sizes, data.draw(st.sampled_from([torch.int32, torch.int64])))
     layouts = {"z": data.draw(st.sampled_from(LAYOUTS)), "dy": data.draw(st.sampled_from(LAYOUTS))}
@@ -191,8 +234,11 @@ def test_room_for_more_than_the_row(tier: Tier, size: int, causal: bool) -> None
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 @pytest.mark.parametrize("layout", ["contiguous", "channel_major"])
-def test_what_stands_in_the_padding_does_not_matter(tier: Tier, poison: float, layout: str) -> None:
-    x = place(inputs(3, 19, 4, order=3, mask="empty_row"), tier, torch.float32, {"z": layout})
+@pytest.mark.parametrize(("order", "z_bias"), [(3, False), (2, True)], ids=["order 3", "bias of z"])
+def test_what_stands_in_the_padding_does_not_matter(
+    tier: Tier, poison: float, layout: str, order: int, z_bias: bool
+) -> None:
+    x = place(inputs(3, 19, 4, order=order, mask="empty_row", z_bias=z_bias), tier, torch.float32, {"z": layout})
     hidden = ~x["mask"]
     dirty = {**x, "z": laid_out(torch.where(hidden[..., None], poison, x["z"]), layout)}
     got = []
@@ -211,23 +257,30 @@ def test_what_stands_in_the_padding_does_not_matter(tier: Tier, poison: float, l
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])
 @pytest.mark.parametrize(("order", "value_filter"), [(1, True), (2, False), (3, True)])
 def test_gradgradcheck(tier: Tier, order: int, value_filter: bool, causal: bool) -> None:
-    x = inputs(2, 4, 2, order=order, value_filter=value_filter, causal=causal, groups=1, mask="right")
+    x = inputs(2, 4, 2, order=order, value_filter=value_filter, causal=causal, groups=1, mask="right", z_bias=causal)
     x = place(x, tier, torch.float64)
     mask = x.pop("mask")
     leaves = tuple(t.requires_grad_() for t in x.values())
-    fn = partial(convolve, causal=causal)
+
+    def fn(*a: Tensor) -> Tensor:
+        return convolve(*a[:5], mask, None, *a[5:], causal=causal)
+
     with tier():
-        assert torch.autograd.gradcheck(lambda *a: fn(*a, mask), leaves)
-        assert torch.autograd.gradgradcheck(lambda *a: fn(*a, mask), leaves)
+        assert torch.autograd.gradcheck(fn, leaves)
+        assert torch.autograd.gradgradcheck(fn, leaves)
 
 
 def test_gradgradcheck_packed(tier: Tier) -> None:
-    x = place(inputs(1, 7, 2, taps=4, mask="random"), tier, torch.float64)
+    x = place(inputs(1, 7, 2, taps=4, mask="random", z_bias=True), tier, torch.float64)
     mask, at = x.pop("mask"), offsets([3, 0, 4]).to(tier.device)
     leaves = tuple(t.requires_grad_() for t in x.values())
+
+    def fn(*a: Tensor) -> Tensor:
+        return convolve(*a[:5], mask, at, *a[5:])
+
     with tier():
-        assert torch.autograd.gradcheck(lambda *a: convolve(*a, mask, at), leaves)
-        assert torch.autograd.gradgradcheck(lambda *a: convolve(*a, mask, at), leaves)
+        assert torch.autograd.gradcheck(fn, leaves)
+        assert torch.autograd.gradgradcheck(fn, leaves)
 
 
 def test_gradgradcheck_without_filters(tier: Tier) -> None:
@@ -249,7 +302,7 @@ def test_a_third_derivative_raises(tier: Tier) -> None:
 
 def test_gradients_only_where_asked(tier: Tier) -> None:
     """Each input may be the only one that wants a gradient, and gets the same one then."""
-    x = place(inputs(2, 9, 4, order=3, mask="random"), tier, torch.float64)
+    x = place(inputs(2, 9, 4, order=3, mask="random", z_bias=True), tier, torch.float64)
     names = [name for name in x if name != "mask"]
     with tier():
         every = {name: x[name].detach().requires_grad_() for name in names}
@@ -261,7 +314,8 @@ def test_gradients_only_where_asked(tier: Tier) -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channel_major"])
 def test_an_empty_batch(tier: Tier, layout: str) -> None:
-    compare(convolve, partial(matrices, order=2), inputs(0, 9, 4), rand(0, 9, 4), tier, torch.float32, {"z": layout})
+    for x in (inputs(0, 9, 4), inputs(0, 9, 4, z_bias=True)):
+        compare(convolve, partial(matrices, order=2), x, rand(0, 9, 4), tier, torch.float32, {"z": layout})
 
 
 def test_modes_that_watch_ops_change_nothing(device: str) -> None:
@@ -281,29 +335,31 @@ def test_modes_that_watch_ops_change_nothing(device: str) -> None:
         ({"mask": "random", "value_filter": True, "groups": 2}, "channel_major"),
         ({"bias": False}, "sliced"),
         ({"order": 1}, "contiguous"),
+        ({"z_bias": True}, "channel_major"),
     ],
-    ids=["all", "paper", "no-bias", "no-filter"],
+    ids=["all", "paper", "no-bias", "no-filter", "bias-of-z"],
 )
 def test_opcheck(device: str, kind: dict, layout: str) -> None:
     x = place(inputs(2, 6, 4, **kind), Tier("any", device), torch.float32, {"z": layout})
     spectrum = ops.filter_spectrum(x.pop("h"), 6)
-    z, weight, bias, d, mask = x.values()
-    arguments = (z, weight, bias, spectrum, d)
+    z, weight, bias, d, mask, *z_bias = x.values()
+    arguments = (z, weight, bias, spectrum, d, mask, None, *(z_bias or [None]))
     for t in arguments:
-        if t is not None:
+        if t is not None and t.is_floating_point():
             t.requires_grad_()
-    torch.library.opcheck(torch.ops.hyena.mix.default, (*arguments, mask, None))
-    dy = ops.mix(*arguments, mask).detach()
+    torch.library.opcheck(torch.ops.hyena.mix.default, arguments)
+    dy = ops.mix(*arguments).detach()
     arguments = [None if t is None else t.detach() for t in arguments]
-    torch.library.opcheck(torch.ops.hyena.mix_backward.default, (dy, *arguments, mask, None))
+    torch.library.opcheck(torch.ops.hyena.mix_backward.default, (dy, *arguments))
 
 
 def test_opcheck_packed(device: str) -> None:
-    x = place(inputs(1, 6, 4, taps=4, mask="random"), Tier("any", device), torch.float32, {"z": "channel_major"})
+    x = inputs(1, 6, 4, taps=4, mask="random", z_bias=True)
+    x = place(x, Tier("any", device), torch.float32, {"z": "channel_major"})
     spectrum = ops.filter_spectrum(x.pop("h"), 6)
-    z, weight, bias, d, mask = x.values()
-    arguments = [t.requires_grad_() for t in (z, weight, bias, spectrum, d)]
-    torch.library.opcheck(torch.ops.hyena.mix.default, (*arguments, mask, offsets([4, 0, 2]).to(device)))
+    z, weight, bias, d, mask, z_bias = x.values()
+    *arguments, z_bias = (t.requires_grad_() for t in (z, weight, bias, spectrum, d, z_bias))
+    torch.library.opcheck(torch.ops.hyena.mix.default, (*arguments, mask, offsets([4, 0, 2]).to(device), z_bias))
 
 
 def test_errors_name_the_numbers() -> None:
@@ -323,6 +379,8 @@ def test_errors_name_the_numbers() -> None:
         ops.mix(z, weight[:11], bias, spectrum, d)
     with pytest.raises(ValueError, match=r"\(12, taps\) with a bias of \(12,\) or None, got \(12, 3\) and \(11,\)"):
         ops.mix(z, weight, bias[:11], spectrum, d)
+    with pytest.raises(ValueError, match=r"z_bias must be \(12,\), one for each channel of z; got \(4,\)"):
+        ops.mix(z, weight, bias, spectrum, d, z_bias=bias[:4])
     with pytest.raises(ValueError, match=r"4 channels cannot share 3 filters"):
         ops.mix(z, weight, bias, ops.filter_spectrum(torch.zeros(1, 7, 3), 8), d)
     with pytest.raises(ValueError, match=r"a row of 9 positions needs .* built for 8"):
@@ -337,10 +395,10 @@ def test_errors_name_the_numbers() -> None:
         ops.mix(torch.zeros(1, 12, 12), weight, bias, spectrum, d, cu_seqlens=offsets([9, 3]))
 
 
-@pytest.mark.parametrize("name", ["weight", "bias", "d", "mask"])
+@pytest.mark.parametrize("name", ["weight", "bias", "d", "mask", "z_bias"])
 def test_everything_is_on_one_device(name: str) -> None:
     """A kernel is handed addresses: one of another device would be read as if it were its own."""
-    x = place(inputs(2, 7, 4, mask="random"), Tier("any", "cpu"), torch.float32)
+    x = place(inputs(2, 7, 4, mask="random", z_bias=True), Tier("any", "cpu"), torch.float32)
     spectrum = ops.filter_spectrum(x.pop("h"), 8)
     x[name] = x[name].to("meta")
     with pytest.raises(ValueError, match=rf"{name} is on meta, but the input on cpu"):

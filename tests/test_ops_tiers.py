@@ -30,14 +30,19 @@ def case(name: str) -> tuple[Callable[..., Tensor], dict, Tensor, Judge]:
     elif kind == "gated_conv":
         fn, want, x = gated_conv.convolve, gated_conv.matrices, gated_conv.inputs(2, length, 9, length, 9)
     else:
-        causal = kind == "mix"
-        x = mix.inputs(2, length, 9, order=3, causal=causal, mask="random")
-        fn, want = partial(mix.convolve, causal=causal), partial(mix.matrices, order=3, causal=causal)
+        causal = kind != "two_sided_mix"
+        order = 2 if kind == "mix_of_order_2" else 3
+        x = mix.inputs(2, length, 9, order=order, causal=causal, mask="random", z_bias=order == 2)
+        fn, want = partial(mix.convolve, causal=causal), partial(mix.matrices, order=order, causal=causal)
     dy = rand(2, length, 9)
     return fn, x, dy, Judge.of(want, x, dy)
 
 
-CASES = [f"{kind}-{length}" for kind in ("short_conv", "gated_conv", "mix", "two_sided_mix") for length in (65, 1009)]
+CASES = [
+    f"{kind}-{length}"
+    for kind in ("short_conv", "gated_conv", "mix", "two_sided_mix", "mix_of_order_2")
+    for length in (65, 1009)
+]
 CASES += ["direct_conv-65", "direct_conv-1009", "short_conv-20011"]  # long sums
 
 

@@ -29,7 +29,7 @@ def _accuracy(b: Bench, op: str, dtype: torch.dtype, length: int) -> dict[str, A
     d = torch.randn(1, c, device=b.device)
     if op == "mix":
         given = [*b.tensors(1, 2, length, 3 * c, dtype)]
-        given += [torch.randn(3 * c, 3, device=b.device), torch.randn(3 * c, device=b.device)]
+        given += [torch.randn(3 * c, 3, device=b.device), *torch.randn(2, 3 * c, device=b.device)]
     else:
         given = b.tensors(3, 2, length, c, dtype)
     (dy,) = b.tensors(1, 2, length, c, dtype)
@@ -40,7 +40,8 @@ def _accuracy(b: Bench, op: str, dtype: torch.dtype, length: int) -> dict[str, A
         *x, g, skip, taps = cast
         spectrum = call(H.filter_spectrum, taps, size, True)
         if op == "mix":
-            arguments = (*x, spectrum, skip, None, None)
+            z, weight, bias, z_bias = x
+            arguments = (z, weight, bias, spectrum, skip, None, None, z_bias)
             y, grads = call(H.mix, *arguments), call(H.mix_backward, g, *arguments)
             inner = grads[3]
         else:
@@ -55,8 +56,10 @@ def _accuracy(b: Bench, op: str, dtype: torch.dtype, length: int) -> dict[str, A
     errors = {}
     for name, call in (("kernel", lambda f, *a: f(*a)), ("fallback", fallback)):
         errors[name] = [_error(got, want) for got, want in zip(results(call, False), exact, strict=True)]
-    names = ["y", *(["dz", "dweight", "dbias"] if op == "mix" else ["dv", "dpre", "dpost"]), "dd", "dh"]
-    kept = [FULL if name in ("dweight", "dbias", "dd", "dh") else dtype for name in names]
+    names = ["y", "dz", "dweight", "dbias", "dd", "dz_bias", "dh"]
+    if op == "gated_conv":
+        names = ["y", "dv", "dpre", "dpost", "dd", "dh"]
+    kept = [dtype if name in ("y", "dz", "dv", "dpre", "dpost") else FULL for name in names]
     # Twice the fallback's, and an eps of the result's dtype where that one is all but exact.
     worst = max(
         k / (2 * f + torch.finfo(t).eps) for k, f, t in zip(errors["kernel"], errors["fallback"], kept, strict=True)

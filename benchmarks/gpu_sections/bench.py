@@ -100,7 +100,8 @@ def call(
     else:
         (z,) = b.tensors(1, batch, length, 3 * c, dtype)
         weight, bias = torch.randn(3 * c, 3, device=b.device), torch.randn(3 * c, device=b.device)
-        arguments = (z, weight, bias, spectrum, d, None, None)
+        z_bias = torch.randn(3 * c, device=b.device)  # the projection's, which the operator leaves to this op on a GPU
+        arguments = (z, weight, bias, spectrum, d, None, None, z_bias)
         forward, backward = H.mix, H.mix_backward
     there = partial(through, forward, *arguments)
     return step(there, partial(through, backward, dy, *arguments)) if training else there

@@ -168,13 +168,11 @@ class HyenaOperator(nn.Module):
         if flat:
             u = u[None]
         longest = self._longest(u, cu_seqlens, max_seqlen)
-        z = ops.project(u, self.in_proj, channel_major=u.is_cuda and u.size(1) > _FEW)
         if self._needs_parts():
+            z = ops.project(u, self.in_proj, channel_major=_is_channel_major_faster(u))
             y = self._mix_in_parts(z, longest, mask, cu_seqlens)
         else:
-            y = ops.mix(
-                z, self.short_weight, self.short_bias, self._spectrum(longest), self.filter_bias, mask, cu_seqlens
-            )
+            y = self._mix(u, longest, mask, cu_seqlens)
         if self.activation is not None:
             y = self.activation(y)
         y = ops.project(y, self.out_proj)
@@ -236,6 +234,15 @@ class HyenaOperator(nn.Module):
         """As ``nn.Module.train``; cached spectra are forgotten."""
         self._spectra.clear()
         return super().train(mode)
+
+    def _mix(self, u: Tensor, longest: int, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+        """The projection and the fused mixing step, which may have the projection's bias to add."""
+        if _does_mixing_add_bias(u):
+            z, bias = ops.project_apart(u, self.in_proj)
+        else:
+            z, bias = ops.project(u, self.in_proj, channel_major=_is_channel_major_faster(u)), None
+        spectrum = self._spectrum(longest)
+        return ops.mix(z, self.short_weight, self.short_bias, spectrum, self.filter_bias, mask, cu_seqlens, bias)
 
     def _mix_in_parts(self, z: Tensor, longest: int, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
         """The recurrence one convolution at a time, for whatever the fused step does not do."""
@@ -366,3 +373,16 @@ class HyenaOperator(nn.Module):
             f"d_model={self.d_model}, l_max={self.l_max}, order={self.order}, num_heads={self.num_heads}, "
             f"causal={self.causal}, value_filter={self.value_filter}"
         )
+
+
+def _is_channel_major_faster(u: Tensor) -> bool:
+    return u.is_cuda and u.size(1) > _FEW
+
+
+def _does_mixing_add_bias(u: Tensor) -> bool:
+    """Whether a kernel adds the projection's bias as it reads ``z``.
+
+    Before a batched product on a GPU torch writes the bias to all of ``z``, the operator's largest array, to have it
+    read and written again.
+    """
+    return _is_channel_major_faster(u) and "cuda" in ops.KERNELS["mix"] and u.dtype != torch.float64

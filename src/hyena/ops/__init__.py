@@ -9,7 +9,7 @@ from hyena.ops.direct_conv import direct_conv, is_direct
 from hyena.ops.gated_conv import gated_conv
 from hyena.ops.implicit_filter import implicit_filter
 from hyena.ops.mix import mix
-from hyena.ops.project import project
+from hyena.ops.project import project, project_apart
 from hyena.ops.short_conv import short_conv
 from hyena.ops.spectrum import filter_spectrum, move_spectrum
 
@@ -33,6 +33,7 @@ __all__ = [
     "mix",
     "move_spectrum",
     "project",
+    "project_apart",
     "short_conv",
     "transform_length",
 ]

@@ -14,12 +14,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hyena.ops._layout import empty_in_order_of, points_of, to_order_of
+from hyena.ops._layout import compute_dtype, empty_in_order_of, points_of, to_order_of
 from hyena.ops._library import define
 from hyena.ops._packing import check_bounds, map_rows, row_bounds
 from hyena.ops.gated_conv import check_spectrum, long_conv, long_conv_backward
 from hyena.ops.short_conv import check_devices, check_row, short_conv_rows, short_conv_rows_backward
 from hyena.ops.spectrum import from_fallback_layout, spectrum_gradient, spectrum_rows, to_fallback_layout
+
+# Of z, weight, bias, spectrum, d and z_bias; the last of no size where there is none.
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _recurrence(x: Sequence[Tensor], v: Tensor, s: Tensor, d: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -86,6 +89,11 @@ def _mix_rows_backward(
     return dz, dw, db, spectrum_gradient(torch.stack(ds[::-1]), spectrum), torch.stack(dd[::-1])
 
 
+def _with_bias(z: Tensor, z_bias: Tensor | None) -> Tensor:
+    """``z + z_bias`` in the compute dtype."""
+    return z if z_bias is None else z.to(compute_dtype(z)) + z_bias.to(compute_dtype(z))
+
+
 def _mix(
     z: Tensor,
     weight: Tensor,
@@ -94,14 +102,16 @@ def _mix(
     d: Tensor,
     mask: Tensor | None,
     cu_seqlens: Tensor | None,
+    z_bias: Tensor | None,
 ) -> Tensor:
+    x = _with_bias(z, z_bias)
     if cu_seqlens is None:
-        return to_order_of(_mix_rows(z, weight, bias, spectrum, d, mask), z)
+        return to_order_of(_mix_rows(x, weight, bias, spectrum, d, mask), z)
     bounds = row_bounds(cu_seqlens, z.size(1), points_of(spectrum.size(2) - 1))
     if not bounds:
         return torch.zeros_like(empty_in_order_of(z, d.size(1)))
     (y,) = map_rows(
-        lambda keep, rows, m: _mix_rows(rows, weight, bias, spectrum, d, keep if m is None else m), (z, mask), bounds
+        lambda keep, rows, m: _mix_rows(rows, weight, bias, spectrum, d, keep if m is None else m), (x, mask), bounds
     )
     return to_order_of(y, z)
 
@@ -115,20 +125,24 @@ def _mix_backward(
     d: Tensor,
     mask: Tensor | None,
     cu_seqlens: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    z_bias: Tensor | None,
+) -> Gradients:
+    x = _with_bias(z, z_bias)
+    like = weight[:0, 0] if z_bias is None else z_bias
     if cu_seqlens is None:
-        dz, dw, db, ds, dd = _mix_rows_backward(dy, z, weight, bias, spectrum, d, mask)
+        dz, dw, db, ds, dd = _mix_rows_backward(dy, x, weight, bias, spectrum, d, mask)
     else:
         bounds = row_bounds(cu_seqlens, z.size(1), points_of(spectrum.size(2) - 1))
         if not bounds:
-            dw, db, ds, dd = (torch.zeros_like(t) for t in (weight, weight[:, 0], spectrum, d))
-            return torch.zeros_like(empty_in_order_of(z, z.size(2))), dw, db, ds, dd
+            dw, db, ds, dd, dzb = (torch.zeros_like(t) for t in (weight, weight[:, 0], spectrum, d, like))
+            return torch.zeros_like(empty_in_order_of(z, z.size(2))), dw, db, ds, dd, dzb
         dz, dw, db, ds, dd = map_rows(
             lambda keep, g, rows, m: _mix_rows_backward(g, rows, weight, bias, spectrum, d, keep if m is None else m),
-            (dy, z, mask),
+            (dy, x, mask),
             bounds,
         )
-    return to_order_of(dz, z), dw.to(weight.dtype), db.to(weight.dtype), ds.contiguous(), dd.to(d.dtype)
+    dzb = torch.zeros_like(like) if z_bias is None else dz.sum((0, 1)).to(like.dtype)
+    return to_order_of(dz, z), dw.to(weight.dtype), db.to(weight.dtype), ds.contiguous(), dd.to(d.dtype), dzb
 
 
 def _differentiable_backward(
@@ -140,34 +154,56 @@ def _differentiable_backward(
     d: Tensor,
     mask: Tensor | None,
     cu_seqlens: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dz, dw, db, ds, dd = _mix_backward(dy, z, weight, bias, to_fallback_layout(spectrum), d, mask, cu_seqlens)
-    return dz, dw, db, from_fallback_layout(ds), dd
+    z_bias: Tensor | None,
+) -> Gradients:
+    dz, dw, db, ds, dd, dzb = _mix_backward(
+        dy, z, weight, bias, to_fallback_layout(spectrum), d, mask, cu_seqlens, z_bias
+    )
+    return dz, dw, db, from_fallback_layout(ds), dd, dzb
 
 
-def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
-    z, weight, bias, spectrum, d, mask, cu_seqlens = inputs
-    dz, dw, db, ds, dd = torch.ops.hyena.mix_backward(grads[0], z, weight, bias, spectrum, d, mask, cu_seqlens)
-    return dz, dw, None if bias is None else db.to(bias.dtype), ds, dd, None, None
-
-
-define(
-    "mix(Tensor z, Tensor weight, Tensor? bias, Tensor spectrum, Tensor d, Tensor? mask, Tensor? cu_seqlens) -> Tensor",
-    _mix,
-    lambda z, weight, bias, spectrum, d, mask, cu_seqlens: empty_in_order_of(z, d.size(1)),
-    backward=_backward,
-)
-define(
-    "mix_backward(Tensor dy, Tensor z, Tensor weight, Tensor? bias, Tensor spectrum, Tensor d, Tensor? mask,"
-    " Tensor? cu_seqlens) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _mix_backward,
-    lambda dy, z, weight, bias, spectrum, d, mask, cu_seqlens: (
+def _fake_backward(
+    dy: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    spectrum: Tensor,
+    d: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    z_bias: Tensor | None,
+) -> Gradients:
+    return (
         empty_in_order_of(z, z.size(2)),
         weight.new_empty(weight.shape),
         weight.new_empty(weight.size(0)),
         spectrum.new_empty(spectrum.shape),
         d.new_empty(d.shape),
-    ),
+        weight.new_empty(0) if z_bias is None else z_bias.new_empty(z_bias.shape),
+    )
+
+
+def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
+    z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias = inputs
+    dz, dw, db, ds, dd, dzb = torch.ops.hyena.mix_backward(
+        grads[0], z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias
+    )
+    db, dzb = None if bias is None else db.to(bias.dtype), None if z_bias is None else dzb
+    return dz, dw, db, ds, dd, None, None, dzb
+
+
+define(
+    "mix(Tensor z, Tensor weight, Tensor? bias, Tensor spectrum, Tensor d, Tensor? mask, Tensor? cu_seqlens,"
+    " Tensor? z_bias) -> Tensor",
+    _mix,
+    lambda z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias: empty_in_order_of(z, d.size(1)),
+    backward=_backward,
+)
+define(
+    "mix_backward(Tensor dy, Tensor z, Tensor weight, Tensor? bias, Tensor spectrum, Tensor d, Tensor? mask,"
+    " Tensor? cu_seqlens, Tensor? z_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _mix_backward,
+    _fake_backward,
     differentiable=_differentiable_backward,
 )
 
@@ -180,6 +216,7 @@ def mix(
     d: Tensor,
     mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    z_bias: Tensor | None = None,
 ) -> Tensor:
     """Checked call of ``hyena::mix``: the mixing step of an order-``N`` Hyena operator.
 
@@ -192,6 +229,8 @@ def mix(
         d: ``(F, C)`` weight of each convolution's input in its output; for order 1 without filters ``(0, C)``.
         mask: ``(B, L)`` bool, True where a position is kept: applied to ``z`` and after the short convolution.
         cu_seqlens: offsets of packed rows; then ``B = 1``.
+        z_bias: ``((N+1) C,)``, added to ``z`` before everything else, in the dtype of the arithmetic: a projection's
+            bias, which then need not be written to memory.
 
     Returns:
         ``(B, L, C)`` in the dtype and memory order of ``z``.
@@ -219,7 +258,9 @@ def mix(
             f"the short filter must be ({z.size(2)}, taps) with a bias of ({z.size(2)},) or None, got "
             f"{tuple(weight.shape)} and {shape}"
         )
-    check_devices(z, weight=weight, bias=bias, d=d)
+    if z_bias is not None and z_bias.shape != z.shape[2:]:
+        raise ValueError(f"z_bias must be ({z.size(2)},), one for each channel of z; got {tuple(z_bias.shape)}")
+    check_devices(z, weight=weight, bias=bias, d=d, z_bias=z_bias)
     check_spectrum(z, spectrum, channels, cu_seqlens is not None)
     check_bounds(cu_seqlens, z.size(1), spectrum.size(2) - 1)
-    return torch.ops.hyena.mix(z, weight, bias, spectrum, d, mask, cu_seqlens)
+    return torch.ops.hyena.mix(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias)

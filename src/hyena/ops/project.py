@@ -122,31 +122,63 @@ define(
 )
 
 
-def project(u: Tensor, layer: nn.Module, channel_major: bool = False) -> Tensor:
-    """``layer(u)`` for u of shape ``(B, L, D)``, by an op of this file if the layer is a plain ``nn.Linear``.
+def _operands(u: Tensor, layer: nn.Module, autocast: bool) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """``u``, weight and bias for an op of this file; None where the layer had better be called.
 
     Whatever somebody put in a linear layer's place (an adapter, a quantised layer or weight), whatever hooks there are,
     and autocast work as they do for any layer.
+
+    Args:
+        u, layer: as in :func:`project`.
+        autocast: whether an op may do what autocast would: ``u`` and weight come in its dtype then.
+    """
+    if type(layer) is not nn.Linear or is_hooked(layer) or not has_plain_weights(layer):
+        return None
+    weight: Tensor = layer.weight
+    if autocasts(u.device):
+        if not autocast or u.dtype == torch.float64:
+            return None
+        dtype = torch.get_autocast_dtype(u.device.type)
+        u, weight = u.to(dtype), weight.to(dtype)
+    if u.dtype != weight.dtype or u.size(-1) != layer.in_features:
+        return None
+    return u, weight, layer.bias
+
+
+def project(u: Tensor, layer: nn.Module, channel_major: bool = False) -> Tensor:
+    """``layer(u)`` for u of shape ``(B, L, D)``, by an op of this file if the layer is a plain ``nn.Linear``.
 
     Args:
         u: ``(B, L, D)``.
         layer: ``nn.Linear``, or what has taken its place.
         channel_major: whether the result had better lie in memory as ``(B, C, L)``.
     """
-    if type(layer) is not nn.Linear or is_hooked(layer) or not has_plain_weights(layer):
-        return layer(u)
-    weight: Tensor = layer.weight
-    bias: Tensor | None = layer.bias
     turns = channel_major or (u.is_cuda and u.dim() == 3 and is_channel_major(u))
-    if autocasts(u.device):
-        if not turns or u.dtype == torch.float64:
-            return layer(u)
-        dtype = torch.get_autocast_dtype(u.device.type)
-        u, weight, bias = u.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if u.dtype != weight.dtype or u.size(-1) != layer.in_features:
+    operands = _operands(u, layer, autocast=turns)
+    if operands is None:
         return layer(u)
+    u, weight, bias = operands
+    bias = None if bias is None else bias.to(u.dtype)
     if channel_major:
         return torch.ops.hyena.project_channel_major(u, weight, bias)
     if turns:
         return torch.ops.hyena.project_from_channel_major(u, weight, bias)
     return torch.ops.hyena.project(u, weight, bias)
+
+
+def project_apart(u: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """``(z, bias)`` with ``z + bias = layer(u)``, for who reads ``z`` next to add what the product would write twice.
+
+    Args:
+        u: ``(B, L, D)``.
+        layer: ``nn.Linear``, or what has taken its place.
+
+    Returns:
+        ``z``, ``(B, L, C)`` in memory as ``(B, C, L)``, and the bias ``(C,)`` in its own dtype, or None where the layer
+        has none. If it is not a plain ``nn.Linear``, ``layer(u)`` and None.
+    """
+    operands = _operands(u, layer, autocast=True)
+    if operands is None:
+        return layer(u), None
+    u, weight, bias = operands
+    return torch.ops.hyena.project_channel_major(u, weight, None), bias

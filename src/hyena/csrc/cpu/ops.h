@@ -9,6 +9,7 @@ namespace hyena {
 
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Eight = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // ops_conv.cpp
@@ -26,9 +27,9 @@ Five direct_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& h, co
 
 // ops_mix.cpp
 Tensor mix(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum, const Tensor& d, const Optional& mask,
-           const Optional& cu_seqlens);
-Five mix_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum,
-                  const Tensor& d, const Optional& mask, const Optional& cu_seqlens);
+           const Optional& cu_seqlens, const Optional& z_bias);
+Six mix_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum,
+                 const Tensor& d, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias);
 
 // ops_filter.cpp
 Tensor filter_spectrum(const Tensor& h, int64_t size, bool causal);

@@ -56,8 +56,11 @@ Array part(Array a, int64_t first) {
     return a;
 }
 
-Parts::Parts(const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in)
-    : weight(parameter(weight_in, kCompute)), bias(parameter(bias_in, kCompute)), z(array(z_in)) {}
+Parts::Parts(const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in, const Optional& z_bias_in)
+    : weight(parameter(weight_in, kCompute)),
+      bias(parameter(bias_in, kCompute)),
+      z_bias(parameter(z_bias_in, kCompute)),
+      z(array(z_in)) {}
 
 Input::Input(const Tensor& z, const Optional& given, const Optional& cu_seqlens, int64_t longest, int64_t channels) {
     Sequences s;

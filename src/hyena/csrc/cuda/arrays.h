@@ -54,14 +54,15 @@ Array part(Array a, int64_t first);
 // The parameters of a short convolution and z, whose parts they make operands of.
 struct Parts {
     Tensor weight;
-    Optional bias;
+    Optional bias, z_bias;
     Array z;
 
-    Parts(const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in);
+    Parts(const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in, const Optional& z_bias_in = std::nullopt);
     int64_t taps() const { return weight.size(1); }
     // From channel `first` on.
     Operand from(int64_t first) const {
-        return {part(z, first), floats(weight) + first * taps(), bias ? floats(*bias) + first : nullptr, int32_t(taps())};
+        return {part(z, first), floats(weight) + first * taps(), bias ? floats(*bias) + first : nullptr, int32_t(taps()),
+                z_bias ? floats(*z_bias) + first : nullptr};
     }
 };
 

@@ -49,7 +49,7 @@ struct Multiply {
     }
 };
 
-// Sums over positions of a * b * c * e, b and e perhaps missing: (tiles, C).
+// Sums over positions of a * b * c * e, all but a perhaps missing: (tiles, C).
 struct Dot {
     static constexpr int kBlocksTogether = 1;
     static constexpr int kPositions = 16384;
@@ -65,12 +65,11 @@ struct Dot {
         block.each([&](int thread) {
             float sum = 0.f;
             pieces.each(block, index, thread, [&](const Row& row, int t) {
-                float x[kChunk], g[kChunk], part = 0.f;
+                float x[kChunk];
                 product(Line(a, pieces.sequences, row, channel), Line(b, pieces.sequences, row, channel), t, x);
-                product(Line(c, pieces.sequences, row, channel), Line(e, pieces.sequences, row, channel), t, g);
-                HYENA_UNROLL
-                for (int i = 0; i < kChunk; ++i) part += x[i] * g[i];
-                sum += part;
+                gate(Line(c, pieces.sequences, row, channel), t, x);
+                gate(Line(e, pieces.sequences, row, channel), t, x);
+                sum += sum_of(x);
             });
             partial[thread] = sum;
             if (thread == 0) *total = 0.f;
@@ -82,11 +81,13 @@ struct Dot {
     }
 };
 
-// The gradient of the short convolution: dz, and sums of the taps' and the bias's gradients for each tile, (tiles, C, 4 groups + 1).
+// The gradient of the short convolution: dz, and sums of the taps', the bias's and the shift's gradients for each tile,
+// (tiles, C, 4 groups + 2).
 struct ShortConvBackward {
     static constexpr int kBlocksTogether = 1;
     static constexpr int kPositions = 16384;
     static constexpr int kTapSums = kTapGroup + 1;
+    static constexpr int64_t width(int64_t taps) { return (taps + kTapGroup - 1) / kTapGroup * kTapGroup + 2; }
     Pieces pieces;
     Operand z, dy;  // z with its taps
     Array dz;
@@ -98,7 +99,7 @@ struct ShortConvBackward {
         float *partial = reinterpret_cast<float*>(shared), *totals = partial + block.threads * kTapSums;
         const int64_t channel = pieces.channel(index);
         const int groups = (z.taps + kTapGroup - 1) / kTapGroup;
-        float* out = sums + (pieces.tile(index) * pieces.channels + channel) * (groups * kTapGroup + 1);
+        float* out = sums + (pieces.tile(index) * pieces.channels + channel) * (groups * kTapGroup + 2);
         for (int g = 0; g < groups; ++g) {
             block.each([&](int thread) {
                 float parts[kTapSums] = {};
@@ -129,6 +130,7 @@ struct ShortConvBackward {
             });
         }
         block.each([&](int thread) {
+            float sum = 0.f;
             pieces.each(block, index, thread, [&](const Row& row, int t) {
                 const Line line(z, pieces.sequences, row, channel);
                 float dx[kChunk] = {};
@@ -145,8 +147,15 @@ struct ShortConvBackward {
                         }
                 }
                 if (!line.inside(t, kChunk)) line.drop<kChunk>(t, dx);
+                sum += sum_of(dx);
                 Sink(dz, row, channel).put(t, dx);
             });
+            partial[thread] = sum;
+            if (thread == 0) *totals = 0.f;
+        });
+        add_up<1>(block, 1, block.threads, partial, totals);
+        block.each([&](int thread) {
+            if (thread == 0) out[groups * kTapGroup + 1] = *totals;
         });
     }
 
@@ -207,13 +216,14 @@ struct Reduce {
     }
 };
 
-// Sums of the taps' gradients of `channels` channels, (channels, stride) from the position itself backwards and then (at `bias`) the
-// bias's, as gradients of weight (channels, taps) and bias (channels).
+// Sums of the taps' gradients of `channels` channels, (channels, stride) from the position itself backwards and (at `bias` and
+// `at_shift`) the bias's and the shift's, as gradients of weight (channels, taps), bias (channels) and, if it is asked for, shift
+// (channels).
 struct TapGradients {
     static constexpr int kBlocksTogether = 1;
-    int64_t channels = 0, stride = 0, bias = 0, taps = 0;
-    const float* sums = nullptr;
-    float *dweight = nullptr, *dbias = nullptr;
+    int64_t channels = 0, stride = 0, bias = 0, at_shift = 0, taps = 0;
+    const float *sums = nullptr, *shift = nullptr;
+    float *dweight = nullptr, *dbias = nullptr, *dshift = nullptr;
 
     int64_t blocks() const { return (channels + kMaxThreads - 1) / kMaxThreads; }
 
@@ -221,8 +231,11 @@ struct TapGradients {
         block.each([&](int thread) {
             const int64_t channel = index * block.threads + thread;
             if (channel >= channels) return;
-            for (int64_t j = 0; j < taps; ++j) dweight[channel * taps + taps - 1 - j] = sums[channel * stride + j];
-            dbias[channel] = sums[channel * stride + bias];
+            const float* own = sums + channel * stride;
+            const float more = shift == nullptr ? 0.f : shift[channel] * own[bias];
+            for (int64_t j = 0; j < taps; ++j) dweight[channel * taps + taps - 1 - j] = own[j] + more;
+            dbias[channel] = own[bias];
+            if (dshift != nullptr) dshift[channel] = own[at_shift];
         });
     }
 };

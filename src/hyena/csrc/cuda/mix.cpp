@@ -14,7 +14,7 @@ namespace {
 // Longest order whose whole recurrence goes through one kernel.
 constexpr int64_t kMaxFilters = kMaxGates - 1;
 
-using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // The mixing step as steps: value and gates out of z.
 struct Recurrence {
@@ -34,11 +34,11 @@ struct Recurrence {
 }  // namespace
 
 Tensor mix(const Tensor& z_in, const Tensor& weight, const Optional& bias, const Tensor& spectrum_in, const Tensor& d_in,
-           const Optional& mask, const Optional& cu_seqlens) {
-    if (!takes(z_in)) return fallback<Tensor>("hyena::mix_fallback", z_in, weight, bias, spectrum_in, d_in, mask, cu_seqlens);
+           const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias) {
+    if (!takes(z_in)) return fallback<Tensor>("hyena::mix_fallback", z_in, weight, bias, spectrum_in, d_in, mask, cu_seqlens, z_bias);
     const Guard guard(z_in);
     const Tensor z = positions_last(z_in), spectrum = spectrum_memory(spectrum_in), d = parameter(d_in, kCompute);
-    const Parts parts(z, weight, bias);
+    const Parts parts(z, weight, bias, z_bias);
     const Recurrence recurrence(parts, z.size(2), d);
     const int64_t channels = recurrence.channels, filters = recurrence.filters;
     const Tensor y = empty(z, channels);
@@ -77,23 +77,28 @@ Tensor mix(const Tensor& z_in, const Tensor& weight, const Optional& bias, const
     return in_order_of(y, z_in);
 }
 
-Five mix_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_in, const Optional& bias, const Tensor& spectrum_in,
-                  const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens) {
+Six mix_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_in, const Optional& bias, const Tensor& spectrum_in,
+                 const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias) {
     if (!takes(z_in))
-        return fallback<Five>("hyena::mix_backward_fallback", dy_in, z_in, weight_in, bias, spectrum_in, d_in, mask, cu_seqlens);
+        return fallback<Six>("hyena::mix_backward_fallback", dy_in, z_in, weight_in, bias, spectrum_in, d_in, mask, cu_seqlens, z_bias);
     const Guard guard(z_in);
     const Tensor dy = positions_last(dy_in), z = positions_last(z_in);
     const Tensor spectrum = spectrum_memory(spectrum_in), d = parameter(d_in, kCompute);
-    const Parts parts(z, weight_in, bias);
+    const Parts parts(z, weight_in, bias, z_bias);
     const Recurrence recurrence(parts, z.size(2), d);
     const int64_t channels = recurrence.channels, filters = recurrence.filters, room = spectrum.size(2);
     const Tensor dz = empty(z, z.size(2)), dspectrum = torch::stable::new_empty(spectrum, spectrum.sizes());
     const Tensor dweight = torch::stable::new_empty(parts.weight, parts.weight.sizes());
     const Tensor dbias = torch::stable::new_empty(parts.weight, {z.size(2)}), dd = torch::stable::new_empty(d, d.sizes());
+    const Tensor dz_bias = torch::stable::new_empty(parts.weight, {z_bias ? z.size(2) : 0});
+    float* dshift = z_bias ? floats(dz_bias) : nullptr;
     const Input input(z, mask, cu_seqlens, size_of(spectrum), channels);
     const Call& call = input.call;
-    const auto finish = [&]() -> Five {
-        return {in_order_of(dz, z_in), back(dweight, weight_in), back(dbias, weight_in), dspectrum, back(dd, d_in)};
+    Call all = call;  // of all channels of z
+    all.channels = z.size(2);
+    const auto finish = [&]() -> Six {
+        return {in_order_of(dz, z_in), back(dweight, weight_in), back(dbias, weight_in), dspectrum, back(dd, d_in),
+                back(dz_bias, z_bias ? *z_bias : weight_in)};
     };
     const std::shared_ptr<const Prepared> prepared = filters == 0 ? nullptr : prepare(size_of(spectrum), channels, spectrum, call.device);
     const Spectra spectra = spectra_of(spectrum, channels);
@@ -104,14 +109,18 @@ Five mix_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_
         StepGradients to{part(array(dz), value), recurrence.has_gate(0) ? part(array(dz), recurrence.part_of_gate(0) * channels) : Array{},
                          array(dz), floats(dspectrum), floats(dd), {}};
         backward(call, *prepared, {recurrence.value(), recurrence.gate(0), recurrence.gate(1), spectra, 0, floats(d)}, operand(dy), true, to);
+        const bool beside = parts.taps() < kTapGroup;  // whether there is a place for the sums of dz (see write_adjoint)
         const std::array<std::pair<int64_t, bool>, 3> places{
             {{0, true}, {recurrence.part_of_gate(0) * channels, recurrence.has_gate(0)}, {value, true}}};
         for (size_t i = 0; i < places.size(); ++i)
             if (const auto [first, there] = places[i]; there)
                 call.run("gradients of taps",
-                         TapGradients{channels, kSums, kTapGroup, parts.taps(), floats(to.sums) + 1 + int64_t(i) * kPartSums,
-                                      floats(dweight) + first * parts.taps(), floats(dbias) + first},
+                         TapGradients{channels, kSums, kTapGroup, kTapGroup - 1, parts.taps(),
+                                      floats(to.sums) + 1 + int64_t(i) * kPartSums, parts.from(first).shift,
+                                      floats(dweight) + first * parts.taps(), floats(dbias) + first,
+                                      dshift != nullptr && beside ? dshift + first : nullptr},
                          kMaxThreads);
+        if (dshift != nullptr && !beside) dot(all, operand(dz), {}, {}, {}, dshift);
         return finish();
     }
 
@@ -146,9 +155,7 @@ Five mix_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_
             if (i > 0) values.pop_back();
         }
     }
-    Call all = call;
-    all.channels = z.size(2);
-    short_conv_gradient(all, parts.from(0), operand(dparts), array(dz), floats(dweight), floats(dbias));
+    short_conv_gradient(all, parts.from(0), operand(dparts), array(dz), floats(dweight), floats(dbias), dshift);
     return finish();
 }
 

@@ -1,6 +1,10 @@
 // The arrays that kernels read and write, eight positions at a time, with the short convolution, mask and packed rows.
 //
 // Arrays are (B, C, L), positions contiguous. An operand is one part of z behind its short convolution, or an array as it is.
+//
+// A bias that is added to z before all else (its shift) costs nothing for a position: what is read is z without it. The short convolution
+// of a constant joins the bias behind it, positions that do not count are -shift instead of zero, and a tap's gradient, which is short of
+// shift times the sum of the gradient, gets that at the end (TapGradients).
 #pragma once
 
 #include "block.h"
@@ -63,6 +67,7 @@ struct Operand {
     const float* weight = nullptr;  // (channels, taps), the last tap for the position itself; null: no short convolution
     const float* bias = nullptr;    // (channels), or null
     int32_t taps = 0;
+    const float* shift = nullptr;   // (channels), added to the array where positions count, before the short convolution; or null
 
     HYENA_DEVICE bool given() const { return array.data != nullptr; }
 };
@@ -99,7 +104,8 @@ struct Line {
     Storage storage;
     bool given;
     bool aligned;           // so that chunks can be read in a few accesses
-    float bias;
+    float bias;             // with the short convolution of the shift
+    float outside = 0.f;    // stands at positions that are not in the row or masked
     float w[kTapGroup];     // the first group of taps: weight of the position j before
 
     HYENA_DEVICE Line(const Operand& o, const Sequences& s, const Row& row, uint32_t channel)
@@ -114,6 +120,11 @@ struct Line {
           bias(o.taps > 0 && o.bias != nullptr ? o.bias[channel] : 0.f) {
         HYENA_UNROLL
         for (int j = 0; j < kTapGroup; ++j) w[j] = tap(j);
+        if (o.taps == 0 || o.shift == nullptr) return;
+        float sum = (w[0] + w[1]) + (w[2] + w[3]);
+        for (int j = kTapGroup; j < taps; ++j) sum += tap(j);
+        outside = -o.shift[channel];
+        bias -= outside * sum;
     }
 
     HYENA_DEVICE int groups() const { return (taps + kTapGroup - 1) / kTapGroup; }
@@ -131,19 +142,31 @@ struct Line {
         return aligned && t + kChunk + (kAfter ? 4 : 0) <= length;
     }
 
-    // Values at t … t + N - 1, zero outside the row and where masked.
+    // Values at t … t + N - 1.
     template <int N>
     HYENA_DEVICE void raw(int t, float* x) const {
         with_storage(storage, [&](auto tag) {
             const auto* p = reinterpret_cast<const decltype(tag)*>(data) + t;
             HYENA_UNROLL
-            for (int e = 0; e < N; ++e) x[e] = t + e >= 0 && t + e < length ? to_float(p[e]) : 0.f;
+            for (int e = 0; e < N; ++e) x[e] = t + e >= 0 && t + e < length ? to_float(p[e]) : outside;
         });
         mask<N>(t, x);
     }
+    // What a quick read of the window at t leaves to do: positions before the row, and masked ones.
+    template <int N>
+    HYENA_DEVICE void edges(int t, float* x) const {
+        if (t == 0) {
+            HYENA_UNROLL
+            for (int e = 0; e < kHalo; ++e) x[e] = outside;
+        }
+        mask<N>(t - kHalo, x);
+    }
     template <int N>
     HYENA_DEVICE void mask(int t, float* x) const {
-        if (keep != nullptr) drop<N>(t, x);
+        if (keep == nullptr) return;
+        HYENA_UNROLL
+        for (int e = 0; e < N; ++e)
+            if (!keeps(t + e)) x[e] = outside;
     }
 
     // Zeros where positions t … t + N - 1 are outside the row or masked.
@@ -199,14 +222,13 @@ struct Span {
     }
 };
 
-// Values at t - kHalo … t + kChunk - 1, or kHalo more; zero outside the row and where masked. Those before t are not read where
-// there is no short convolution.
+// Values at t - kHalo … t + kChunk - 1, or kHalo more. Those before t are not read where there is no short convolution.
 template <bool kAfter = false>
 HYENA_DEVICE void window(const Line& line, int t, float* x) {
     constexpr int kCount = kHalo + kChunk + (kAfter ? kHalo : 0);
     if (line.quick<kAfter>(t)) {
         with_storage(line.storage, [&](auto tag) { Span<decltype(tag), kAfter>(line, t).get(x); });
-        line.mask<kCount>(t - kHalo, x);
+        line.edges<kCount>(t, x);
     } else {
         line.raw<kCount>(t - kHalo, x);
     }
@@ -222,8 +244,8 @@ HYENA_DEVICE void windows(const Line& a, const Line& b, int t, float* xa, float*
             sb.get(xb);
         });
         constexpr int kCount = kHalo + kChunk + (kAfter ? kHalo : 0);
-        a.mask<kCount>(t - kHalo, xa);
-        b.mask<kCount>(t - kHalo, xb);
+        a.edges<kCount>(t, xa);
+        b.edges<kCount>(t, xb);
         return;
     }
     window<kAfter>(a, t, xa);
@@ -300,8 +322,16 @@ struct Sink {
     }
 };
 
+HYENA_DEVICE float sum_of(const float* x) {
+    float sum = 0.f;
+    HYENA_UNROLL
+    for (int e = 0; e < kChunk; ++e) sum += x[e];
+    return sum;
+}
+
 // The gradient of one part of z, through the adjoint of its short convolution (up to four taps): `g` is that of the part at
-// t … t + kChunk + kHalo - 1, `x` the window of z. Adds to the sums of the taps' gradients and the bias's.
+// t … t + kChunk + kHalo - 1, `x` the window of z. Adds to the sums of the taps' gradients and the bias's, and, if there are less than
+// four taps, to that of the shift in the place of the fourth.
 HYENA_DEVICE void put_adjoint(const Sink& dz, const Line& line, int t, float* g, const float* x, float* sums) {
     float dx[kChunk];
     const bool inside = line.inside(t, kChunk + kHalo);
@@ -318,6 +348,7 @@ HYENA_DEVICE void put_adjoint(const Sink& dz, const Line& line, int t, float* g,
         sums[kTapGroup] += g[e];
     }
     if (!inside) line.drop<kChunk>(t, dx);
+    if (line.taps < kTapGroup) sums[kTapGroup - 1] += sum_of(dx);
     dz.put(t, dx);
 }
 

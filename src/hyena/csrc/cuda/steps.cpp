@@ -57,11 +57,7 @@ void backward_split(const Call& call, const Plan& plan, const Step& step, const 
     });
     if (!direct) reduce(call, dspectra, 1, step.spectra.groups, step.spectra.width, 2 * stride, 2 * step.spectra.room, to.dspectrum);
     if (to.dd == nullptr) return;
-    const Pieces pieces(call.sequences, call.channels, Dot::kPositions);
-    const Tensor sums = call.scratch(pieces.count());
-    const int threads = 256;
-    call.run("sums of d", Dot{pieces, step.value, step.pre, dy, step.post, floats(sums)}, threads, (threads + 1) * 4);
-    reduce(call, floats(sums), pieces.tiles.count(), call.channels, 1, 1, 1, to.dd);
+    dot(call, step.value, step.pre, dy, step.post, to.dd);
 }
 
 // A program for rows in one block, with what a step's convolution and its gradient need alike.
@@ -110,7 +106,7 @@ void backward_whole(const Call& call, const Plan& plan, const Step& step, const 
     to.sums = call.scratch(call.channels * kSums);
     reduce(call, floats(sums), program.slices, call.channels, 1, kSums, kSums, floats(to.sums));
     // The first of a channel's sums is that of d.
-    if (to.dd != nullptr) call.run("gradient of d", TapGradients{call.channels, kSums, 0, 0, floats(to.sums), nullptr, to.dd}, kMaxThreads);
+    if (to.dd != nullptr) call.run("gradient of d", TapGradients{call.channels, kSums, 0, 0, 0, floats(to.sums), nullptr, nullptr, to.dd}, kMaxThreads);
 }
 
 }  // namespace
@@ -153,15 +149,25 @@ void multiply(const Call& call, const Operand& a, const Operand& b, const Array&
     call.run("products", Multiply{pieces, a, b, y}, Multiply::kPositions / kChunk);
 }
 
-void short_conv_gradient(const Call& call, const Operand& z, const Operand& dy, const Array& dz, float* dweight, float* dbias) {
+void dot(const Call& call, const Operand& a, const Operand& b, const Operand& c, const Operand& e, float* out) {
+    const Pieces pieces(call.sequences, call.channels, Dot::kPositions);
+    const Tensor sums = call.scratch(pieces.count());
+    const int threads = 256;
+    call.run("sums of products", Dot{pieces, a, b, c, e, floats(sums)}, threads, (threads + 1) * 4);
+    reduce(call, floats(sums), pieces.tiles.count(), call.channels, 1, 1, 1, out);
+}
+
+void short_conv_gradient(const Call& call, const Operand& z, const Operand& dy, const Array& dz, float* dweight, float* dbias,
+                         float* dshift) {
     const Pieces pieces(call.sequences, call.channels, ShortConvBackward::kPositions);
-    const int64_t width = (z.taps + kTapGroup - 1) / kTapGroup * kTapGroup + 1;
+    const int64_t width = ShortConvBackward::width(z.taps);
     const Tensor sums = call.scratch(pieces.count() * width), total = call.scratch(call.channels * width);
     const int threads = 256;
     call.run("short convolution's gradient", ShortConvBackward{pieces, z, dy, dz, floats(sums)}, threads,
              (threads + 1) * ShortConvBackward::kTapSums * 4);
     reduce(call, floats(sums), pieces.tiles.count(), call.channels, 1, width, width, floats(total));
-    call.run("gradients of taps", TapGradients{call.channels, width, width - 1, z.taps, floats(total), dweight, dbias}, kMaxThreads);
+    call.run("gradients of taps",
+             TapGradients{call.channels, width, width - 2, width - 1, z.taps, floats(total), z.shift, dweight, dbias, dshift}, kMaxThreads);
 }
 
 }  // namespace hyena::cuda

@@ -90,7 +90,12 @@ void reduce(const Call& call, const float* in, int64_t outer, int64_t groups, in
 // y = a * b; b may be missing.
 void multiply(const Call& call, const Operand& a, const Operand& b, const Array& y);
 
-// dz, and gradients of the weight and bias of z's short convolution, from that of its result. All of z's channels.
-void short_conv_gradient(const Call& call, const Operand& z, const Operand& dy, const Array& dz, float* dweight, float* dbias);
+// dz, and gradients of the weight and bias of z's short convolution and, if it is asked for, of its shift, from that of its result. All
+// of z's channels.
+void short_conv_gradient(const Call& call, const Operand& z, const Operand& dy, const Array& dz, float* dweight, float* dbias,
+                         float* dshift = nullptr);
+
+// Sums of a * b * c * e over rows and positions, (C); all but a may be missing.
+void dot(const Call& call, const Operand& a, const Operand& b, const Operand& c, const Operand& e, float* out);
 
 }  // namespace hyena::cuda
