@@ -109,7 +109,7 @@ Six mix_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_i
         StepGradients to{part(array(dz), value), recurrence.has_gate(0) ? part(array(dz), recurrence.part_of_gate(0) * channels) : Array{},
                          array(dz), floats(dspectrum), floats(dd), {}};
         backward(call, *prepared, {recurrence.value(), recurrence.gate(0), recurrence.gate(1), spectra, 0, floats(d)}, operand(dy), true, to);
-        const bool beside = parts.taps() < kTapGroup;  // whether there is a place for the sums of dz (see write_adjoint)
+        const bool beside = parts.taps() < kTapGroup;  // whether there is a place for the sums of dz (see put_adjoint)
         const std::array<std::pair<int64_t, bool>, 3> places{
             {{0, true}, {recurrence.part_of_gate(0) * channels, recurrence.has_gate(0)}, {value, true}}};
         for (size_t i = 0; i < places.size(); ++i)
