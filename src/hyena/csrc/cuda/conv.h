@@ -303,12 +303,13 @@ struct ConvolveBackward {
                         to = Sink(dpost, row, channel)](int at) {
                     if (at >= length) return;
                     float g[kHalo + kChunk + kHalo], c[kChunk + kHalo], x[kHalo + kChunk + kHalo];
-                    windows<true>(up, line, at, g, x);
+                    const uint32_t kept = line.kept(at);
+                    windows<true>(up, line, at, up.kept(at), kept, g, x);
                     chunks.get_ahead(buffer, set, at, c);
                     HYENA_UNROLL
                     for (int e = 0; e < kChunk + kHalo; ++e) c[e] *= g[kHalo + e];
                     if (adjoint)
-                        put_adjoint(to, line, at, c, x, parts);
+                        put_adjoint(to, line, at, kept, c, x, parts);
                     else
                         to.put(at, c);
                 };
@@ -330,12 +331,13 @@ struct ConvolveBackward {
                         to_value = Sink(dvalue, row, channel), to_pre = Sink(dpre, row, channel)](int at) {
                     if (at >= length) return;
                     float dp[kChunk + kHalo], xv[kHalo + kChunk + kHalo], xg[kHalo + kChunk + kHalo], v[kChunk + kHalo], g[kChunk + kHalo];
-                    windows<true>(values, gates, at, xv, xg);
+                    const uint32_t kept = values.kept(at), kept_gate = gates.kept(at);
+                    windows<true>(values, gates, at, kept, kept_gate, xv, xg);
                     chunks.get_ahead(buffer, set, at, dp);
                     if (!adjoint) {
                         if (gates.given) {
-                            values.finish(at, xv, v);
-                            gates.finish(at, xg, g);
+                            values.finish(at, kept, xv, v);
+                            gates.finish(at, kept_gate, xg, g);
                             HYENA_UNROLL
                             for (int e = 0; e < kChunk; ++e) {
                                 v[e] *= dp[e];
@@ -347,16 +349,16 @@ struct ConvolveBackward {
                         return;
                     }
                     if (gates.given) {
-                        values.convolve<kHalo>(at, xv, v);
-                        gates.convolve<kHalo>(at, xg, g);
+                        values.convolve<kHalo>(kept, xv, v);
+                        gates.convolve<kHalo>(kept_gate, xg, g);
                         HYENA_UNROLL
                         for (int e = 0; e < kChunk + kHalo; ++e) {
                             v[e] *= dp[e];
                             dp[e] *= g[e];
                         }
-                        put_adjoint(to_pre, gates, at, v, xg, parts);
+                        put_adjoint(to_pre, gates, at, kept_gate, v, xg, parts);
                     }
-                    put_adjoint(to_value, values, at, dp, xv, parts + kPartSums);
+                    put_adjoint(to_value, values, at, kept, dp, xv, parts + kPartSums);
                 };
             });
             HYENA_UNROLL

@@ -107,7 +107,7 @@ struct ShortConvBackward {
                     const Line line(z, pieces.sequences, row, channel);
                     float x[kHalo + kChunk], y[kChunk];
                     if (g == 0)
-                        window(line, t, x);
+                        window(line, t, line.kept(t), x);
                     else
                         line.raw<kHalo + kChunk>(t - g * kTapGroup - kHalo, x);
                     read_gradient(line, row, channel, t, y);

@@ -95,6 +95,21 @@ struct alignas(N * sizeof(IO) < 16 ? N * sizeof(IO) : 16) Pack {
     }
 };
 
+// The lowest bits of a word's four bytes, which are 0 or 1 each.
+HYENA_DEVICE uint32_t packed_flags(uint32_t bytes) { return (bytes & 0x01010101u) * 0x10204080u >> 28; }
+
+constexpr uint32_t kAllKept = 0xffff;  // of Line::kept
+
+// x[e] where bit kFirst + e is set, `otherwise` elsewhere.
+template <int kFirst, int N>
+HYENA_DEVICE void only(uint32_t kept, float otherwise, float* x) {
+    constexpr uint32_t kBits = ((1u << N) - 1) << kFirst;
+    if ((kept & kBits) == kBits) return;
+    HYENA_UNROLL
+    for (int e = 0; e < N; ++e)
+        if ((kept >> (kFirst + e) & 1) == 0) x[e] = otherwise;
+}
+
 // A row and channel of an operand.
 struct Line {
     const char* data;
@@ -142,6 +157,21 @@ struct Line {
         return aligned && t + kChunk + (kAfter ? 4 : 0) <= length;
     }
 
+    // Which of positions t - 4 … t + 11 are in the row and kept, as bits; t is a multiple of kChunk.
+    HYENA_DEVICE uint32_t kept(int t) const {
+        uint32_t bits = kAllKept;
+        if (t == 0) bits &= kAllKept << 4;
+        if (t + 12 > length) bits &= t - 4 < length ? (1u << (length - t + 4)) - 1 : 0u;
+        if (keep == nullptr) return bits;
+        if (bits == kAllKept && reinterpret_cast<uintptr_t>(keep) % 8 == 0) {
+            const auto* words = reinterpret_cast<const uint32_t*>(keep + t);
+            return packed_flags(words[-1]) | packed_flags(words[0]) << 4 | packed_flags(words[1]) << 8 | packed_flags(words[2]) << 12;
+        }
+        for (int i = 0; i < 16; ++i)
+            if ((bits >> i & 1) != 0 && keep[t - 4 + i] == 0) bits &= ~(1u << i);
+        return bits;
+    }
+
     // Values at t … t + N - 1.
     template <int N>
     HYENA_DEVICE void raw(int t, float* x) const {
@@ -150,25 +180,11 @@ struct Line {
             HYENA_UNROLL
             for (int e = 0; e < N; ++e) x[e] = t + e >= 0 && t + e < length ? to_float(p[e]) : outside;
         });
-        mask<N>(t, x);
-    }
-    // What a quick read of the window at t leaves to do: positions before the row, and masked ones.
-    template <int N>
-    HYENA_DEVICE void edges(int t, float* x) const {
-        if (t == 0) {
-            HYENA_UNROLL
-            for (int e = 0; e < kHalo; ++e) x[e] = outside;
-        }
-        mask<N>(t - kHalo, x);
-    }
-    template <int N>
-    HYENA_DEVICE void mask(int t, float* x) const {
         if (keep == nullptr) return;
         HYENA_UNROLL
         for (int e = 0; e < N; ++e)
             if (!keeps(t + e)) x[e] = outside;
     }
-
     // Zeros where positions t … t + N - 1 are outside the row or masked.
     template <int N>
     HYENA_DEVICE void drop(int t, float* x) const {
@@ -179,7 +195,7 @@ struct Line {
 
     // The short convolution at t … t + kChunk + kAfter - 1 of the window at t, for the first group of taps.
     template <int kAfter>
-    HYENA_DEVICE void convolve(int t, const float* x, float* out) const {
+    HYENA_DEVICE void convolve(uint32_t kept, const float* x, float* out) const {
         HYENA_UNROLL
         for (int e = 0; e < kChunk + kAfter; ++e) out[e] = bias;
         HYENA_UNROLL
@@ -188,11 +204,11 @@ struct Line {
                 HYENA_UNROLL
                 for (int e = 0; e < kChunk + kAfter; ++e) out[e] += w[j] * x[kHalo + e - j];
             }
-        if (!inside(t, kChunk + kAfter)) drop<kChunk + kAfter>(t, out);
+        only<4, kChunk + kAfter>(kept, 0.f, out);
     }
 
     // The operand at t … t + kChunk - 1 out of the window at t, any number of taps.
-    HYENA_DEVICE void finish(int t, const float* window_at_t, float* out) const;
+    HYENA_DEVICE void finish(int t, uint32_t kept, const float* window_at_t, float* out) const;
 };
 
 // Positions t - 4 … t + kChunk + 3 of a line, or some of them, as they lie. Reading and converting are apart, so that several can be
@@ -224,11 +240,11 @@ struct Span {
 
 // Values at t - kHalo … t + kChunk - 1, or kHalo more. Those before t are not read where there is no short convolution.
 template <bool kAfter = false>
-HYENA_DEVICE void window(const Line& line, int t, float* x) {
+HYENA_DEVICE void window(const Line& line, int t, uint32_t kept, float* x) {
     constexpr int kCount = kHalo + kChunk + (kAfter ? kHalo : 0);
     if (line.quick<kAfter>(t)) {
         with_storage(line.storage, [&](auto tag) { Span<decltype(tag), kAfter>(line, t).get(x); });
-        line.edges<kCount>(t, x);
+        only<4 - kHalo, kCount>(kept, line.outside, x);
     } else {
         line.raw<kCount>(t - kHalo, x);
     }
@@ -236,29 +252,29 @@ HYENA_DEVICE void window(const Line& line, int t, float* x) {
 
 // The same of two lines, of which the second may be missing, read together.
 template <bool kAfter = false>
-HYENA_DEVICE void windows(const Line& a, const Line& b, int t, float* xa, float* xb) {
+HYENA_DEVICE void windows(const Line& a, const Line& b, int t, uint32_t kept_a, uint32_t kept_b, float* xa, float* xb) {
+    constexpr int kCount = kHalo + kChunk + (kAfter ? kHalo : 0);
     if (b.given && a.storage == b.storage && a.quick<kAfter>(t) && b.quick<kAfter>(t)) {
         with_storage(a.storage, [&](auto tag) {
             const Span<decltype(tag), kAfter> sa(a, t), sb(b, t);
             sa.get(xa);
             sb.get(xb);
         });
-        constexpr int kCount = kHalo + kChunk + (kAfter ? kHalo : 0);
-        a.edges<kCount>(t, xa);
-        b.edges<kCount>(t, xb);
+        only<4 - kHalo, kCount>(kept_a, a.outside, xa);
+        only<4 - kHalo, kCount>(kept_b, b.outside, xb);
         return;
     }
-    window<kAfter>(a, t, xa);
-    if (b.given) window<kAfter>(b, t, xb);
+    window<kAfter>(a, t, kept_a, xa);
+    if (b.given) window<kAfter>(b, t, kept_b, xb);
 }
 
-HYENA_DEVICE void Line::finish(int t, const float* window_at_t, float* out) const {
+HYENA_DEVICE void Line::finish(int t, uint32_t kept, const float* window_at_t, float* out) const {
     if (taps == 0) {
         HYENA_UNROLL
         for (int e = 0; e < kChunk; ++e) out[e] = window_at_t[kHalo + e];
         return;
     }
-    convolve<0>(t, window_at_t, out);
+    convolve<0>(kept, window_at_t, out);
     for (int g = 1; g < groups(); ++g) {
         float x[kHalo + kChunk];
         raw<kHalo + kChunk>(t - g * kTapGroup - kHalo, x);
@@ -268,7 +284,7 @@ HYENA_DEVICE void Line::finish(int t, const float* window_at_t, float* out) cons
             HYENA_UNROLL
             for (int j = 0; j < kTapGroup; ++j)
                 if (g * kTapGroup + j < taps) sum += tap(g * kTapGroup + j) * x[kHalo + e - j];
-            if (keeps(t + e)) out[e] += sum;
+            if ((kept >> (4 + e) & 1) != 0) out[e] += sum;
         }
     }
 }
@@ -276,10 +292,11 @@ HYENA_DEVICE void Line::finish(int t, const float* window_at_t, float* out) cons
 // a * b at t … t + kChunk - 1, where b may be missing.
 HYENA_DEVICE void product(const Line& a, const Line& b, int t, float* out) {
     float xa[kHalo + kChunk], xb[kHalo + kChunk], g[kChunk];
-    windows(a, b, t, xa, xb);
-    a.finish(t, xa, out);
+    const uint32_t kept_a = a.kept(t), kept_b = b.kept(t);
+    windows(a, b, t, kept_a, kept_b, xa, xb);
+    a.finish(t, kept_a, xa, out);
     if (!b.given) return;
-    b.finish(t, xb, g);
+    b.finish(t, kept_b, xb, g);
     HYENA_UNROLL
     for (int e = 0; e < kChunk; ++e) out[e] *= g[e];
 }
@@ -288,8 +305,9 @@ HYENA_DEVICE void product(const Line& a, const Line& b, int t, float* out) {
 HYENA_DEVICE void gate(const Line& line, int t, float* x) {
     if (!line.given) return;
     float w[kHalo + kChunk], g[kChunk];
-    window(line, t, w);
-    line.finish(t, w, g);
+    const uint32_t kept = line.kept(t);
+    window(line, t, kept, w);
+    line.finish(t, kept, w, g);
     HYENA_UNROLL
     for (int e = 0; e < kChunk; ++e) x[e] *= g[e];
 }
@@ -332,10 +350,9 @@ HYENA_DEVICE float sum_of(const float* x) {
 // The gradient of one part of z, through the adjoint of its short convolution (up to four taps): `g` is that of the part at
 // t … t + kChunk + kHalo - 1, `x` the window of z. Adds to the sums of the taps' gradients and the bias's, and, if there are less than
 // four taps, to that of the shift in the place of the fourth.
-HYENA_DEVICE void put_adjoint(const Sink& dz, const Line& line, int t, float* g, const float* x, float* sums) {
+HYENA_DEVICE void put_adjoint(const Sink& dz, const Line& line, int t, uint32_t kept, float* g, const float* x, float* sums) {
     float dx[kChunk];
-    const bool inside = line.inside(t, kChunk + kHalo);
-    if (!inside) line.drop<kChunk + kHalo>(t, g);
+    only<4, kChunk + kHalo>(kept, 0.f, g);
     HYENA_UNROLL
     for (int e = 0; e < kChunk; ++e) {
         dx[e] = 0.f;
@@ -347,7 +364,7 @@ HYENA_DEVICE void put_adjoint(const Sink& dz, const Line& line, int t, float* g,
             }
         sums[kTapGroup] += g[e];
     }
-    if (!inside) line.drop<kChunk>(t, dx);
+    only<4, kChunk>(kept, 0.f, dx);
     if (line.taps < kTapGroup) sums[kTapGroup - 1] += sum_of(dx);
     dz.put(t, dx);
 }
