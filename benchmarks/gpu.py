@@ -4,8 +4,8 @@
 
 Stages are ``build``, ``tests`` and the sections of gpu_measurements.py. Each has a limit of its own, and all together
 the budget; what fails or takes too long is recorded, and the next one runs. Results go to
-``results/gpu-<device>.json``, and to DIR; sections that do not run this time keep what stands there, so that a second
-run can do the rest. Prints a table with the bar of each row and whether it is reached, and draws what is in the file.
+``results/gpu-<device>.json``, and to DIR; sections that do not run this time keep what stands there of the same commit,
+so that a second run can do the rest. Prints a table with the bar of each row and whether it is reached, and draws what is in the file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+
+from measure import current_commit
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -197,12 +199,14 @@ def record(run: Run) -> Path:
             break
     else:
         kept = {"stages": {}, "sections": {}}
-    stamp = {"commit": run.args.commit, "date": time.strftime("%Y-%m-%d")}
+    commit = run.args.commit or current_commit()
     for section in sections.values():
-        if run.args.commit:
-            section["machine"]["commit"] = run.args.commit
-    kept["stages"] |= {name: stamp | stage for name, stage in run.stages.items()}
-    kept["sections"] |= sections
+        section["machine"]["commit"] = commit
+    # What other code measured says nothing of this.
+    stages = {n: stage for n, stage in kept["stages"].items() if stage.get("commit") == commit}
+    stages |= {n: {"commit": commit, "date": time.strftime("%Y-%m-%d")} | stage for n, stage in run.stages.items()}
+    sections = {n: s for n, s in kept["sections"].items() if s["machine"].get("commit") == commit} | sections
+    kept = {"stages": stages, "sections": sections}
     for place in (folder, run.args.out):
         if place is not None:
             place.mkdir(parents=True, exist_ok=True)

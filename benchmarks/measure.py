@@ -119,7 +119,7 @@ def machine(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": _commit(),
+        "commit": current_commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -133,7 +133,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
+def current_commit() -> str | None:
+    """The commit that is checked out, where there is a git to ask."""
     here = Path(__file__).resolve().parent
     if shutil.which("git") is None:
         return None

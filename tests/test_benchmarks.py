@@ -94,16 +94,15 @@ def test_a_second_run_keeps_what_it_does_not_measure(
     gpu, _ = benchmarks
     monkeypatch.setattr(gpu, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    args = argparse.Namespace(budget=10, dry_run=False, out=tmp_path / "out", commit="abc")
-    for name in ("device", "accuracy"):
-        run = gpu.Run(args)
+    for name, commit in (("memory", "before"), ("device", "abc"), ("accuracy", "abc")):
+        run = gpu.Run(argparse.Namespace(budget=10, dry_run=False, out=tmp_path / "out", commit=commit))
         section = {"machine": {"device": "Some GPU 80GB"}, "done": True, "rows": []}
         (run.folder / f"{name}.json").write_text(json.dumps(section))
         run.stages[name] = {"status": "ok"}
         path = gpu.record(run)
     assert path == tmp_path / "results" / "gpu-some-gpu-80gb.json"
     kept = json.loads(path.read_text())
-    assert set(kept["sections"]) == set(kept["stages"]) == {"device", "accuracy"}
+    assert set(kept["sections"]) == set(kept["stages"]) == {"device", "accuracy"}, "none of another commit"
     assert kept["stages"]["device"] == {"commit": "abc", "date": kept["stages"]["device"]["date"], "status": "ok"}
     assert (tmp_path / "out" / path.name).read_text() == path.read_text()
 
