@@ -4,8 +4,9 @@
 
 Stages are ``build``, ``tests`` and the sections of gpu_measurements.py. Each has a limit of its own, and all together
 the budget; what fails or takes too long is recorded, and the next one runs. Results go to
-``results/gpu-<device>.json``, and to DIR; sections that do not run this time keep what stands there of the same commit,
-so that a second run can do the rest. Prints a table with the bar of each row and whether it is reached, and draws what is in the file.
+``results/gpu-<device>.json``, and to DIR; sections that do not run this time keep what stands there of the same
+commit, so that a second run can do the rest. Prints a table with the bar of each row and whether it is reached, and
+draws what is in the file.
 """
 
 from __future__ import annotations
