@@ -109,7 +109,7 @@ def _mix(
         return to_order_of(_mix_rows(x, weight, bias, spectrum, d, mask), z)
     bounds = row_bounds(cu_seqlens, z.size(1), points_of(spectrum.size(2) - 1))
     if not bounds:
-        return torch.zeros_like(empty_in_order_of(z, d.size(1)))
+        return empty_in_order_of(z, d.size(1)).zero_()
     (y,) = map_rows(
         lambda keep, rows, m: _mix_rows(rows, weight, bias, spectrum, d, keep if m is None else m), (x, mask), bounds
     )
@@ -135,7 +135,7 @@ def _mix_backward(
         bounds = row_bounds(cu_seqlens, z.size(1), points_of(spectrum.size(2) - 1))
         if not bounds:
             dw, db, ds, dd, dzb = (torch.zeros_like(t) for t in (weight, weight[:, 0], spectrum, d, like))
-            return torch.zeros_like(empty_in_order_of(z, z.size(2))), dw, db, ds, dd, dzb
+            return empty_in_order_of(z, z.size(2)).zero_(), dw, db, ds, dd, dzb
         dz, dw, db, ds, dd = map_rows(
             lambda keep, g, rows, m: _mix_rows_backward(g, rows, weight, bias, spectrum, d, keep if m is None else m),
             (dy, x, mask),

@@ -18,7 +18,9 @@ Storage storage_of(const Tensor& t) {
 
 Tensor positions_last(const Tensor& t) {
     if (t.size(1) == 1 || t.stride(1) == 1) return t;
-    return torch::stable::transpose(torch::stable::contiguous(torch::stable::transpose(t, 1, 2)), 1, 2);
+    Tensor copy = new_channel_major(t, t.size(0), t.size(1), t.size(2));
+    torch::stable::copy_(copy, t);
+    return copy;
 }
 Optional positions_last(const Optional& t) {
     if (!t) return t;
