@@ -245,6 +245,26 @@ assert all(torch.equal(a, b) for a, b in zip(got, call()))
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_first_call_of_all_warms_up_for_a_graph(length: int) -> None:
+    """What a call that warms up keeps for later must not lie in the graph's memory."""
+    done = in_a_process_of_its_own(f"""
+h, v = torch.randn(1, {length}, 4, device="cuda"), torch.randn(2, {length}, 4, device="cuda", requires_grad=True)
+def call(v):
+    return ops.gated_conv(v, ops.filter_spectrum(h, ops.transform_length({length}))[0], None, v, v)
+compiled = torch.compile(call, mode="reduce-overhead", fullgraph=True)
+for _ in range(4):
+    torch.compiler.cudagraph_mark_step_begin()
+    y = compiled(v)
+    (got,) = torch.autograd.grad(y.sum(), v)
+    y, got = y.clone(), got.clone()
+(want,) = torch.autograd.grad(call(v).sum(), v)
+torch.testing.assert_close(y, call(v))
+torch.testing.assert_close(got, want)
+""")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("at", [[0, 9, 5, 20], [1, 20], [0, 19], [0, 18, 20]], ids=["falls", "begins", "ends", "long"])
 def test_wrong_offsets_on_the_device_stop_with_a_message(at: list[int]) -> None:
     done = in_a_process_of_its_own(f"""

@@ -195,7 +195,7 @@ def test_anything(tier: Tier, data: st.DataObject) -> None:
     wide = torch.promote_types(dtype, torch.float32)
     small = data.draw(st.sampled_from([dtype, wide]))
     fn, want = partial(convolve, causal=causal), partial(matrices, order=order, causal=causal)
-    dy = rand(batch, length, groups * width)
+    dy = rand(batch, length, groups * width) / 16  # or sums of order 4 leave float16's range
     compare(fn, want, x, dy, tier, dtype, layouts, h=wide, weight=small, bias=small, d=small)
 
 

@@ -62,6 +62,15 @@ bool is_capturing(const Device& device) {
     return status != cudaStreamCaptureStatusNone;
 }
 
+void* memory_for_good(const Device& device, int64_t bytes) {
+    check_device(cudaSetDevice(device.index), device.index);
+    const Relaxed relaxed;
+    void* memory = nullptr;
+    if (cudaMalloc(&memory, size_t(bytes)) == cudaSuccess) return memory;
+    cudaGetLastError();  // the caller has other memory to try
+    return nullptr;
+}
+
 void wait_for(const Device& device) {
     check_device(cudaSetDevice(device.index), device.index);
     const Relaxed relaxed;

@@ -29,6 +29,7 @@ bool supported(int) { return true; }
 int64_t blocks_at_once() { return std::max<int64_t>(1, setting("HYENA_EMULATED_BLOCKS", INT32_MAX)); }
 bool is_capturing(const Device&) { return false; }
 void wait_for(const Device&) {}
+void* memory_for_good(const Device&, int64_t bytes) { return std::malloc(size_t(bytes)); }
 
 template <class Program>
 void launch(const char* name, const Program& program, int threads, int64_t shared, const Device& device) {

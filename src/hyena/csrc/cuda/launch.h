@@ -23,6 +23,8 @@ bool supported(int device);
 // Whether the stream is recording a CUDA graph: then nothing may be kept that this call computes.
 bool is_capturing(const Device& device);
 void wait_for(const Device& device);
+// Memory that is never given back; null where there is none left.
+void* memory_for_good(const Device& device, int64_t bytes);
 
 // The most blocks that one launch takes: 2^31 - 1 of them, less where a test of the emulated kernels asks for less.
 int64_t blocks_at_once();

@@ -37,7 +37,7 @@ Device device_of(const Tensor& t) {
 
 std::shared_ptr<const Prepared> prepare(int64_t points, int64_t channels, const Tensor& like, const Device& device) {
     using Key = std::tuple<int, int64_t, int64_t>;
-    // Never destroyed: at exit, torch may be gone before these tensors.
+    // Never destroyed: at exit, the device may be gone before these.
     static auto& mutex = *new std::mutex;
     static auto& known = *new std::map<Key, std::shared_ptr<const Prepared>>;
     std::lock_guard<std::mutex> lock(mutex);
@@ -45,13 +45,22 @@ std::shared_ptr<const Prepared> prepare(int64_t points, int64_t channels, const 
     const Key key{device.index, points, std::clamp<int64_t>(channels, 1, kMaxSets)};
     if (const auto found = known.find(key); found != known.end()) return found->second;
     Plan plan(points, std::get<2>(key), device.limits);
-    Tensor tables = torch::stable::new_empty(like, {plan.table_bytes / 4}, ScalarType::Float);
+    // While a graph is recorded nothing runs yet, and memory belongs to the graph: tables made then serve that call alone. Those
+    // that are kept must not be torch's memory at any other time either, since what is run to warm up before a recording may get it
+    // from the graph's pool.
+    const bool capturing = is_capturing(device);
+    void* memory = capturing ? nullptr : memory_for_good(device, std::max<int64_t>(plan.table_bytes, 1));
+    const bool keeps = memory != nullptr;
+    Tensor tables;
+    if (!keeps) {
+        tables = torch::stable::new_empty(like, {plan.table_bytes / 4}, ScalarType::Float);
+        memory = tables.data_ptr();
+    }
     for (const Region& region : plan.regions)
-        launch("table of twiddles", FillTable{region, static_cast<char*>(tables.data_ptr())}, kMaxThreads, 0, device);
-    plan.place_tables(tables.data_ptr());
+        launch("table of twiddles", FillTable{region, static_cast<char*>(memory)}, kMaxThreads, 0, device);
+    plan.place_tables(memory);
     auto prepared = std::make_shared<const Prepared>(Prepared{std::move(plan), tables});
-    // While a graph is recorded nothing runs yet, and memory belongs to the graph: tables made then serve that call alone.
-    if (!is_capturing(device)) {
+    if (keeps) {
         wait_for(device);  // once for each length: other streams may read the tables from here on
         known.emplace(key, prepared);
     }

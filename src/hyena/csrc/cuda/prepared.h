@@ -15,7 +15,7 @@ Device device_of(const Tensor& t);
 
 struct Prepared {
     Plan plan;
-    Tensor tables;
+    Tensor tables;  // where they are torch's memory
 };
 
 // The plan for P points with up to `channels` channels to a block; made once for each device. `like` is any tensor there.
