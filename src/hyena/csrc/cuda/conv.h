@@ -5,8 +5,8 @@
 // real transforms. Spectra carry the factor 1 / P; gradients come from the same transforms and the conjugate spectrum.
 #pragma once
 
+#include "lines.h"
 #include "passes.h"
-#include "sequences.h"
 
 namespace hyena::cuda {
 

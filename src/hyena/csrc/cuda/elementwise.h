@@ -1,8 +1,8 @@
 // What needs no transform: the short convolution and its gradient, products of operands, and the tables.
 #pragma once
 
+#include "lines.h"
 #include "plan.h"
-#include "sequences.h"
 
 namespace hyena::cuda {
 

@@ -3,7 +3,7 @@
 // The polynomial with the points as coefficients is divided by z^P - rho, rho = i with a twist and 1 without: a pass of radix R
 // takes what is left modulo z^m - rho, m = P at first, to R remainders modulo z^(m/R) - rho', rho' the R-th roots of rho, which are
 // the transform of R points m/R apart, each multiplied by a power of one of those roots. So twiddles depend on the block of m points
-// alone (Bernstein 2001, "Multidigit multiplication for mathematicians", section 4): the first pass has constants, the others few
+// alone (Bernstein 2001, "Multidigit multiplication for mathematicians"): the first pass has constants, the others few
 // distinct ones. The order of the roots is that of decimation in frequency, natural order in, permuted order out; the inverse
 // undoes one pass after the other, not scaled. Products are taken in the permuted order, so nothing is ever put back in order, and
 // because every butterfly writes where it read, a pass needs one barrier.
