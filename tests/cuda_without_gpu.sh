@@ -52,7 +52,7 @@ run() {
     configure host -DHYENA_EMULATE_CUDA=ON
     cmake --build "$WORK/host" > "$WORK/host.log" 2>&1 || { tail -n 50 "$WORK/host.log"; exit 1; }
     package host
-    local tests=("$ROOT"/tests/test_ops_{gated_conv,mix,short_conv,spectrum,tiers,packing,layout,add_conv}.py)
+    local tests=("$ROOT"/tests/test_ops_{gated_conv,mix,mix_bias,short_conv,spectrum,tiers,packing,layout,add_conv}.py)
     for setting in "0 12000 7" "1 40000 2147483647"; do
         read -r order shared blocks <<< "$setting"
         echo "-- threads in order $order, blocks of $shared bytes of shared memory, at most $blocks to a launch"

@@ -103,8 +103,7 @@ def check(
         unit, kernel = eps + noise[name], errors[tier][name]
         assert max(e, kernel) <= 32 * unit, (name, kernel / unit, e / unit)
         if dtype == torch.float32:  # in float64 the fallback is as good as what it is compared with
-            # The largest seen in thousands of shapes is 6, of a gradient that is a single number.
-            assert kernel <= 2 * e + 8 * unit, (name, kernel / unit, e / unit)
+            assert kernel <= 2 * e + 2 * unit, (name, kernel / unit, e / unit)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

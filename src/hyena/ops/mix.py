@@ -162,27 +162,6 @@ def _differentiable_backward(
     return dz, dw, db, from_fallback_layout(ds), dd, dzb
 
 
-def _fake_backward(
-    dy: Tensor,
-    z: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    spectrum: Tensor,
-    d: Tensor,
-    mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    z_bias: Tensor | None,
-) -> Gradients:
-    return (
-        empty_in_order_of(z, z.size(2)),
-        weight.new_empty(weight.shape),
-        weight.new_empty(weight.size(0)),
-        spectrum.new_empty(spectrum.shape),
-        d.new_empty(d.shape),
-        weight.new_empty(0) if z_bias is None else z_bias.new_empty(z_bias.shape),
-    )
-
-
 def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
     z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias = inputs
     dz, dw, db, ds, dd, dzb = torch.ops.hyena.mix_backward(
@@ -203,7 +182,14 @@ define(
     "mix_backward(Tensor dy, Tensor z, Tensor weight, Tensor? bias, Tensor spectrum, Tensor d, Tensor? mask,"
     " Tensor? cu_seqlens, Tensor? z_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _mix_backward,
-    _fake_backward,
+    lambda dy, z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias: (
+        empty_in_order_of(z, z.size(2)),
+        weight.new_empty(weight.shape),
+        weight.new_empty(weight.size(0)),
+        spectrum.new_empty(spectrum.shape),
+        d.new_empty(d.shape),
+        weight.new_empty(0) if z_bias is None else z_bias.new_empty(z_bias.shape),
+    ),
     differentiable=_differentiable_backward,
 )
 
