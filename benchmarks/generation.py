@@ -33,8 +33,8 @@ from measure import RESULTS, interleaved, machine, write
 from torch import Tensor
 
 from hyena import HyenaOperator
+from hyena.conv.tiled import BLOCK
 from hyena.generation import ModalFilter, state_size, stepping
-from hyena.generation.filters import BLOCK
 from hyena.generation.model import attend, init_attention
 from hyena.models import Attention
 from hyena.ops import backend_report

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import hyena
-from cases import Tier, has_kernel
+from helpers.cases import Tier, has_kernel
 
 settings.register_profile(
     "default",

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-import oracle
-from cases import DTYPES, LAYOUTS, Tier, compare, make_mask, offsets, rand
+from helpers import oracle
+from helpers.cases import DTYPES, LAYOUTS, Tier, compare, make_mask, offsets, rand
 from hyena import HyenaOperator, functional
 
 CAUSAL = pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])

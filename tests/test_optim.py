@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.released import random_state
 from hyena import HyenaFilter, HyenaOperator
 from hyena.checkpoints import operator_from_safari
 from hyena.filters import ExponentialWindow, LearnedEncoding
 from hyena.models import HyenaDNA, HyenaDNAConfig, HyenaLM, HyenaLMConfig
 from hyena.optim import param_groups
-from released import random_state
 
 
 def model(**operator: Any) -> HyenaLM:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from hyena.filters import HyenaFilter, LearnedEncoding
-from hyena.operator import HyenaOperator
+from hyena.mixers.hyena import HyenaOperator
 
 # The released code's learning rate for trained positions (lr_pos_emb of its HyenaFilter).
 ENCODING_LR = 1e-5

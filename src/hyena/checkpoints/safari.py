@@ -17,7 +17,7 @@ from hyena.checkpoints.files import Source, check_names, read_config, read_weigh
 from hyena.checkpoints.released import NoWindow, ReleasedFilter, StoredEncoding
 from hyena.checkpoints.settings import Settings, settings_from
 from hyena.filters import ExponentialWindow, HyenaFilter, PositionalEncoding, SineFFN
-from hyena.operator import HyenaOperator
+from hyena.mixers.hyena import HyenaOperator
 
 
 def operator_from_safari(

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hyena.attention import HyenaAttention
 from hyena.generation import stepping
 from hyena.generation.state import AttentionState, HyenaState, ModelState, StateSize
-from hyena.masks import keep_from_tokenizer
-from hyena.operator import HyenaOperator
+from hyena.integrations.attention import HyenaAttention
+from hyena.integrations.masks import keep_from_tokenizer
+from hyena.mixers.hyena import HyenaOperator
 
 if TYPE_CHECKING:
     from hyena.models import Attention, Block, Decoder

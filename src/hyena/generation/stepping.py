@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from hyena import ops
-from hyena.filters.cache import may_cache
-from hyena.generation.filters import BLOCK, TiledFilters, tile_sizes, tile_spectra
-from hyena.generation.modal import ModalFilter, ModalFilters, chunk_size
+from hyena.conv.cache import may_cache
+from hyena.conv.modal import ModalFilter, ModalFilters, chunk_size
+from hyena.conv.tiled import BLOCK, TiledFilters, tile_sizes, tile_spectra
 from hyena.generation.state import HyenaState, StateSize
-from hyena.operator import HyenaOperator
+from hyena.mixers.hyena import HyenaOperator
 
 
 # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hyena.filters import HyenaFilter
-from hyena.masks import keep_from_tokenizer
+from hyena.integrations.masks import keep_from_tokenizer
+from hyena.mixers.hyena import HyenaOperator
 from hyena.models.blocks import Block
 from hyena.models.config import ModelConfig
 from hyena.models.decoder import Decoder
-from hyena.operator import HyenaOperator
 
 # Of the released models: standard deviation of the initial weights, what the filters' window decays to, and the
 # frequency of the filters' sines (`w` in the released configs).

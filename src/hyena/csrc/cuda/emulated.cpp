@@ -1,5 +1,5 @@
 // The CUDA kernels on the host: blocks one after the other, threads of a block in a loop. Slow, and exact: for tests on machines
-// without a GPU (CMake option HYENA_EMULATE_CUDA; tests/cuda_without_gpu.sh).
+// without a GPU (CMake option HYENA_EMULATE_CUDA; tests/csrc/cuda_without_gpu.sh).
 //
 // HYENA_EMULATED_SHARED: shared memory of a block, in bytes; little of it makes short rows split, as long ones do on a GPU.
 // HYENA_EMULATED_ORDER=1: threads run in the other order, in which a race shows that the first one hid.

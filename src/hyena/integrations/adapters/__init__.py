@@ -1,0 +1,1 @@
+"""Builders for the attention of other projects' models: one file a project."""

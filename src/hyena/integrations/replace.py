@@ -1,0 +1,183 @@
+"""Swapping the attention of a whole model for Hyena."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from hyena.integrations.adapters import known as adapters
+from hyena.integrations.attention import HyenaAttention
+from hyena.integrations.sites import AttentionSite, CannotReplaceError, find_builder
+from hyena.mixers.hyena import HyenaOperator
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A module that was swapped.
+
+    Attributes:
+        name: where it stands in the model.
+        old, new: class names.
+        l_max, causal: of the operator in the new module; None if it has no :class:`HyenaOperator`.
+    """
+
+    name: str
+    old: str
+    new: str
+    l_max: int | None
+    causal: bool | None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.old} -> {self.new}(l_max={self.l_max}, causal={self.causal})"
+
+
+@dataclass(frozen=True)
+class Left:
+    """Attention that stays.
+
+    Attributes:
+        name: where it stands in the model.
+        kind: its class name.
+        reason: why it stays.
+    """
+
+    name: str
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.kind} stays: {self.reason}"
+
+
+@dataclass(frozen=True)
+class ReplacementReport:
+    """What :func:`replace_attention` did; ``print`` it. Its length is the number of modules that were swapped."""
+
+    replaced: list[Replaced] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.replaced)
+
+    def __str__(self) -> str:
+        lines = [f"replaced {len(self.replaced)}, left {len(self.left)}"]
+        return "\n".join(lines + [f"  {entry}" for entry in (*self.replaced, *self.left)])
+
+
+def replace_attention(
+    model: nn.Module,
+    *,
+    l_max: int | None = None,
+    causal: bool | None = None,
+    multi_head: bool = False,
+    where: Callable[[str, nn.Module], bool] | None = None,
+    **options: Any,
+) -> ReplacementReport:
+    """Swaps the self-attention of a model for Hyena, in place.
+
+    Known are ``nn.MultiheadAttention``; GPT-2, BERT and ViT of ``transformers``; nanoGPT's ``CausalSelfAttention`` and
+    modules made like it; and what was taught by :func:`hyena.register_attention`. The new layers have new weights, that
+    require gradients, on the device, in the dtype and in the mode (training or not) of the old ones; the dropout of
+    attention weights becomes the operator's. Everything is built before anything is swapped: after an error the model
+    is as it was.
+
+    In models of ``transformers`` the padding of ``attention_mask`` reaches every layer, and a padded row gets what it
+    gets alone. Their ``past_key_values`` caches and ``generate`` give right results, by computing the whole sequence
+    again for every token.
+
+    Args:
+        model: the model. Optimizers and compiled versions must be made after this.
+        l_max: the longest input. By default what the model's config says (``n_positions``, ``max_position_embeddings``,
+            ``block_size``, patches of an image), where it has one.
+        causal: whether outputs may not see later inputs. By default as each module says of itself: GPT-2, nanoGPT and
+            the ``self_attn`` of ``nn.TransformerDecoderLayer`` are causal, ViT is not, BERT as configured; any other
+            ``nn.MultiheadAttention`` does not say, is taken as not causal, and raises when it is given a causal mask.
+        multi_head: makes it multi-head Hyena with as many heads as the attention had.
+        where: which of the modules to swap, a function of name and module, for models that keep some attention.
+        **options: keywords of :class:`HyenaOperator`. A module among them is copied for each place.
+
+    Returns:
+        What was replaced, and which attention stays and why.
+
+    Raises:
+        ValueError: nothing was replaced (the message lists what was seen), ``l_max`` is not known, or settings that
+            Hyena cannot honour.
+        TypeError: unknown keywords.
+    """
+    if find_builder(model) is not None:
+        raise ValueError(
+            f"the model is itself a {type(model).__name__}, and nothing around it can be given another module: replace "
+            "it where it is used"
+        )
+    if isinstance(model, (HyenaAttention, HyenaOperator)):
+        raise ValueError(f"the model is itself a {type(model).__name__} already")
+    built: dict[int, nn.Module] = {}
+    swaps: list[tuple[AttentionSite, nn.Module]] = []
+    left: list[Left] = []
+    for name, parents, module in _walk(model, "", ()):
+        builder = find_builder(module)
+        if builder is None:
+            continue
+        site = AttentionSite(name, module, parents, l_max, causal, multi_head, options)
+        try:
+            if where is not None and not where(name, module):
+                raise CannotReplaceError("where= leaves it")
+            if id(module) not in built:  # a module that stands in several places gives one, in all of them
+                built[id(module)] = builder(site).train(module.training)
+            swaps.append((site, built[id(module)]))
+        except CannotReplaceError as reason:
+            left.append(Left(name, type(module).__name__, str(reason)))
+    if not swaps:
+        raise ValueError(_nothing(model, left))
+    for site, new in swaps:
+        setattr(site.parents[-1], site.name.rpartition(".")[2], new)
+    adapters.carry_padding(model, [site for site, _ in swaps])
+    return ReplacementReport([_describe(site, new) for site, new in swaps], left + _unknown(model, left))
+
+
+def _walk(
+    module: nn.Module, name: str, parents: tuple[nn.Module, ...]
+) -> Iterator[tuple[str, tuple[nn.Module, ...], nn.Module]]:
+    """Every module under ``module`` with the ones around it; not what is inside known attention or Hyena."""
+    for child_name, child in module._modules.items():
+        if child is None:
+            continue
+        full, around = f"{name}.{child_name}" if name else child_name, (*parents, module)
+        yield full, around, child
+        if find_builder(child) is None and not isinstance(child, HyenaOperator):
+            yield from _walk(child, full, around)
+
+
+def _describe(site: AttentionSite, new: nn.Module) -> Replaced:
+    operator = next((m for m in new.modules() if isinstance(m, HyenaOperator)), None)
+    l_max, causal = (None, None) if operator is None else (operator.l_max, operator.causal)
+    return Replaced(site.name, type(site.module).__name__, type(new).__name__, l_max, causal)
+
+
+def _unknown(model: nn.Module, left: list[Left]) -> list[Left]:
+    """What is called attention, and is neither known here nor made of attention that is spoken of already."""
+    spoken = [entry.name for entry in left]
+    found: list[Left] = []
+    for name, _, module in reversed(list(_walk(model, "", ()))):  # what is inside comes before what is around it
+        if "attention" not in type(module).__name__.lower() or find_builder(module) is not None:
+            continue
+        around = any(other.startswith(name + ".") for other in spoken)
+        if not around and not any(isinstance(m, HyenaOperator) for m in module.modules()):
+            found.append(Left(name, type(module).__name__, "not known; teach it with hyena.register_attention"))
+            spoken.append(name)
+    return found[::-1]
+
+
+def _nothing(model: nn.Module, left: list[Left]) -> str:
+    hyena = sum(isinstance(m, HyenaOperator) for m in model.modules())
+    seen = Counter(type(m).__name__ for m in model.modules())
+    lines = [f"found nothing to replace in {type(model).__name__}"]
+    if hyena > 0:
+        lines[0] += f", which has {hyena} Hyena operators already"
+    lines += [f"  {entry}" for entry in left + _unknown(model, left)]
+    lines.append("seen: " + ", ".join(f"{kind} x {count}" for kind, count in seen.most_common()))
+    return "\n".join(lines)

@@ -1,0 +1,135 @@
+"""Where attention stands in a model, and the registry of what is known about replacing it there."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hyena.mixers.hyena import HyenaOperator
+
+
+class CannotReplaceError(Exception):
+    """Raised by a builder for a module that has to stay as it is; the message is the reason that is reported."""
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """A module to replace, and what is wanted in its place.
+
+    Attributes:
+        name: the module's name in the model, as ``named_modules`` gives it.
+        module: the attention that stands there.
+        parents: the modules around it, the model itself first.
+        l_max, causal: as the caller of :func:`hyena.replace_attention` gave them; None = as the module has it.
+        multi_head: whether the caller wants multi-head Hyena.
+        options: the caller's keywords for :class:`HyenaOperator`.
+    """
+
+    name: str
+    module: nn.Module
+    parents: tuple[nn.Module, ...] = ()
+    l_max: int | None = None
+    causal: bool | None = None
+    multi_head: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, *names: str) -> Any:
+        """The first of ``names`` that a ``config`` of the module or of one around it, the nearest first, has set."""
+        for owner in (self.module, *reversed(self.parents)):
+            config = getattr(owner, "config", None)
+            for name in names:
+                value = getattr(config, name, None)
+                if value is not None:
+                    return value
+        return None
+
+    def longest(self, default: int | None = None) -> int:
+        """``l_max`` as the caller gave it, else ``default``, else the length that the model's config names.
+
+        Raises:
+            ValueError: nobody knows.
+        """
+        known = (self.l_max, default, self.config("block_size", "n_positions", "max_position_embeddings"))
+        for length in known:
+            if length is not None:
+                return int(length)
+        raise ValueError(
+            f"the longest input of {self.name!r} ({type(self.module).__name__}) is not known from a config: pass l_max"
+        )
+
+    def settings(
+        self, *, heads: int = 1, causal: bool = False, dropout: float = 0.0, bias: bool = True
+    ) -> dict[str, Any]:
+        """Keywords of :class:`HyenaOperator` for this place: the caller's, else what is given here.
+
+        Args:
+            heads: heads of the module, for multi-head Hyena.
+            causal: whether the module is causal.
+            dropout: its dropout on attention weights.
+            bias: whether its projections have a bias.
+
+        Returns:
+            Keywords, with the device and dtype of the module. Modules among them are copies of the caller's.
+        """
+        weight = next(self.module.parameters(), None)
+        found: dict[str, Any] = {
+            "dropout": dropout,
+            "bias": bias,
+            "causal": causal if self.causal is None else self.causal,
+        }
+        if self.multi_head and heads > 1:
+            found["num_heads"] = heads
+        if weight is not None:
+            found["device"] = weight.device
+            found["dtype"] = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
+        return found | copy.deepcopy(self.options)
+
+    def operator(self, d_model: int, *, l_max: int | None = None, **module: Any) -> HyenaOperator:
+        """A :class:`HyenaOperator` for this place.
+
+        Args:
+            d_model: channels of the module's input and output.
+            l_max: the longest input of the module, if it knows; see :meth:`longest`.
+            **module: what the module says of itself; see :meth:`settings`.
+        """
+        return HyenaOperator(d_model, self.longest(l_max), **self.settings(**module))
+
+
+Match = type[nn.Module] | str | Callable[[nn.Module], bool]
+Builder = Callable[[AttentionSite], nn.Module]
+
+_BUILDERS: list[tuple[Match, Builder]] = []
+
+
+def register_attention(match: Match, builder: Builder) -> None:
+    """Teaches :func:`hyena.replace_attention` a kind of attention. What was registered last is asked first.
+
+    Args:
+        match: which modules: a class, the name of one (``"MyAttention"`` or ``"package.module.MyAttention"``; its
+            subclasses are meant too), or a function of the module.
+        builder: takes the :class:`AttentionSite` and returns a module that can be called, and returns, as the old one;
+            :meth:`AttentionSite.operator` makes the Hyena inside it. Raises :class:`CannotReplaceError` with the reason
+            why a module has to stay.
+    """
+    _BUILDERS.append((match, builder))
+
+
+def find_builder(module: nn.Module) -> Builder | None:
+    """The builder for ``module`` that was registered last, or None."""
+    for match, builder in reversed(_BUILDERS):
+        if _matches(match, module):
+            return builder
+    return None
+
+
+def _matches(match: Match, module: nn.Module) -> bool:
+    if isinstance(match, type):
+        return isinstance(module, match)
+    if isinstance(match, str):
+        return any(match in (c.__name__, f"{c.__module__}.{c.__qualname__}") for c in type(module).__mro__)
+    return match(module)

@@ -1,0 +1,1 @@
+"""Mixers: ``(B, L, D) -> (B, L, D)`` behind one interface."""

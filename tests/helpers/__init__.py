@@ -1,0 +1,1 @@
+"""What tests share: the oracle, inputs, tolerances, models."""

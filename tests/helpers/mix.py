@@ -1,0 +1,74 @@
+"""Inputs, a differentiable call and a definition of ``hyena::mix``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helpers import oracle
+from helpers.cases import make_mask, rand, rows_of
+from hyena import ops
+
+
+def inputs(
+    batch: int,
+    length: int,
+    channels: int,
+    *,
+    order: int = 2,
+    value_filter: bool = False,
+    taps: int | None = None,
+    groups: int | None = None,
+    short: int = 3,
+    causal: bool = True,
+    bias: bool = True,
+    mask: str = "none",
+    z_bias: bool = False,
+) -> dict[str, Tensor | None]:
+    """Inputs of :func:`convolve`, float64; ``F`` filters of norm about 1, so that nothing grows with the length."""
+    filters, groups, taps = order if value_filter else order - 1, groups or channels, taps or length
+    h = rand(filters, taps if causal else 2 * taps - 1, groups, seed=4)
+    last = {"z_bias": rand((order + 1) * channels, seed=6)} if z_bias else {}
+    return {
+        "z": rand(batch, length, (order + 1) * channels, seed=1),
+        "weight": rand((order + 1) * channels, short, seed=2),
+        "bias": rand((order + 1) * channels, seed=3) if bias else None,
+        "h": h * 2.0 ** -round(torch.tensor(float(h.size(1))).log2().item() / 2),
+        "d": rand(filters, channels, seed=5),
+        "mask": make_mask(mask, batch, length),
+        **last,
+    }
+
+
+def convolve(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    h: Tensor,
+    d: Tensor,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    z_bias: Tensor | None = None,
+    *,
+    causal: bool = True,
+    size: int | None = None,
+) -> Tensor:
+    """The op and the spectra it needs, so that the gradient arrives at the taps."""
+    spectrum = ops.filter_spectrum(h, ops.transform_length(z.size(1)) if size is None else size, causal)
+    return ops.mix(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias)
+
+
+def matrices(
+    z: Tensor,
+    cu_seqlens: Tensor | None = None,
+    z_bias: Tensor | None = None,
+    *,
+    order: int,
+    causal: bool = True,
+    **given: Any,
+) -> Tensor:
+    """The oracle, with packed rows and a bias of z as the op takes them."""
+    z = z if z_bias is None else z + z_bias
+    return oracle.mix(z, **given, order=order, causal=causal, rows=rows_of(cu_seqlens))

@@ -1,0 +1,183 @@
+"""``hyena::project``: a linear layer in every respect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from helpers.cases import DTYPES, LAYOUTS, Tier, compare, laid_out, natural_strides, rand, strides
+from hyena import ops
+
+
+def linear(u: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """In float64."""
+    y = torch.einsum("bld,cd->blc", u.double(), weight.double())
+    return y if bias is None else y + bias.double()
+
+
+def project(u: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.hyena.project(u, weight, bias)
+
+
+def channel_major(u: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.hyena.project_channel_major(u, weight, bias)
+
+
+def from_channel_major(u: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.hyena.project_from_channel_major(u, weight, bias)
+
+
+ALL = pytest.mark.parametrize("op", [project, channel_major, from_channel_major])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@ALL
+def test_layouts(tier: Tier, dtype: torch.dtype, bias: bool, layout: str, op: Callable[..., Tensor]) -> None:
+    inputs = {"u": rand(3, 17, 5), "weight": rand(9, 5, seed=1), "bias": rand(9, seed=2) if bias else None}
+    for dy in LAYOUTS[:3] if layout != "expanded" else ["expanded"]:
+        u = laid_out(inputs["u"], layout).to(tier.device, dtype)
+        with tier():
+            y = op(u, rand(9, 5).to(u))
+            assert strides(y) == (
+                natural_strides(laid_out(y, "channel_major"), 9) if op is channel_major else strides(y.contiguous())
+            )
+        compare(op, linear, inputs, laid_out(rand(3, 17, 9), dy), tier, dtype, {"u": layout, "dy": dy}, ordered=False)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (2, 3000)])
+@ALL
+def test_shapes(tier: Tier, shape: tuple[int, int], op: Callable[..., Tensor]) -> None:
+    """Nothing, next to nothing, and more than a huge page."""
+    inputs = {"u": rand(*shape, 4), "weight": rand(192, 4, seed=1), "bias": rand(192, seed=2)}
+    compare(op, linear, inputs, rand(*shape, 192), tier, torch.float32, ordered=op is not channel_major)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(("channels", "outputs"), [(1, 1), (5, 3), (16, 64), (33, 130), (300, 70)])
+def test_many_rows(tier: Tier, dtype: torch.dtype, channels: int, outputs: int) -> None:
+    """Enough for a kernel's own product, whole and incomplete panels, and more inputs than are summed at once."""
+    for length in (256, 301):
+        inputs = {
+            "u": rand(1, length, channels),
+            "weight": rand(outputs, channels, seed=1),
+            "bias": rand(outputs, seed=2),
+        }
+        for layout in ("contiguous", "channel_major", "sliced"):
+            dy = laid_out(rand(1, length, outputs), layout)
+            compare(project, linear, inputs, dy, tier, dtype, {"u": layout, "dy": layout}, ordered=False)
+
+
+def test_weights_of_any_strides(tier: Tier) -> None:
+    u, weight = rand(1, 300, 9).float().to(tier.device), rand(9, 20).float().to(tier.device)
+    with tier():
+        torch.testing.assert_close(project(u, weight.t()), u @ weight)
+        torch.testing.assert_close(project(u, weight.t()[::2], weight[0, ::2]), u @ weight[:, ::2] + weight[0, ::2])
+
+
+def test_the_gradient_of_the_weight(tier: Tier) -> None:
+    """The op itself, which only some machines use."""
+    inputs = {"g": rand(2, 150, 70), "u": rand(2, 150, 35)}
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        g, u = (t.to(tier.device, dtype) for t in inputs.values())
+        with tier():
+            dw, db = torch.ops.hyena.project_backward(g, u)
+        want = torch.einsum("bln,blk->nk", inputs["g"], inputs["u"]), inputs["g"].sum((0, 1))
+        tolerance = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 1e-2}[dtype]
+        for got, w in zip((dw, db), want, strict=True):
+            assert got.dtype == dtype
+            torch.testing.assert_close(got.cpu().double(), w, rtol=tolerance, atol=tolerance * 100)
+
+
+@ALL
+def test_gradgradcheck(tier: Tier, op: Callable[..., Tensor]) -> None:
+    leaves = [t.to(tier.device).requires_grad_() for t in (rand(2, 3, 4), rand(5, 4), rand(5))]
+    with tier():
+        assert torch.autograd.gradcheck(op, leaves)
+        assert torch.autograd.gradgradcheck(op, leaves)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
+@pytest.mark.parametrize("op", ["project", "project_channel_major", "project_from_channel_major"])
+def test_opcheck(device: str, bias: bool, op: str) -> None:
+    leaves = [t.float().to(device).requires_grad_() for t in (rand(2, 3, 4), rand(5, 4), rand(5))]
+    torch.library.opcheck(getattr(torch.ops.hyena, op).default, (*leaves[:2], leaves[2] if bias else None))
+
+
+class Quantised(Tensor):
+    """A weight that knows ``F.linear`` only, as quantisation libraries have it."""
+
+    @classmethod
+    def __torch_function__(cls, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        if func is F.linear:
+            return F.linear(args[0], args[1].as_subclass(Tensor).round(), *args[2:])
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_weights_of_a_kind_of_their_own() -> None:
+    layer, u = nn.Linear(4, 5), rand(2, 3, 4).float()
+    want = F.linear(u, layer.weight.round(), layer.bias)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantised), requires_grad=False)
+    torch.testing.assert_close(ops.project(u, layer), want)
+
+
+class Doubling(nn.Linear):
+    """Somebody's own layer."""
+
+    def forward(self, u: Tensor) -> Tensor:
+        return 2 * super().forward(u)
+
+
+def test_other_layers_hooks_and_autocast_work_as_ever(device: str) -> None:
+    layer, u = nn.Linear(4, 5, device=device), rand(2, 3, 4).float().to(device)
+    want = F.linear(u, layer.weight, layer.bias)
+    torch.testing.assert_close(ops.project(u, layer), want)
+    turned = ops.project(u, layer, channel_major=True)
+    assert strides(turned) == natural_strides(laid_out(want, "channel_major"), 5)
+    torch.testing.assert_close(turned, want)
+    with torch.autocast(device, torch.bfloat16):
+        assert ops.project(u, layer).dtype == torch.bfloat16
+        turned = ops.project(u, layer, channel_major=True)
+        assert turned.dtype == torch.bfloat16
+        assert strides(turned) == natural_strides(laid_out(want, "channel_major"), 5)
+        turned.sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(turned.float(), want, rtol=0.05, atol=0.05)
+    seen = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output) or output + 1)
+    torch.testing.assert_close(ops.project(u, layer), want + 1)
+    assert len(seen) == 1
+    handle.remove()
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: output + 2)
+    try:
+        torch.testing.assert_close(ops.project(u, layer), want + 2)
+    finally:
+        handle.remove()
+    assert ops.project_apart(u, Doubling(4, 5, device=device))[1] is None
+    doubling = Doubling(4, 5, device=device)
+    torch.testing.assert_close(ops.project(u, doubling), 2 * F.linear(u, doubling.weight, doubling.bias))
+    with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied"):
+        ops.project(u[..., :3], layer)
+
+
+def test_the_bias_apart(device: str) -> None:
+    layer, u = nn.Linear(4, 5, device=device), rand(2, 3, 4).float().to(device)
+    z, bias = ops.project_apart(u, layer)
+    assert strides(z) == natural_strides(laid_out(z, "channel_major"), 5)
+    assert bias is layer.bias
+    torch.testing.assert_close(z + bias, layer(u))
+    with torch.autocast(device, torch.bfloat16):
+        z, bias = ops.project_apart(u, layer)
+    assert z.dtype == torch.bfloat16
+    assert bias is layer.bias  # as exact as it is
+    torch.testing.assert_close(z + bias, layer(u), rtol=0.05, atol=0.05)
+    assert ops.project_apart(u, nn.Linear(4, 5, bias=False, device=device))[1] is None
+    layer.register_forward_hook(lambda module, inputs, output: output + 1)
+    z, bias = ops.project_apart(u, layer)
+    assert bias is None
+    torch.testing.assert_close(z, layer(u))
