@@ -9,7 +9,8 @@ Columns: ``op/proj`` the operator over its two projections alone, as ``nn.Linear
 cached) and in training (forward and backward, filters generated); ``op/own proj`` the same over its projections by
 ``hyena::project``, which has a matrix product of its own where torch's is slow; ``fallback/kernel`` the mixing step;
 ``sdpa/op`` causal attention with heads of 64 and projections of the same width over the operator; ``bf16/fp32`` the
-operator's time; ``mix bound/time`` how near the mixing step is to what the machine's matrix products and copies allow.
+operator's time; ``recurrence bound/time`` how near the mixing step is to what the machine's matrix products and copies
+allow.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
     attention.eval()
     with torch.no_grad():
         z, spectrum = op.in_proj(u), op._spectrum(length)
-        mix_args = (op.short_weight, op.short_bias, spectrum, op.filter_bias, None, None, None)
+        arguments = (op.short_weight, op.short_bias, spectrum, op.filter_bias, None, None, None)
         plain = fallback(torch.ops.hyena.filter_spectrum, op.filter(length), ops.transform_length(length), True)
         plain_args = (op.short_weight, op.short_bias, plain, op.filter_bias, None, None, None)
         times = interleaved(
@@ -87,7 +88,7 @@ def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
                 "projections": projections,
                 "own projections": own_projections,
                 "operator": lambda: op(u),
-                "mix": lambda: torch.ops.hyena.mix(z, *mix_args),
+                "recurrence": lambda: torch.ops.hyena.recurrence(z, *arguments),
             },
             repeats=repeats,
             device=device,
@@ -95,8 +96,8 @@ def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
         slow = interleaved(
             {
                 "operator": lambda: op(u),
-                "mix": lambda: torch.ops.hyena.mix(z, *mix_args),
-                "fallback": lambda: fallback(torch.ops.hyena.mix, z, *plain_args),
+                "recurrence": lambda: torch.ops.hyena.recurrence(z, *arguments),
+                "fallback": lambda: fallback(torch.ops.hyena.recurrence, z, *plain_args),
             },
             repeats=max(1, repeats // 2),
             device=device,
@@ -110,10 +111,10 @@ def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
         if length > LONG:  # one call is enough of attention, and too little of the operator
             against["operator"] = times["operator"]
         row |= {
-            "mix ms": times["mix"] * 1e3,
+            "recurrence ms": times["recurrence"] * 1e3,
             "eval op/proj": times["operator"] / times["projections"],
             "eval op/own proj": times["operator"] / times["own projections"],
-            "eval fallback/kernel": slow["fallback"] / slow["mix"],
+            "eval fallback/kernel": slow["fallback"] / slow["recurrence"],
             "eval sdpa/op": against["sdpa"] / against["operator"] if attend else None,
             "eval ktok/s": batch * length / times["operator"] / 1e3,
             "eval MB": _megabytes(peak_bytes(lambda: op(u), device)),
@@ -157,19 +158,19 @@ def training(
 
     def mixing(call: Callable[..., Any], s: Tensor) -> Callable[[], None]:
         def run() -> None:
-            call(torch.ops.hyena.mix, z, *rest[0], s, *rest[1])
-            call(torch.ops.hyena.mix_backward, grad, z, *rest[0], s, *rest[1])
+            call(torch.ops.hyena.recurrence, z, *rest[0], s, *rest[1])
+            call(torch.ops.hyena.recurrence_backward, grad, z, *rest[0], s, *rest[1])
 
         return run
 
-    mix = mixing(lambda f, *a: f(*a), spectrum)
+    kernel = mixing(lambda f, *a: f(*a), spectrum)
     times = interleaved(
         {"projections": projections, "own projections": own_projections, "operator": step(op)},
         repeats=repeats,
         device=device,
     )
     few = max(1, repeats // 2)
-    slow = interleaved({"mix": mix, "fallback": mixing(fallback, plain)}, repeats=few, device=device)
+    slow = interleaved({"recurrence": kernel, "fallback": mixing(fallback, plain)}, repeats=few, device=device)
     attend = length <= LONG
     against = interleaved(
         {"operator": step(op)} | ({"sdpa": step(attention)} if attend else {}), repeats=few, device=device
@@ -177,7 +178,7 @@ def training(
     return {
         "train op/proj": times["operator"] / times["projections"],
         "train op/own proj": times["operator"] / times["own projections"],
-        "train fallback/kernel": slow["fallback"] / slow["mix"],
+        "train fallback/kernel": slow["fallback"] / slow["recurrence"],
         "train sdpa/op": against["sdpa"] / against["operator"] if attend else None,
         "train MB": _megabytes(peak_bytes(step(op), device)),
     }
@@ -192,13 +193,13 @@ def threads(width: int, length: int, repeats: int) -> float:
         z, spectrum = op.in_proj(torch.randn(max(1, TOKENS // length), length, width)), op._spectrum(length)
 
         def run() -> None:
-            torch.ops.hyena.mix(z, op.short_weight, op.short_bias, spectrum, op.filter_bias, None, None, None)
+            torch.ops.hyena.recurrence(z, op.short_weight, op.short_bias, spectrum, op.filter_bias, None, None, None)
 
         for _ in range(repeats):
             for count, found in times.items():
                 # A change of the number of threads makes new ones, which come to the first call.
                 torch.set_num_threads(count)
-                found.append(interleaved({"mix": run}, repeats=repeats)["mix"])
+                found.append(interleaved({"recurrence": run}, repeats=repeats)["recurrence"])
     torch.set_num_threads(before)
     return median(times[1]) / median(times[2])
 
@@ -298,7 +299,7 @@ def main() -> None:
         tqdm.write(table(rows[-1:]))
     rates = roofline(args.device)
     for row in rows:
-        row["mix bound/time"] = mixing_bound(row, rates) / row["mix ms"]
+        row["recurrence bound/time"] = mixing_bound(row, rates) / row["recurrence ms"]
     record: dict[str, Any] = {"machine": machine(args.device), "roofline": rates, "rows": rows}
     record["faster than attention from L"] = {
         f"D={width} {mode}": crossover(rows, width, mode) for width in sorted({d for d, _ in shapes}) for mode in MODES

@@ -52,7 +52,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _need_kernels(device: str) -> None:
-    if has_kernel("mix", device):
+    if has_kernel("recurrence", device):
         return
     if device == "cuda" and os.environ.get("HYENA_REQUIRE_CUDA") == "1":
         pytest.fail("HYENA_REQUIRE_CUDA=1, but hyena was built without CUDA kernels")

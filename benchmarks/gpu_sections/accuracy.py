@@ -19,7 +19,7 @@ def accuracy(b: Bench) -> Iterator[Job]:
     """Root mean square error against float64 arithmetic on the same inputs, kernels over fallback."""
     for dtype in (FULL, HALF, torch.float16):
         for length in b.lengths(1009, 4096, 16384, 65536):
-            for op in ("gated_conv", "mix"):
+            for op in ("gated_conv", "recurrence"):
                 yield f"{op} {NAMES[dtype]} L={length}", partial(_accuracy, b, op, dtype, length)
 
 
@@ -27,7 +27,7 @@ def _accuracy(b: Bench, op: str, dtype: torch.dtype, length: int) -> dict[str, A
     c, size = 8 if b.toy else 64, ops.transform_length(length)
     h = torch.randn(1, length, c, device=b.device) / math.sqrt(length)
     d = torch.randn(1, c, device=b.device)
-    if op == "mix":
+    if op == "recurrence":
         given = [*b.tensors(1, 2, length, 3 * c, dtype)]
         given += [torch.randn(3 * c, 3, device=b.device), *torch.randn(2, 3 * c, device=b.device)]
     else:
@@ -39,10 +39,10 @@ def _accuracy(b: Bench, op: str, dtype: torch.dtype, length: int) -> dict[str, A
         cast = [t.double() if double else t for t in (*given, dy, d, h)]
         *x, g, skip, taps = cast
         spectrum = call(H.filter_spectrum, taps, size, True)
-        if op == "mix":
+        if op == "recurrence":
             z, weight, bias, z_bias = x
             arguments = (z, weight, bias, spectrum, skip, None, None, z_bias)
-            y, grads = call(H.mix, *arguments), call(H.mix_backward, g, *arguments)
+            y, grads = call(H.recurrence, *arguments), call(H.recurrence_backward, g, *arguments)
             inner = grads[3]
         else:
             v, pre, post = x

@@ -102,6 +102,6 @@ def call(
         weight, bias = torch.randn(3 * c, 3, device=b.device), torch.randn(3 * c, device=b.device)
         z_bias = torch.randn(3 * c, device=b.device)  # the projection's, which the operator leaves to this op on a GPU
         arguments = (z, weight, bias, spectrum, d, None, None, z_bias)
-        forward, backward = H.mix, H.mix_backward
+        forward, backward = H.recurrence, H.recurrence_backward
     there = partial(through, forward, *arguments)
     return step(there, partial(through, backward, dy, *arguments)) if training else there

@@ -19,7 +19,7 @@ FLASH_FFT_CONV = {1: 0.29, 4: 1.43, 8: 3.58, 16: 12.2, 32: 26.3, 1024: 1768.9, 2
 def against_fallback(b: Bench) -> Iterator[Job]:
     """The gated convolution and the mixing step, by plain PyTorch (rfft of 2L points in float32) and by the kernels."""
     for length in b.lengths(*(K << i for i in range(11))):
-        for op in ("gated_conv", "mix"):
+        for op in ("gated_conv", "recurrence"):
             for training in (False, True):
                 name = f"{op} {'forward+backward' if training else 'forward'} bf16 L={length}"
                 yield name, partial(_against_fallback, b, op, training, length)

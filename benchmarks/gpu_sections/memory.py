@@ -31,13 +31,13 @@ def _steps(b: Bench) -> dict[str, Callable[[], Callable[[], object]]]:
     for length in b.lengths(2 * K, 16 * K, 128 * K):
         batch = b.batch(length, 1 << 17)
         for dtype in (HALF, FULL):
-            for name, make in (("mix", _mixing), ("operator", _operating)):
+            for name, make in (("recurrence", _mixing), ("operator", _operating)):
                 steps[f"{name} {NAMES[dtype]} {batch}x{length}"] = partial(make, b, batch, length, dtype)
     return steps
 
 
 def _mixing(b: Bench, batch: int, length: int, dtype: torch.dtype) -> Callable[[], object]:
-    return call(b, "mix", batch, length, dtype, b.spectra(length, b.width)[0], training=True)
+    return call(b, "recurrence", batch, length, dtype, b.spectra(length, b.width)[0], training=True)
 
 
 def _operating(b: Bench, batch: int, length: int, dtype: torch.dtype) -> Callable[[], object]:

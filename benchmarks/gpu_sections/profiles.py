@@ -16,7 +16,7 @@ from hyena import HyenaOperator
 def kernels(b: Bench) -> Iterator[Job]:
     """The time of each kernel, by name: of the mixing step and of the operator's training step."""
     for length in b.lengths(1 * K, 4 * K, 16 * K, 64 * K, 1024 * K):
-        for what in ("mix forward", "mix forward+backward", "operator training step"):
+        for what in ("recurrence forward", "recurrence forward+backward", "operator training step"):
             yield f"{what} bf16 L={length}", partial(_kernels, b, what, length)
 
 
@@ -32,7 +32,7 @@ def _kernels(b: Bench, what: str, length: int) -> dict[str, Any]:
                 return layer(u).backward(dy)
     else:
         spectrum, _ = b.spectra(length, b.width)
-        run = call(b, "mix", batch, length, HALF, spectrum, training=what.endswith("backward"))
+        run = call(b, "recurrence", batch, length, HALF, spectrum, training=what.endswith("backward"))
     run()
     if not b.toy:
         torch.cuda.synchronize()

@@ -38,7 +38,7 @@ def bandwidth(b: Bench) -> Iterator[Job]:
     """Time at the measured copy rate of the bytes that must move, over the time taken."""
     for dtype in (HALF, torch.float16, FULL):
         for length in b.lengths(1 * K, 2 * K, 4 * K, 8 * K, 16 * K):
-            for op in ("gated_conv", "mix"):
+            for op in ("gated_conv", "recurrence"):
                 for mode in ("forward", "forward+backward"):
                     bar = 0.7 if (op, mode, dtype) == ("gated_conv", "forward", HALF) else None
                     name = f"{op} {mode} {NAMES[dtype]} L={length}"

@@ -43,7 +43,7 @@ from hyena.ops._library import OP_NAMES
 
 print(hyena.backend_report())
 kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-assert kernel("hyena::mix", "CUDA") and kernel("hyena::mix", "CPU")
+assert kernel("hyena::recurrence", "CUDA") and kernel("hyena::recurrence", "CPU")
 ')
 }
 
@@ -52,7 +52,7 @@ run() {
     configure host -DHYENA_EMULATE_CUDA=ON
     cmake --build "$WORK/host" > "$WORK/host.log" 2>&1 || { tail -n 50 "$WORK/host.log"; exit 1; }
     package host
-    local tests=("$ROOT"/tests/ops/test_{gated_conv,mix,mix_bias,short_conv,spectrum,tiers,packing,layout,add_conv}.py)
+    local tests=("$ROOT"/tests/ops/test_{gated_conv,recurrence,recurrence_bias,short_conv,spectrum,tiers,packing,layout,add_conv}.py)
     for setting in "0 12000 7" "1 40000 2147483647"; do
         read -r order shared blocks <<< "$setting"
         echo "-- threads in order $order, blocks of $shared bytes of shared memory, at most $blocks to a launch"

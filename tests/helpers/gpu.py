@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import mix
+from helpers import recurrence
 from helpers.cases import Result, Tier, place, run
 from helpers.tolerances import kernel_limit
 from hyena import ops
@@ -76,16 +76,16 @@ def errors(got: Result, want: Result) -> dict[str, float]:
 
 
 def operands(length: int, batch: int = 2, channels: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-    """Arguments of ``mix``, z as ``(B, C, L)`` in memory: z, short weight, short bias, spectra, d."""
-    x = place(mix.inputs(batch, length, channels), GPU, dtype, {"z": "channel_major"}, h=torch.float32)
+    """Arguments of ``recurrence``, z as ``(B, C, L)`` in memory: z, short weight, short bias, spectra, d."""
+    x = place(recurrence.inputs(batch, length, channels), GPU, dtype, {"z": "channel_major"}, h=torch.float32)
     spectrum = ops.filter_spectrum(x["h"], ops.transform_length(length))
     return x["z"], x["weight"], x["bias"], spectrum, x["d"]
 
 
 def both_ways(x: tuple[Tensor, ...], dy: Tensor) -> list[Tensor]:
-    """The output of ``mix``, and the gradient of each argument."""
+    """The output of ``recurrence``, and the gradient of each argument."""
     leaves = [t.detach().requires_grad_() for t in x]
-    y = ops.mix(*leaves)
+    y = ops.recurrence(*leaves)
     return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
 
 

@@ -137,7 +137,7 @@ def _gate(x: Tensor, v: Tensor, outer: bool, heads: int) -> tuple[Tensor, bool]:
     return x[..., None] * v.unflatten(2, (heads, -1))[..., None, :], True
 
 
-def mix(
+def recurrence_of_z(
     z: Tensor,
     weight: Tensor,
     bias: Tensor | None,

@@ -48,7 +48,7 @@ def by_definition(attn: HyenaAttention, x: Tensor, ignore: Tensor | None = None)
     """The operator's equations in float64 with explicit matrices."""
     op = copy.deepcopy(attn.operator).double()
     z = op.in_proj(x.double())
-    y = oracle.mix(
+    y = oracle.recurrence_of_z(
         z,
         op.short_weight,
         op.short_bias,

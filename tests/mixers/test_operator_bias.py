@@ -29,13 +29,13 @@ def apart() -> Iterator[mock.Mock]:
     """Has the mixing step add the bias, and counts the biases."""
     with (
         mock.patch.object(operator, "_does_mixing_add_bias", _always),
-        mock.patch.object(operator.ops, "mix", wraps=ops.mix) as mix,
+        mock.patch.object(operator.ops, "recurrence", wraps=ops.recurrence) as recurrence,
     ):
-        yield mix
+        yield recurrence
 
 
-def biases(mix: mock.Mock) -> list[Tensor | None]:
-    return [call.args[-1] for call in mix.call_args_list]
+def biases(recurrence: mock.Mock) -> list[Tensor | None]:
+    return [call.args[-1] for call in recurrence.call_args_list]
 
 
 def gradients(m: HyenaOperator, y: Tensor, u: Tensor) -> list[Tensor]:
@@ -115,6 +115,6 @@ def test_in_one_graph() -> None:
 
 def test_only_a_gpu_with_kernels_has_it_so(device: str) -> None:
     u = torch.zeros(1, 64, D, device=device)
-    assert operator._does_mixing_add_bias(u) == (device == "cuda" and "cuda" in ops.KERNELS["mix"])
+    assert operator._does_mixing_add_bias(u) == (device == "cuda" and "cuda" in ops.KERNELS["recurrence"])
     assert not operator._does_mixing_add_bias(u.double())
     assert not operator._does_mixing_add_bias(u[:, :32])

@@ -129,7 +129,7 @@ def gradients_of_checkpointed(m: HyenaOperator, u: Tensor, **settings: object) -
 def test_selective_checkpointing_of_the_mixing_step() -> None:
     m, u = build("default"), rand(2, 22, D).float().requires_grad_()
     want = gradients(m, m(u))
-    kept = [torch.ops.hyena.mix.default, torch.ops.hyena.filter_spectrum.default]
+    kept = [torch.ops.hyena.recurrence.default, torch.ops.hyena.filter_spectrum.default]
     got = gradients_of_checkpointed(
         m, u, use_reentrant=False, context_fn=lambda: create_selective_checkpoint_contexts(kept)
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import gated_conv, mix
+from helpers import gated_conv, recurrence
 from helpers.cases import Tier, offsets, place, rand, run
 from helpers.gpu import (
     A_WHILE,
@@ -45,9 +45,9 @@ def test_plans_of_every_size_that_a_block_may_have() -> None:
     """Every transform length across the sizes where devices begin to split: in full, and one position short."""
     for i, points in enumerate(p for p in range(16, 40_000) if (p < 200 or p % 16 == 0) and _is_fast(p)):
         length = points - i % 2
-        x = mix.inputs(2, length, 3, mask="random")
+        x = recurrence.inputs(2, length, 3, mask="random")
         try:
-            check(partial(mix.convolve, size=points), x, rand(2, length, 3), torch.float32)
+            check(partial(recurrence.convolve, size=points), x, rand(2, length, 3), torch.float32)
         except AssertionError as wrong:
             raise AssertionError(f"{points} points, {length} positions: {wrong}") from wrong
 
@@ -56,8 +56,8 @@ def test_plans_of_every_size_that_a_block_may_have() -> None:
 @pytest.mark.parametrize("length", [59049, 131072, 1_000_000, 1 << 20, (1 << 22) - 5, 1 << 22])
 def test_long_rows(length: int, causal: bool) -> None:
     enough_memory(8)
-    x = mix.inputs(1, length, 2, causal=causal)
-    check(partial(mix.convolve, causal=causal), x, rand(1, length, 2), torch.float32)
+    x = recurrence.inputs(1, length, 2, causal=causal)
+    check(partial(recurrence.convolve, causal=causal), x, rand(1, length, 2), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -69,7 +69,7 @@ def test_many_rows_and_channels(length: int, dtype: torch.dtype) -> None:
 
 
 def test_more_rows_than_a_grid_is_wide_in_its_smaller_dimensions() -> None:
-    check(mix.convolve, mix.inputs(70_001, 3, 2), rand(70_001, 3, 2), torch.float32)
+    check(recurrence.convolve, recurrence.inputs(70_001, 3, 2), rand(70_001, 3, 2), torch.float32)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -123,12 +123,14 @@ def test_packed_rows_on_the_device(length: int) -> None:
     z, weight, bias, spectrum, d = operands(length, batch=1)
     sizes = [length // 3, 0, 1, length - length // 3 - 1]
     at = offsets(sizes).to(DEVICE)
-    ops.mix(z, weight, bias, spectrum, d, cu_seqlens=at)
+    ops.recurrence(z, weight, bias, spectrum, d, cu_seqlens=at)
     with not_waiting():
-        y = ops.mix(z, weight, bias, spectrum, d, cu_seqlens=at)
+        y = ops.recurrence(z, weight, bias, spectrum, d, cu_seqlens=at)
     for begin, end in pairwise(at.tolist()):
         if end > begin:
-            alone = ops.mix(z[:, begin:end].transpose(1, 2).contiguous().transpose(1, 2), weight, bias, spectrum, d)
+            alone = ops.recurrence(
+                z[:, begin:end].transpose(1, 2).contiguous().transpose(1, 2), weight, bias, spectrum, d
+            )
             torch.testing.assert_close(y[:, begin:end], alone)
 
 
@@ -189,28 +191,28 @@ def test_the_same_bits_twice(length: int) -> None:
 
 def test_float64_goes_to_the_fallback() -> None:
     """Spectra in the fallback's layout, the same bits, and second derivatives."""
-    assert has_kernel("mix", torch.device(DEVICE))
-    assert not has_kernel("mix", torch.device(DEVICE), torch.float64)
-    x = place(mix.inputs(2, 40, 3), GPU, torch.float64)
+    assert has_kernel("recurrence", torch.device(DEVICE))
+    assert not has_kernel("recurrence", torch.device(DEVICE), torch.float64)
+    x = place(recurrence.inputs(2, 40, 3), GPU, torch.float64)
     dy = rand(2, 40, 3).to(DEVICE)
     results = []
     for tier in (GPU, FALLBACK):
         with tier():
-            got = run(mix.convolve, x, dy)
+            got = run(recurrence.convolve, x, dy)
             results.append([ops.filter_spectrum(x["h"], 40), got.output, *got.gradients.values()])
     same(*results)
-    small = place(mix.inputs(1, 5, 2), GPU, torch.float64)
+    small = place(recurrence.inputs(1, 5, 2), GPU, torch.float64)
     leaves = tuple(t.requires_grad_() for t in small.values() if t is not None)
-    assert torch.autograd.gradgradcheck(mix.convolve, leaves)
+    assert torch.autograd.gradgradcheck(recurrence.convolve, leaves)
 
 
 def test_second_derivatives_of_the_kernels() -> None:
     """In float32, through the fallback's formula on the kernels' spectra."""
 
     def penalty(dtype: torch.dtype) -> list[Tensor]:
-        x = place(mix.inputs(2, 300, 3), GPU, dtype)
+        x = place(recurrence.inputs(2, 300, 3), GPU, dtype)
         leaves = [t.requires_grad_() for t in x.values() if t is not None]
-        (g,) = torch.autograd.grad(mix.convolve(*leaves).square().sum(), leaves[0], create_graph=True)
+        (g,) = torch.autograd.grad(recurrence.convolve(*leaves).square().sum(), leaves[0], create_graph=True)
         return list(torch.autograd.grad(g.square().sum(), leaves))
 
     for got, want in zip(penalty(torch.float32), penalty(torch.float64), strict=True):
@@ -240,7 +242,7 @@ def test_opcheck(length: int) -> None:
     for t in x:
         t.requires_grad_()
     utils = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.hyena.mix.default, (*x, None, None, None), test_utils=utils)
+    torch.library.opcheck(torch.ops.hyena.recurrence.default, (*x, None, None, None), test_utils=utils)
 
 
 @pytest.mark.parametrize("length", [8192, 65536])

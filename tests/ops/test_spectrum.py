@@ -1,5 +1,5 @@
 """``hyena::filter_spectrum``. What stands where in a spectrum is its backend's own affair: how it convolves is tested
-with ``gated_conv`` and ``mix``, here only what every backend owes.
+with ``gated_conv`` and ``recurrence``, here only what every backend owes.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import gated_conv, mix, oracle, short_conv
+from helpers import gated_conv, oracle, recurrence, short_conv
 from helpers.cases import DTYPES, Judge, Tier, compare, place, rand, run
 from helpers.tolerances import kernel_limit, mean_error
 from hyena import ops
@@ -27,17 +27,17 @@ def case(name: str) -> tuple[Callable[..., Tensor], dict, Tensor, Judge]:
     elif kind == "gated_conv":
         fn, want, x = gated_conv.convolve, gated_conv.matrices, gated_conv.inputs(2, length, 9, length, 9)
     else:
-        causal = kind != "two_sided_mix"
-        order = 2 if kind == "mix_of_order_2" else 3
-        x = mix.inputs(2, length, 9, order=order, causal=causal, mask="random", z_bias=order == 2)
-        fn, want = partial(mix.convolve, causal=causal), partial(mix.matrices, order=order, causal=causal)
+        causal = kind != "two_sided_recurrence"
+        order = 2 if kind == "recurrence_of_order_2" else 3
+        x = recurrence.inputs(2, length, 9, order=order, causal=causal, mask="random", z_bias=order == 2)
+        fn, want = partial(recurrence.convolve, causal=causal), partial(recurrence.matrices, order=order, causal=causal)
     dy = rand(2, length, 9)
     return fn, x, dy, Judge.of(want, x, dy)
 
 
 CASES = [
     f"{kind}-{length}"
-    for kind in ("short_conv", "gated_conv", "mix", "two_sided_mix", "mix_of_order_2")
+    for kind in ("short_conv", "gated_conv", "recurrence", "two_sided_recurrence", "recurrence_of_order_2")
     for length in (65, 1009)
 ]
 CASES += ["direct_conv-65", "direct_conv-1009", "short_conv-20011"]  # long sums

@@ -242,7 +242,7 @@ class HyenaOperator(nn.Module):
         else:
             z, bias = ops.project(u, self.in_proj, channel_major=_is_channel_major_faster(u)), None
         spectrum = self._spectrum(longest)
-        return ops.mix(z, self.short_weight, self.short_bias, spectrum, self.filter_bias, mask, cu_seqlens, bias)
+        return ops.recurrence(z, self.short_weight, self.short_bias, spectrum, self.filter_bias, mask, cu_seqlens, bias)
 
     def _mix_in_parts(self, z: Tensor, longest: int, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
         """The recurrence one convolution at a time, for whatever the fused step does not do."""
@@ -385,4 +385,4 @@ def _does_mixing_add_bias(u: Tensor) -> bool:
     Before a batched product on a GPU torch writes the bias to all of ``z``, the operator's largest array, to have it
     read and written again.
     """
-    return _is_channel_major_faster(u) and "cuda" in ops.KERNELS["mix"] and u.dtype != torch.float64
+    return _is_channel_major_faster(u) and "cuda" in ops.KERNELS["recurrence"] and u.dtype != torch.float64

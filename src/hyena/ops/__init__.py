@@ -8,8 +8,8 @@ from hyena.ops.add_conv import add_conv_
 from hyena.ops.direct_conv import direct_conv, is_direct
 from hyena.ops.gated_conv import gated_conv
 from hyena.ops.implicit_filter import implicit_filter
-from hyena.ops.mix import mix
 from hyena.ops.project import project, project_apart
+from hyena.ops.recurrence import recurrence
 from hyena.ops.short_conv import short_conv
 from hyena.ops.spectrum import filter_spectrum, move_spectrum
 
@@ -30,10 +30,10 @@ __all__ = [
     "implicit_filter",
     "is_direct",
     "is_hooked",
-    "mix",
     "move_spectrum",
     "project",
     "project_apart",
+    "recurrence",
     "short_conv",
     "transform_length",
 ]

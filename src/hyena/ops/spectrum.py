@@ -5,7 +5,7 @@ Dimensions: F filters, K taps, G filter channels, P transform length (see ``tran
 The result has shape ``(F, G, size + 1, 2)``, real, with ``P = points_of(size)`` (``size`` itself, if that is a fast
 length). What stands where belongs to the backend that made it: the fallback keeps the ``P + 1`` real-FFT coefficients
 of ``2P`` points, kernels keep ``P`` coefficients of the right-angle transform in permuted order. It is for handing back
-to ``gated_conv`` and ``mix`` on the same device, never for storing.
+to ``gated_conv`` and ``recurrence`` on the same device, never for storing.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ define(
 
 
 def filter_spectrum(h: Tensor, size: int, causal: bool = True) -> Tensor:
-    """Spectrum of filters for :func:`hyena.ops.gated_conv` and :func:`hyena.ops.mix`.
+    """Spectrum of filters for :func:`hyena.ops.gated_conv` and :func:`hyena.ops.recurrence`.
 
     Args:
         h: ``(F, K, G)`` taps of lags ``0 … K-1``; two-sided ``(F, 2K-1, G)``, lags ``-(K-1) … K-1``.

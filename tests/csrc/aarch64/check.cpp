@@ -114,7 +114,7 @@ void convolutions(const char* name, Storage storage, double limit) {
     std::snprintf(what, sizeof what, "gated_conv %s", name);
     expect(what, largest_difference(got, y), limit);
 
-    MixArgs m{};
+    RecurrenceArgs m{};
     m.seq = sequence;
     m.channels = C;
     m.order = 2;
@@ -123,8 +123,8 @@ void convolutions(const char* name, Storage storage, double limit) {
     m.filter = {ones.data(), zeros.data(), 1};
     m.spectra = s.spectra;
     m.d = skip.data();
-    kernels().mix(m);
-    std::snprintf(what, sizeof what, "mix %s", name);
+    kernels().recurrence(m);
+    std::snprintf(what, sizeof what, "recurrence %s", name);
     expect(what, largest_difference(got, y), limit);
 
     DirectConvArgs direct{};

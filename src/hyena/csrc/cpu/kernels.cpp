@@ -6,7 +6,7 @@
 #include "gated_conv.h"
 #include "implicit_filter.h"
 #include "linear.h"
-#include "mix.h"
+#include "recurrence.h"
 #include "spectrum.h"
 
 namespace hyena {
@@ -102,8 +102,8 @@ HYENA_KERNEL(gated_conv, GatedConvArgs, GatedConv, forward)
 HYENA_KERNEL(gated_conv_backward, GatedConvArgs, GatedConv, backward)
 HYENA_KERNEL(direct_conv, DirectConvArgs, DirectConv, forward)
 HYENA_KERNEL(direct_conv_backward, DirectConvArgs, DirectConv, backward)
-HYENA_KERNEL(mix, MixArgs, Mix, forward)
-HYENA_KERNEL(mix_backward, MixArgs, Mix, backward)
+HYENA_KERNEL(recurrence, RecurrenceArgs, Recurrence, forward)
+HYENA_KERNEL(recurrence_backward, RecurrenceArgs, Recurrence, backward)
 
 void spectrum(const SpectrumArgs& args) {
     if (args.is_double) return FilterSpectrum<double>(args).forward();
@@ -150,8 +150,8 @@ const Kernels& HYENA_JOIN(kernels_, HYENA_ISA)() {
                                       spectrum_backward,
                                       gated_conv,
                                       gated_conv_backward,
-                                      mix,
-                                      mix_backward,
+                                      recurrence,
+                                      recurrence_backward,
                                       direct_conv,
                                       direct_conv_backward,
                                       implicit_filter,

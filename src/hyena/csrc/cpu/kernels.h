@@ -95,7 +95,7 @@ struct DirectConvArgs {
     void *dh, *dd;
 };
 
-struct MixArgs {
+struct RecurrenceArgs {
     Sequence seq;
     int64_t channels, order;
     Array z, y;
@@ -144,8 +144,8 @@ struct Kernels {
     void (*spectrum_backward)(const SpectrumArgs&);
     void (*gated_conv)(const GatedConvArgs&);
     void (*gated_conv_backward)(const GatedConvArgs&);
-    void (*mix)(const MixArgs&);
-    void (*mix_backward)(const MixArgs&);
+    void (*recurrence)(const RecurrenceArgs&);
+    void (*recurrence_backward)(const RecurrenceArgs&);
     void (*direct_conv)(const DirectConvArgs&);
     void (*direct_conv_backward)(const DirectConvArgs&);
     void (*implicit_filter)(const ImplicitFilterArgs&);

@@ -14,10 +14,10 @@ STABLE_TORCH_LIBRARY_IMPL(hyena, CPU, m) {
     m.impl("gated_conv_backward", TORCH_BOX(&hyena::gated_conv_backward));
     m.impl("direct_conv", TORCH_BOX(&hyena::direct_conv));
     m.impl("direct_conv_backward", TORCH_BOX(&hyena::direct_conv_backward));
-    m.impl("mix", TORCH_BOX(&hyena::mix));
+    m.impl("recurrence", TORCH_BOX(&hyena::recurrence));
     m.impl("project", TORCH_BOX(&hyena::project));
     m.impl("project_backward", TORCH_BOX(&hyena::project_backward));
-    m.impl("mix_backward", TORCH_BOX(&hyena::mix_backward));
+    m.impl("recurrence_backward", TORCH_BOX(&hyena::recurrence_backward));
     m.impl("implicit_filter", TORCH_BOX(&hyena::implicit_filter));
     m.impl("implicit_filter_backward", TORCH_BOX(&hyena::implicit_filter_backward));
 }

@@ -25,10 +25,10 @@ Tensor direct_conv(const Tensor& v, const Tensor& h, const Optional& d, const Op
 Five direct_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre,
                           const Optional& post, const Optional& cu_seqlens, bool causal);
 
-// ops_mix.cpp
-Tensor mix(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum, const Tensor& d, const Optional& mask,
+// ops_recurrence.cpp
+Tensor recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum, const Tensor& d, const Optional& mask,
            const Optional& cu_seqlens, const Optional& z_bias);
-Six mix_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum,
+Six recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum,
                  const Tensor& d, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias);
 
 // ops_filter.cpp

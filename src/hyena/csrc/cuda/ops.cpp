@@ -6,7 +6,7 @@
 
 #include "arrays.h"
 #include "fallback.h"
-#include "mix.h"
+#include "recurrence.h"
 
 namespace hyena::cuda {
 namespace {
@@ -134,8 +134,8 @@ STABLE_TORCH_LIBRARY_IMPL(hyena, CUDA, m) {
     m.impl("filter_spectrum_backward", TORCH_BOX(&hyena::cuda::filter_spectrum_backward));
     m.impl("gated_conv", TORCH_BOX(&hyena::cuda::gated_conv));
     m.impl("gated_conv_backward", TORCH_BOX(&hyena::cuda::gated_conv_backward));
-    m.impl("mix", TORCH_BOX(&hyena::cuda::mix));
-    m.impl("mix_backward", TORCH_BOX(&hyena::cuda::mix_backward));
+    m.impl("recurrence", TORCH_BOX(&hyena::cuda::recurrence));
+    m.impl("recurrence_backward", TORCH_BOX(&hyena::cuda::recurrence_backward));
 }
 
 // For Python: whether kernels, rather than fallbacks, run for a dtype on a device. Not where there is no such device.

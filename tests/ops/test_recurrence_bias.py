@@ -1,4 +1,4 @@
-"""The projection's bias, which ``hyena::mix`` adds to ``z`` before all else."""
+"""The projection's bias, which ``hyena::recurrence`` adds to ``z`` before all else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.cases import DTYPES, Tier, compare, place, rand
-from helpers.mix import convolve, inputs, matrices
+from helpers.recurrence import convolve, inputs, matrices
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

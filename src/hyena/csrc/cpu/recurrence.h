@@ -1,4 +1,4 @@
-// The whole mixing step from z to y, and its gradient: hyena::mix.
+// The whole mixing step from z to y, and its gradient: hyena::recurrence.
 //
 // One task is a row and a group of W channels (forward), or a block of filters and all rows that use them (backward, so that
 // every sum over the batch has one writer and one order). A task's data stays in its thread's cache from the load of z
@@ -17,14 +17,14 @@ constexpr int64_t kSpectraInCache = int64_t(4) << 20;
 constexpr int64_t kResultInCache = int64_t(16) << 20;
 
 template <class T, class IO>
-struct Mix {
+struct Recurrence {
     static constexpr int W = Simd<T>::W, S = 2 * W;
-    const MixArgs& a;
+    const RecurrenceArgs& a;
     const Passes<T> passes;
     const Blocks<T> blocks;
     const bool value_filter;
 
-    explicit Mix(const MixArgs& args)
+    explicit Recurrence(const RecurrenceArgs& args)
         : a(args),
           passes{plan_for<T>(args.spectra.points)},
           blocks{args.channels, args.spectra.channels},
@@ -38,14 +38,14 @@ struct Mix {
 
     // A row's N + 1 parts of z, as one group of channels sees them.
     struct Parts {
-        const Mix& mix;
+        const Recurrence& all;
         const Row& row;
         Group group;
         const T* taps;
         Convolved<T, IO> operator[](int64_t part) const {
-            const Group of{part * mix.a.channels + group.first, group.lanes};
-            return {Channels<T, IO>(mix.a.z, row, of), Keep(mix.a.seq, row), taps + part * (mix.a.filter.taps + 1) * W,
-                    mix.a.filter.taps};
+            const Group of{part * all.a.channels + group.first, group.lanes};
+            return {Channels<T, IO>(all.a.z, row, of), Keep(all.a.seq, row), taps + part * (all.a.filter.taps + 1) * W,
+                    all.a.filter.taps};
         }
     };
 
@@ -65,7 +65,7 @@ struct Mix {
 
     struct ForwardMemory {
         Memory<T> buffer, local, taps, between;
-        ForwardMemory(const Mix& m, int parts)
+        ForwardMemory(const Recurrence& m, int parts)
             : buffer(m.passes.buffer() * S),
               local(m.passes.scratch() * S * parts),
               taps(m.taps_size()),
@@ -151,7 +151,7 @@ struct Mix {
         Memory<T> flow;     // the gradient of the value between two steps
         Memory<T> grad;     // N + 1 interleaved arrays: the gradient of z after the short convolution
         Memory<T> local, taps, sums, skips;
-        BackwardMemory(const Mix& m, int parts)
+        BackwardMemory(const Recurrence& m, int parts)
             : points(m.passes.plan.size),
               filters(m.a.spectra.filters),
               parts_of_z(m.a.order + 1),

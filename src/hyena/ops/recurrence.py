@@ -1,4 +1,4 @@
-"""``hyena::mix``: the whole mixing step, from the projections ``z`` to ``y``.
+"""``hyena::recurrence``: the whole mixing step, from the projections ``z`` to ``y``.
 
 Short convolution, split into gates ``x^0 … x^{N-1}`` and value ``v``, then for each long filter a gate and a
 convolution, and the last gate. With ``F = N - 1`` filters this is the released code's recurrence, with ``F = N`` the
@@ -25,7 +25,7 @@ from hyena.ops.spectrum import from_fallback_layout, spectrum_gradient, spectrum
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _recurrence(x: Sequence[Tensor], v: Tensor, s: Tensor, d: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def _products_and_values(x: Sequence[Tensor], v: Tensor, s: Tensor, d: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs of each long convolution, and the values after each: (B, C, L); x[0] has not met the last value yet."""
     value_filter = s.size(0) == len(x)
     products, values = [], [v]
@@ -38,12 +38,10 @@ def _recurrence(x: Sequence[Tensor], v: Tensor, s: Tensor, d: Tensor) -> tuple[l
     return products, values
 
 
-def _mix_rows(
-    z: Tensor, weight: Tensor, bias: Tensor | None, spectrum: Tensor, d: Tensor, mask: Tensor | None
-) -> Tensor:
+def _rows(z: Tensor, weight: Tensor, bias: Tensor | None, spectrum: Tensor, d: Tensor, mask: Tensor | None) -> Tensor:
     parts = _split(short_conv_rows(z, weight, bias, mask), d.size(1))
     s, d = spectrum_rows(spectrum), d.to(parts[0].dtype)
-    _, values = _recurrence(parts[:-1], parts[-1], s, d)
+    _, values = _products_and_values(parts[:-1], parts[-1], s, d)
     return (parts[0] * values[-1]).transpose(1, 2)
 
 
@@ -51,7 +49,7 @@ def _split(zc: Tensor, channels: int) -> list[Tensor]:
     return list(zc.transpose(1, 2).contiguous().split(channels, dim=1))
 
 
-def _mix_rows_backward(
+def _rows_backward(
     dy: Tensor,
     z: Tensor,
     weight: Tensor,
@@ -64,7 +62,7 @@ def _mix_rows_backward(
     parts = _split(short_conv_rows(z, weight, bias, mask), d.size(1))
     x, v = parts[:-1], parts[-1]
     s, d = spectrum_rows(spectrum), d.to(v.dtype)
-    products, values = _recurrence(x, v, s, d)
+    products, values = _products_and_values(x, v, s, d)
     g = dy.to(v.dtype).transpose(1, 2)
     dx: list[Tensor] = [g * values[-1]] + [torch.zeros(0)] * (len(x) - 1)
     ds, dd = [], []
@@ -94,7 +92,7 @@ def _with_bias(z: Tensor, z_bias: Tensor | None) -> Tensor:
     return z if z_bias is None else z.to(compute_dtype(z)) + z_bias.to(compute_dtype(z))
 
 
-def _mix(
+def _recurrence(
     z: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -106,17 +104,19 @@ def _mix(
 ) -> Tensor:
     x = _with_bias(z, z_bias)
     if cu_seqlens is None:
-        return to_order_of(_mix_rows(x, weight, bias, spectrum, d, mask), z)
+        return to_order_of(_rows(x, weight, bias, spectrum, d, mask), z)
     bounds = row_bounds(cu_seqlens, z.size(1), points_of(spectrum.size(2) - 1))
     if not bounds:
         return empty_in_order_of(z, d.size(1)).zero_()
     (y,) = map_rows(
-        lambda keep, rows, m: _mix_rows(rows, weight, bias, spectrum, d, keep if m is None else m), (x, mask), bounds
+        lambda keep, rows, m: _rows(rows, weight, bias, spectrum, d, keep if m is None else m),
+        (x, mask),
+        bounds,
     )
     return to_order_of(y, z)
 
 
-def _mix_backward(
+def _recurrence_backward(
     dy: Tensor,
     z: Tensor,
     weight: Tensor,
@@ -130,14 +130,14 @@ def _mix_backward(
     x = _with_bias(z, z_bias)
     like = weight[:0, 0] if z_bias is None else z_bias
     if cu_seqlens is None:
-        dz, dw, db, ds, dd = _mix_rows_backward(dy, x, weight, bias, spectrum, d, mask)
+        dz, dw, db, ds, dd = _rows_backward(dy, x, weight, bias, spectrum, d, mask)
     else:
         bounds = row_bounds(cu_seqlens, z.size(1), points_of(spectrum.size(2) - 1))
         if not bounds:
             dw, db, ds, dd, dzb = (torch.zeros_like(t) for t in (weight, weight[:, 0], spectrum, d, like))
             return empty_in_order_of(z, z.size(2)).zero_(), dw, db, ds, dd, dzb
         dz, dw, db, ds, dd = map_rows(
-            lambda keep, g, rows, m: _mix_rows_backward(g, rows, weight, bias, spectrum, d, keep if m is None else m),
+            lambda keep, g, rows, m: _rows_backward(g, rows, weight, bias, spectrum, d, keep if m is None else m),
             (dy, x, mask),
             bounds,
         )
@@ -156,7 +156,7 @@ def _differentiable_backward(
     cu_seqlens: Tensor | None,
     z_bias: Tensor | None,
 ) -> Gradients:
-    dz, dw, db, ds, dd, dzb = _mix_backward(
+    dz, dw, db, ds, dd, dzb = _recurrence_backward(
         dy, z, weight, bias, to_fallback_layout(spectrum), d, mask, cu_seqlens, z_bias
     )
     return dz, dw, db, from_fallback_layout(ds), dd, dzb
@@ -164,7 +164,7 @@ def _differentiable_backward(
 
 def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
     z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias = inputs
-    dz, dw, db, ds, dd, dzb = torch.ops.hyena.mix_backward(
+    dz, dw, db, ds, dd, dzb = torch.ops.hyena.recurrence_backward(
         grads[0], z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias
     )
     db, dzb = None if bias is None else db.to(bias.dtype), None if z_bias is None else dzb
@@ -172,16 +172,16 @@ def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[
 
 
 define(
-    "mix(Tensor z, Tensor weight, Tensor? bias, Tensor spectrum, Tensor d, Tensor? mask, Tensor? cu_seqlens,"
+    "recurrence(Tensor z, Tensor weight, Tensor? bias, Tensor spectrum, Tensor d, Tensor? mask, Tensor? cu_seqlens,"
     " Tensor? z_bias) -> Tensor",
-    _mix,
+    _recurrence,
     lambda z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias: empty_in_order_of(z, d.size(1)),
     backward=_backward,
 )
 define(
-    "mix_backward(Tensor dy, Tensor z, Tensor weight, Tensor? bias, Tensor spectrum, Tensor d, Tensor? mask,"
+    "recurrence_backward(Tensor dy, Tensor z, Tensor weight, Tensor? bias, Tensor spectrum, Tensor d, Tensor? mask,"
     " Tensor? cu_seqlens, Tensor? z_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _mix_backward,
+    _recurrence_backward,
     lambda dy, z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias: (
         empty_in_order_of(z, z.size(2)),
         weight.new_empty(weight.shape),
@@ -194,7 +194,7 @@ define(
 )
 
 
-def mix(
+def recurrence(
     z: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -204,7 +204,7 @@ def mix(
     cu_seqlens: Tensor | None = None,
     z_bias: Tensor | None = None,
 ) -> Tensor:
-    """Checked call of ``hyena::mix``: the mixing step of an order-``N`` Hyena operator.
+    """Checked call of ``hyena::recurrence``: the mixing step of an order-``N`` Hyena operator.
 
     Args:
         z: ``(B, L, (N+1) C)`` projections, gates ``x^0 … x^{N-1}`` then value, any strides.
@@ -249,4 +249,4 @@ def mix(
     check_devices(z, weight=weight, bias=bias, d=d, z_bias=z_bias)
     check_spectrum(z, spectrum, channels, cu_seqlens is not None)
     check_bounds(cu_seqlens, z.size(1), spectrum.size(2) - 1)
-    return torch.ops.hyena.mix(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias)
+    return torch.ops.hyena.recurrence(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias)

@@ -1,4 +1,4 @@
-"""Inputs, a differentiable call and a definition of ``hyena::mix``."""
+"""Inputs, a differentiable call and a definition of ``hyena::recurrence``."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def convolve(
 ) -> Tensor:
     """The op and the spectra it needs, so that the gradient arrives at the taps."""
     spectrum = ops.filter_spectrum(h, ops.transform_length(z.size(1)) if size is None else size, causal)
-    return ops.mix(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias)
+    return ops.recurrence(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias)
 
 
 def matrices(
@@ -71,4 +71,4 @@ def matrices(
 ) -> Tensor:
     """The oracle, with packed rows and a bias of z as the op takes them."""
     z = z if z_bias is None else z + z_bias
-    return oracle.mix(z, **given, order=order, causal=causal, rows=rows_of(cu_seqlens))
+    return oracle.recurrence_of_z(z, **given, order=order, causal=causal, rows=rows_of(cu_seqlens))

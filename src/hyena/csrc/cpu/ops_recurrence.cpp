@@ -7,8 +7,8 @@
 namespace hyena {
 namespace {
 
-MixArgs mix_args(const Tensor& z, const Tensor& weight, const Tensor& bias, const Tensor& spectrum, const Tensor& d) {
-    MixArgs args{};
+RecurrenceArgs recurrence_args(const Tensor& z, const Tensor& weight, const Tensor& bias, const Tensor& spectrum, const Tensor& d) {
+    RecurrenceArgs args{};
     args.channels = d.size(1);
     args.order = z.size(2) / d.size(1) - 1;
     args.z = array(z);
@@ -62,31 +62,31 @@ Tensor sum_of_rows(const Tensor& t) {
 
 }  // namespace
 
-Tensor mix(const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in, const Tensor& spectrum_in, const Tensor& d_in,
+Tensor recurrence(const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in, const Tensor& spectrum_in, const Tensor& d_in,
            const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias) {
     if (z_bias) {
-        const Tensor y = mix(with_bias(z_in, *z_bias), weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, std::nullopt);
+        const Tensor y = recurrence(with_bias(z_in, *z_bias), weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, std::nullopt);
         return in_order_of(back(y, z_in), z_in);
     }
     const ScalarType type = compute_type(z_in);
     const Tensor z = channels_last(z_in), weight = parameter(weight_in, type), bias = bias_or_zeros(bias_in, weight, type);
     const Tensor spectrum = torch::stable::contiguous(spectrum_in), d = parameter(d_in, type);
     Tensor y = empty(z, d.size(1));
-    MixArgs args = mix_args(z, weight, bias, spectrum, d);
+    RecurrenceArgs args = recurrence_args(z, weight, bias, spectrum, d);
     const Rows rows(z, mask, cu_seqlens, args.spectra.points);
     args.seq = rows.sequence;
     args.y = array(y);
-    kernels().mix(args);
+    kernels().recurrence(args);
     return in_order_of(y, z_in);
 }
 
-Six mix_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in, const Tensor& spectrum_in,
+Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in, const Tensor& spectrum_in,
                  const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias) {
     const ScalarType type = compute_type(z_in);
     if (z_bias) {
         const Tensor dy = torch::stable::to(dy_in, type), z = with_bias(z_in, *z_bias);
         auto [dz, dweight, dbias, dspectrum, dd, none] =
-            mix_backward(dy, z, weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, std::nullopt);
+            recurrence_backward(dy, z, weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, std::nullopt);
         return {in_order_of(back(dz, z_in), z_in), dweight, dbias, dspectrum, dd, back(sum_of_rows(dz), *z_bias)};
     }
     const Tensor dy = channels_last(dy_in), z = channels_last(z_in), weight = parameter(weight_in, type);
@@ -97,7 +97,7 @@ Six mix_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_i
     Tensor dbias = torch::stable::new_zeros(weight, {weight.size(0)}, type);
     Tensor dspectrum = empty_spectrum(spectrum, spectrum.size(0), spectrum.size(1), spectrum.size(2) - 1);
     Tensor dd = torch::stable::new_zeros(d, d.sizes(), type);
-    MixArgs args = mix_args(z, weight, bias, spectrum, d);
+    RecurrenceArgs args = recurrence_args(z, weight, bias, spectrum, d);
     const Rows rows(z, mask, cu_seqlens, args.spectra.points);
     args.seq = rows.sequence;
     args.dy = array(dy);
@@ -106,7 +106,7 @@ Six mix_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_i
     args.dbias = dbias.data_ptr();
     args.dspectra = spectra(dspectrum, d.size(0));
     args.dd = dd.data_ptr();
-    kernels().mix_backward(args);
+    kernels().recurrence_backward(args);
     return {in_order_of(dz, z_in), back(dweight, weight_in),        back(dbias, weight_in), dspectrum,
             back(dd, d_in),        torch::stable::new_empty(weight_in, {0})};
 }

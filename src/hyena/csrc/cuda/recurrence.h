@@ -7,11 +7,11 @@
 
 namespace hyena::cuda {
 
-Tensor mix(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum, const Tensor& d, const Optional& mask,
+Tensor recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum, const Tensor& d, const Optional& mask,
            const Optional& cu_seqlens, const Optional& z_bias);
 
 // dz, dweight, dbias, dspectrum, dd, dz_bias.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mix_backward(const Tensor& dy, const Tensor& z, const Tensor& weight,
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight,
                                                                         const Optional& bias, const Tensor& spectrum, const Tensor& d,
                                                                         const Optional& mask, const Optional& cu_seqlens,
                                                                         const Optional& z_bias);

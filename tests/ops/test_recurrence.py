@@ -1,4 +1,4 @@
-"""``hyena::mix``, the whole mixing step, against explicit matrices."""
+"""``hyena::recurrence``, the whole mixing step, against explicit matrices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from helpers.cases import (
     place,
     rand,
 )
-from helpers.mix import convolve, inputs, matrices
+from helpers.recurrence import convolve, inputs, matrices
 from hyena import ops
 
 RECURRENCES = [(order, value_filter) for order in (1, 2, 3, 4) for value_filter in (False, True)]
@@ -195,7 +195,7 @@ def test_gradgradcheck_without_filters(tier: Tier) -> None:
     leaves = (x["z"].requires_grad_(), x["weight"].requires_grad_())
     spectrum = torch.zeros(0, 1, 5, 2, dtype=torch.float64, device=tier.device)
     with tier():
-        assert torch.autograd.gradgradcheck(lambda z, w: ops.mix(z, w, None, spectrum, x["d"]), leaves)
+        assert torch.autograd.gradgradcheck(lambda z, w: ops.recurrence(z, w, None, spectrum, x["d"]), leaves)
 
 
 def test_a_third_derivative_raises(tier: Tier) -> None:
@@ -254,10 +254,10 @@ def test_opcheck(device: str, kind: dict, layout: str) -> None:
     for t in arguments:
         if t is not None and t.is_floating_point():
             t.requires_grad_()
-    torch.library.opcheck(torch.ops.hyena.mix.default, arguments)
-    dy = ops.mix(*arguments).detach()
+    torch.library.opcheck(torch.ops.hyena.recurrence.default, arguments)
+    dy = ops.recurrence(*arguments).detach()
     arguments = [None if t is None else t.detach() for t in arguments]
-    torch.library.opcheck(torch.ops.hyena.mix_backward.default, (dy, *arguments))
+    torch.library.opcheck(torch.ops.hyena.recurrence_backward.default, (dy, *arguments))
 
 
 def test_opcheck_packed(device: str) -> None:
@@ -266,40 +266,40 @@ def test_opcheck_packed(device: str) -> None:
     spectrum = ops.filter_spectrum(x.pop("h"), 6)
     z, weight, bias, d, mask, z_bias = x.values()
     *arguments, z_bias = (t.requires_grad_() for t in (z, weight, bias, spectrum, d, z_bias))
-    torch.library.opcheck(torch.ops.hyena.mix.default, (*arguments, mask, offsets([4, 0, 2]).to(device), z_bias))
+    torch.library.opcheck(torch.ops.hyena.recurrence.default, (*arguments, mask, offsets([4, 0, 2]).to(device), z_bias))
 
 
 def test_errors_name_the_numbers() -> None:
     z, weight, bias, d = torch.zeros(2, 7, 12), torch.zeros(12, 3), torch.zeros(12), torch.zeros(1, 4)
     spectrum = ops.filter_spectrum(torch.zeros(1, 7, 4), 8)
     with pytest.raises(ValueError, match=r"one F, got \(2, 4\) and \(1, 4, 9, 2\)"):
-        ops.mix(z, weight, bias, spectrum, torch.zeros(2, 4))
+        ops.recurrence(z, weight, bias, spectrum, torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"one F, got \(1, 4\) and \(4, 9, 2\)"):
-        ops.mix(z, weight, bias, spectrum[0], d)
+        ops.recurrence(z, weight, bias, spectrum[0], d)
     with pytest.raises(ValueError, match=r"z of 13 channels is not \(N \+ 1\) x 4 .* with 1 = N - 1 or N"):
-        ops.mix(torch.zeros(2, 7, 13), torch.zeros(13, 3), None, spectrum, d)
+        ops.recurrence(torch.zeros(2, 7, 13), torch.zeros(13, 3), None, spectrum, d)
     with pytest.raises(ValueError, match=r"z of 4 channels is not \(N \+ 1\) x 4"):
-        ops.mix(z[..., :4], weight[:4], None, spectrum, d)
+        ops.recurrence(z[..., :4], weight[:4], None, spectrum, d)
     with pytest.raises(ValueError, match=r"z of 16 channels is not \(N \+ 1\) x 4 .* with 1 = N - 1 or N"):
-        ops.mix(torch.zeros(2, 7, 16), torch.zeros(16, 3), None, spectrum, d)
+        ops.recurrence(torch.zeros(2, 7, 16), torch.zeros(16, 3), None, spectrum, d)
     with pytest.raises(ValueError, match=r"\(12, taps\) with a bias of \(12,\) or None, got \(11, 3\) and \(12,\)"):
-        ops.mix(z, weight[:11], bias, spectrum, d)
+        ops.recurrence(z, weight[:11], bias, spectrum, d)
     with pytest.raises(ValueError, match=r"\(12, taps\) with a bias of \(12,\) or None, got \(12, 3\) and \(11,\)"):
-        ops.mix(z, weight, bias[:11], spectrum, d)
+        ops.recurrence(z, weight, bias[:11], spectrum, d)
     with pytest.raises(ValueError, match=r"z_bias must be \(12,\), one for each channel of z; got \(4,\)"):
-        ops.mix(z, weight, bias, spectrum, d, z_bias=bias[:4])
+        ops.recurrence(z, weight, bias, spectrum, d, z_bias=bias[:4])
     with pytest.raises(ValueError, match=r"4 channels cannot share 3 filters"):
-        ops.mix(z, weight, bias, ops.filter_spectrum(torch.zeros(1, 7, 3), 8), d)
+        ops.recurrence(z, weight, bias, ops.filter_spectrum(torch.zeros(1, 7, 3), 8), d)
     with pytest.raises(ValueError, match=r"a row of 9 positions needs .* built for 8"):
-        ops.mix(torch.zeros(2, 9, 12), weight, bias, spectrum, d)
+        ops.recurrence(torch.zeros(2, 9, 12), weight, bias, spectrum, d)
     with pytest.raises(
         ValueError, match=r"\(\.\.\., G, P \+ 1, 2\)|torch.float64 tensor of shape .* got torch.float32"
     ):
-        ops.mix(z.double(), weight, bias, spectrum, d)
+        ops.recurrence(z.double(), weight, bias, spectrum, d)
     with pytest.raises(ValueError, match=r"mask must be a bool tensor of shape \(2, 7\).*\(7, 2\)"):
-        ops.mix(z, weight, bias, spectrum, d, torch.ones(7, 2, dtype=torch.bool))
+        ops.recurrence(z, weight, bias, spectrum, d, torch.ones(7, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"a row of 9 positions, more than the 8"):
-        ops.mix(torch.zeros(1, 12, 12), weight, bias, spectrum, d, cu_seqlens=offsets([9, 3]))
+        ops.recurrence(torch.zeros(1, 12, 12), weight, bias, spectrum, d, cu_seqlens=offsets([9, 3]))
 
 
 @pytest.mark.parametrize("name", ["weight", "bias", "d", "mask", "z_bias"])
@@ -309,4 +309,4 @@ def test_everything_is_on_one_device(name: str) -> None:
     spectrum = ops.filter_spectrum(x.pop("h"), 8)
     x[name] = x[name].to("meta")
     with pytest.raises(ValueError, match=rf"{name} is on meta, but the input on cpu"):
-        ops.mix(**x, spectrum=spectrum)
+        ops.recurrence(**x, spectrum=spectrum)

@@ -1,4 +1,4 @@
-#include "mix.h"
+#include "recurrence.h"
 
 #include <array>
 #include <memory>
@@ -33,9 +33,9 @@ struct Recurrence {
 
 }  // namespace
 
-Tensor mix(const Tensor& z_in, const Tensor& weight, const Optional& bias, const Tensor& spectrum_in, const Tensor& d_in,
+Tensor recurrence(const Tensor& z_in, const Tensor& weight, const Optional& bias, const Tensor& spectrum_in, const Tensor& d_in,
            const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias) {
-    if (!takes(z_in)) return fallback<Tensor>("hyena::mix_fallback", z_in, weight, bias, spectrum_in, d_in, mask, cu_seqlens, z_bias);
+    if (!takes(z_in)) return fallback<Tensor>("hyena::recurrence_fallback", z_in, weight, bias, spectrum_in, d_in, mask, cu_seqlens, z_bias);
     const Guard guard(z_in);
     const Tensor z = positions_last(z_in), spectrum = spectrum_memory(spectrum_in), d = parameter(d_in, kCompute);
     const Parts parts(z, weight, bias, z_bias);
@@ -61,7 +61,7 @@ Tensor mix(const Tensor& z_in, const Tensor& weight, const Optional& bias, const
         program.value = recurrence.value();
         for (int64_t i = 0; i <= filters; ++i) program.gates[i] = recurrence.gate(i);
         program.y = array(y);
-        convolve(input.call, "mixing step", program);
+        convolve(input.call, "recurrence", program);
         return in_order_of(y, z_in);
     }
     Tensor between;
@@ -77,10 +77,10 @@ Tensor mix(const Tensor& z_in, const Tensor& weight, const Optional& bias, const
     return in_order_of(y, z_in);
 }
 
-Six mix_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_in, const Optional& bias, const Tensor& spectrum_in,
+Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_in, const Optional& bias, const Tensor& spectrum_in,
                  const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias) {
     if (!takes(z_in))
-        return fallback<Six>("hyena::mix_backward_fallback", dy_in, z_in, weight_in, bias, spectrum_in, d_in, mask, cu_seqlens, z_bias);
+        return fallback<Six>("hyena::recurrence_backward_fallback", dy_in, z_in, weight_in, bias, spectrum_in, d_in, mask, cu_seqlens, z_bias);
     const Guard guard(z_in);
     const Tensor dy = positions_last(dy_in), z = positions_last(z_in);
     const Tensor spectrum = spectrum_memory(spectrum_in), d = parameter(d_in, kCompute);
