@@ -53,18 +53,40 @@ def load(path: Path, device: str) -> tuple[HyenaLM, str]:
     saved = torch.load(path, map_location=device, weights_only=True)
     model = HyenaLM(HyenaLMConfig.from_dict(saved["config"]), device=device)
     model.load_state_dict(saved["model"])
+    if unusable := [name for name, p in model.named_parameters() if not p.isfinite().all()]:
+        raise ValueError(f"{unusable[0]} has entries that are not finite")
     return model.eval(), saved["vocabulary"]
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises ValueError for an option that the library does not look at, or not before the model is loaded."""
+    for name, least in {"length": 0, "window": 1, "distilled": 1}.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if options.seed is not None and not -(1 << 63) <= options.seed < 1 << 64:
+        raise ValueError(f"seed must fit 64 bits, got {options.seed}")
+    try:
+        torch.zeros(1, device=options.device).item()
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f"the device {options.device!r} cannot be used here: {str(e).splitlines()[0]}") from None
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(1)  # a step of a model this small gains nothing from more
     try:
+        check(options)
+    except ValueError as e:
+        sys.exit(f"generate.py: {e}")
+    try:
         model, vocabulary = load(options.checkpoint, options.device)
     except FileNotFoundError:
         sys.exit(f"generate.py: {options.checkpoint} does not exist; train.py writes one, and says where")
     except Exception as e:
-        sys.exit(f"generate.py: {options.checkpoint} is not a checkpoint of train.py ({type(e).__name__}: {e})")
+        sys.exit(
+            f"generate.py: {options.checkpoint} is not a checkpoint of train.py ({type(e).__name__}: {str(e).splitlines()[0]})"
+        )
     prompt = options.prompt or ("\n" if "\n" in vocabulary else vocabulary[0])
     unknown = sorted(set(prompt) - set(vocabulary))
     if unknown:

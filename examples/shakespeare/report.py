@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from folder import replacing
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -16,9 +17,13 @@ SMOOTHING = 50
 
 def write_json(values: dict[str, Any], path: Path) -> None:
     """Writes ``values``, all at once."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Writes ``text``, all at once."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def smoothed(losses: list[float], over: int = SMOOTHING) -> list[float]:
@@ -41,6 +46,5 @@ def plot_losses(train: list[float], validation: list[tuple[int, float]], title: 
         axes.set_ylim(min(finite) - 0.1, max(finite) + 0.1)
     axes.grid(alpha=0.3)
     axes.legend()
-    beside = path.with_suffix(".tmp")
-    figure.savefig(beside, dpi=120, format="png")
-    beside.replace(path)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=120, format="png")

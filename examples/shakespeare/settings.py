@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 from hyena.models import HyenaLMConfig
@@ -11,6 +12,14 @@ from hyena.models import HyenaLMConfig
 # Where the frequency of the filters' sines starts. At the library's 10 filters of 64 taps look like noise; 3 and 1 make
 # them smooth, which is worth 0.04 of validation loss.
 FREQUENCY = 1.0
+
+
+def _memory() -> float:
+    """Bytes of memory, infinite where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +49,31 @@ class Settings:
         for name in ("lr", "min_lr", "weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number that is not negative, got {getattr(self, name)}")
+        for name in ("dropout", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if not -(1 << 63) <= self.seed < 1 << 64:
+            raise ValueError(f"seed must fit 64 bits, got {self.seed}")
+
+    def check_memory(self, vocab_size: int) -> None:
+        """Whether the machine can hold the model, before it is built.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        # The two projections of the mixer and the MLP have 12 D^2 weights; the filters of the defaults 64 (D + 164).
+        layer = 12 * self.width**2 + 64 * (self.width + 164) * (self.mixer == "hyena")
+        positions = self.context if self.mixer == "attention" else 0
+        parameters = self.layers * layer + (vocab_size + positions) * self.width
+        # What the backward pass needs of each position, at least: z, gated inputs and the MLP's inner layer.
+        position = self.layers * 12 * self.width + vocab_size
+        needed = 16 * parameters  # float32: weight, gradient and two moments
+        needed += 4 * self.batch * self.context * position
+        if needed > _memory():
+            raise ValueError(
+                f"layers={self.layers}, width={self.width}, batch={self.batch}, context={self.context} need "
+                f"{needed / 2**30:,.0f} GB or more in training; this machine has {_memory() / 2**30:,.0f}"
+            )
 
     def model(self, vocab_size: int) -> HyenaLMConfig:
         """The model of this run."""

@@ -13,17 +13,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import platform
 import sys
 from pathlib import Path
 
 try:
     import torch
+    from checkpoint import resume, save
     from corpus import load_corpus
-    from report import plot_losses, write_json
+    from folder import claimed
+    from report import plot_losses, write_json, write_text
     from settings import Settings
     from tqdm import tqdm
-    from trainer import Trainer, resume, save
+    from trainer import Trainer
 
     import hyena
     from hyena.generation import generate_by_rerun
@@ -83,22 +86,43 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     # What can be wrong with the input is said in one line, before anything is trained.
     try:
+        check(options)
         settings = Settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Settings)})
-        for name in ("threads", "save_every"):
-            if getattr(options, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
         torch.set_num_threads(options.threads)
         device = _device(options.device)
         corpus = load_corpus(options.data, settings.context)
         prompt = corpus.encode(options.prompt) if options.prompt else corpus.start
+        settings.check_memory(len(corpus.vocabulary))
         trainer = Trainer(settings, corpus, device)
-        out = options.out or default_out(settings, options.data)
-        out.mkdir(parents=True, exist_ok=True)
-        checkpoint = out / "checkpoint.pt"
-        resumed = not options.restart and resume(trainer, checkpoint)
-    except (ValueError, OSError) as e:
+        with claimed(options.out or default_out(settings, options.data)) as out:
+            run(trainer, options, prompt, out)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped")
+    except (ValueError, ArithmeticError, OSError) as e:
         sys.exit(f"train.py: {e}")
+    except (RuntimeError, MemoryError) as e:
+        if not isinstance(e, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(e):
+            raise
+        sys.exit("train.py: out of memory; a smaller --batch, --context or --width needs less")
 
+
+def check(options: argparse.Namespace) -> None:
+    """Raises ValueError for an option that nothing else looks at before training."""
+    for name, least in {"threads": 1, "save_every": 1, "eval_every": 0, "sample": 0}.items():
+        if getattr(options, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}")
+    # Each thread has a stack: tens of thousands end the process without a word.
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if options.threads > most:
+        raise ValueError(f"threads={options.threads}, on a machine with {os.cpu_count()} processors: at most {most}")
+    if not 0 <= options.temperature < math.inf:
+        raise ValueError(f"temperature must be a number that is not negative, got {options.temperature}")
+
+
+def run(trainer: Trainer, options: argparse.Namespace, prompt: torch.Tensor, out: Path) -> None:
+    """Trains, or goes on training, and leaves everything in ``out``."""
+    settings, corpus, checkpoint = trainer.settings, trainer.corpus, out / "checkpoint.pt"
+    resumed = not options.restart and resume(trainer, checkpoint)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     print(
         f"{settings.mixer}, {parameters:,} parameters, on {options.data.name}: {corpus.train.numel():,} characters to "
@@ -111,12 +135,10 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         then = f"goes on from {checkpoint}" if checkpoint.exists() else "begins again: there is no checkpoint yet"
         sys.exit(f"\nstopped after step {trainer.step}; the same command {then}")
-    except (ArithmeticError, OSError) as e:
-        sys.exit(f"train.py: {e}")
 
     text = sample(trainer, prompt, options.sample, options.temperature)
     print(f"\n{text}\n")
-    (out / "sample.txt").write_text(text, encoding="utf-8")
+    write_text(text, out / "sample.txt")
     loss = trainer.validation_losses[-1][1]
     title = f"{options.data.name}, {settings.mixer}, {parameters:,} parameters"
     plot_losses(trainer.train_losses, trainer.validation_losses, title, out / "loss.png")
@@ -202,7 +224,7 @@ def metrics(trainer: Trainer, options: argparse.Namespace, parameters: int) -> d
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f"the device {name!r} cannot be used here: {str(e).splitlines()[0]}") from None
     return device

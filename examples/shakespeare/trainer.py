@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,9 +97,16 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes to where ``state`` was taken."""
+        """Goes to where ``state`` was taken. It is believed: see checkpoint.py for what is checked before."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # The groups' numbers follow from the settings; what was learned is in the rest.
+        groups = self.optimizer.state_dict()["param_groups"]
+        # Copies: the optimizer would keep these very tensors, and a fused one takes them for contiguous.
+        moments = {
+            i: {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in held.items()}
+            for i, held in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.generator.set_state(state["batches"])
         torch.set_rng_state(state["random"])
         if state["random_device"] is not None and self.device.type == "cuda":
@@ -116,42 +121,3 @@ def groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
         if settings.mixer == "attention":  # it has no filters, which is worth a warning only where some are expected
             warnings.filterwarnings("ignore", "the parameter group 'filters' is empty")
         return param_groups(model, settings.lr, settings.weight_decay)
-
-
-def save(trainer: Trainer, path: Path) -> None:
-    """Writes a checkpoint; whenever the process is killed, ``path`` holds a whole one, the old or the new."""
-    beside = path.with_suffix(".tmp")
-    with beside.open("wb") as file:
-        torch.save(trainer.state(), file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def resume(trainer: Trainer, path: Path) -> bool:
-    """Goes on from the checkpoint at ``path``, if there is one.
-
-    Raises:
-        ValueError: it is not a checkpoint, or one of another run.
-    """
-    if not path.exists():
-        return False
-    try:
-        state = torch.load(path, map_location=trainer.device, weights_only=True)
-        found = state["identity"]
-    except Exception as e:
-        raise ValueError(
-            f"{path} is not a checkpoint of this program ({type(e).__name__}); --restart begins again"
-        ) from e
-    mine = trainer.identity()
-    differing = [f"{k} {found.get(k)} (now {v})" for k, v in mine.items() if found.get(k) != v]
-    if differing:
-        raise ValueError(
-            f"{path} is of a run with other settings: {', '.join(differing)}. Choose another --out, or --restart to "
-            "begin again"
-        )
-    # Random states live on the CPU, wherever the weights are.
-    for key in ("batches", "random", "random_device"):
-        state[key] = None if state[key] is None else state[key].cpu()
-    trainer.restore(state)
-    return True

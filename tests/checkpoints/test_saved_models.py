@@ -1,0 +1,50 @@
+"""Weights that version 0.1 saved: they keep their names and shapes, and give what they gave."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from helpers.released import GOLDEN, deviation
+from hyena import HyenaOperator, models
+
+with safe_open(GOLDEN / "state_dicts.safetensors", "pt") as file:
+    TENSORS: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file)
+    CASES: dict[str, dict[str, Any]] = json.loads(file.metadata()["cases"])
+
+
+def built(name: str) -> nn.Module:
+    case = CASES[name]
+    if case["class"] == "HyenaOperator":
+        return HyenaOperator(**case["config"])
+    if case["class"] == "HyenaDNA":
+        return models.HyenaDNA(models.HyenaDNAConfig.from_dict(case["config"]))
+    return models.HyenaLM(models.HyenaLMConfig.from_dict(case["config"]))
+
+
+def state(name: str) -> dict[str, Tensor]:
+    prefix = f"{name}.state."
+    return {key.removeprefix(prefix): t for key, t in TENSORS.items() if key.startswith(prefix)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_names_and_shapes(name: str) -> None:
+    now = {key: tuple(t.shape) for key, t in built(name).state_dict().items()}
+    assert now == {key: tuple(t.shape) for key, t in state(name).items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outputs(name: str) -> None:
+    module = built(name)
+    module.load_state_dict(state(name))
+    module.double().eval()
+    x = TENSORS[f"{name}.input"]
+    with torch.no_grad():
+        y = module(x.double() if x.is_floating_point() else x)
+    y = y[0] if isinstance(y, tuple) else y
+    assert deviation(y, TENSORS[f"{name}.output"]) < 1e-10
