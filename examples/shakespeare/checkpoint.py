@@ -31,11 +31,12 @@ def resume(trainer: Trainer, path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        state = torch.load(path, map_location=trainer.device, weights_only=True)
+        with path.open("rb") as file:
+            state = torch.load(file, map_location=trainer.device, weights_only=True)
         found = dict(state["identity"])
-    except OSError:
+    except (PermissionError, IsADirectoryError):
         raise
-    except Exception as e:
+    except Exception as e:  # whatever a damaged archive leads to, OSError too
         raise ValueError(f"{path} is not a checkpoint of this program ({type(e).__name__}); {AGAIN}") from e
     differing = [f"{k} {found.get(k)} (now {v})" for k, v in trainer.identity().items() if found.get(k) != v]
     if differing:

@@ -84,9 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
     except FileNotFoundError:
         sys.exit(f"generate.py: {options.checkpoint} does not exist; train.py writes one, and says where")
     except Exception as e:
-        sys.exit(
-            f"generate.py: {options.checkpoint} is not a checkpoint of train.py ({type(e).__name__}: {str(e).splitlines()[0]})"
-        )
+        reason = f"{type(e).__name__}: {e}".splitlines()[0]
+        sys.exit(f"generate.py: {options.checkpoint} is not a checkpoint of train.py ({reason})")
     prompt = options.prompt or ("\n" if "\n" in vocabulary else vocabulary[0])
     unknown = sorted(set(prompt) - set(vocabulary))
     if unknown:

@@ -271,6 +271,7 @@ def test_other_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         hyenadna(tmp_path, GOLDEN.config)
     (tmp_path / "config.json").write_text("[]")
+    torch.save(GOLDEN.state, tmp_path / "weights.ckpt")
     with pytest.raises(ValueError, match="holds a list"):
         hyenadna(tmp_path)
     torch.save(torch.ones(3), tmp_path / "weights.ckpt")

@@ -195,11 +195,14 @@ def test_nothing_is_loaded_of_a_damaged_checkpoint(good: dict[str, Any], text: P
     assert all(torch.equal(t, before["model"][name]) for name, t in after["model"].items())
 
 
-@pytest.mark.parametrize("content", [b"", b"P", b"PK\x03\x04 no archive", "folder"])
-def test_files_that_are_no_checkpoints(content: bytes | str, text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"P", b"PK\x03\x04 no archive", "folder", "cut"])
+def test_files_that_are_no_checkpoints(content: bytes | str, good: dict[str, Any], text: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "out" / "checkpoint.pt"
     checkpoint.parent.mkdir()
-    if isinstance(content, bytes):
+    if content == "cut":
+        torch.save(good, checkpoint)
+        os.truncate(checkpoint, checkpoint.stat().st_size // 2)
+    elif isinstance(content, bytes):
         checkpoint.write_bytes(content)
     else:
         checkpoint.mkdir()

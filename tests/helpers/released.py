@@ -111,7 +111,7 @@ def taps(state: dict[str, Tensor], config: dict[str, Any], length: int, layout: 
 def _filters(rows: Tensor, config: dict[str, Any], layout: str) -> list[Tensor]:
     """What belongs to each filter out of one row for each filter and channel."""
     count, d = config.get("order", 2) - 1, config["d_model"]
-    return [rows[i::count] if layout == "safari" else rows[i * d : (i + 1) * d] for i in range(count)]
+    return [rows[i::count] if layout != "standalone" else rows[i * d : (i + 1) * d] for i in range(count)]
 
 
 def operator(state: dict[str, Tensor], config: dict[str, Any], u: Tensor, layout: str = "safari") -> Tensor:
@@ -128,7 +128,8 @@ def operator(state: dict[str, Tensor], config: dict[str, Any], u: Tensor, layout
     size = length // blocks
     at = torch.arange(size)
     for i in range(n - 1):
-        v = v * x[n - 1 - i]
+        # The gate before the convolution is the last of safari's projections, and the first of Zoology's two.
+        v = v * x[i if layout == "zoology" else n - 1 - i]
         if blocks == 1:
             lags = at[:, None] - at
             matrix = torch.where((lags >= 0)[..., None], h[i][lags.clamp_min(0)], 0.0)
@@ -138,7 +139,7 @@ def operator(state: dict[str, Tensor], config: dict[str, Any], u: Tensor, layout
         v = torch.einsum("tsd,bksd->bktd", matrix, v) + skip * v
         if config.get("post_order_ffn"):
             v = v * state["ord_proj_w"][i, 0, 0]
-    y = (v * x[0]).reshape(batch, length, d)
+    y = (v * x[1 if layout == "zoology" else 0]).reshape(batch, length, d)
     if config.get("activation", "id") != "id":
         y = {"gelu": nn.functional.gelu, "silu": nn.functional.silu}[config["activation"]](y)
     return y @ state["out_proj.weight"].T + state["out_proj.bias"]

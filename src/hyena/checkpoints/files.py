@@ -1,16 +1,20 @@
-"""Reading weights and configs from wherever they are, and checking that they fit."""
+"""Reading configs and weights from dicts, files and folders."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+import re
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hyena.checkpoints.checks import listed
 
 # Path segments that wrappers put into parameter names: DistributedDataParallel, torch.compile, FSDP and its
 # checkpointing.
@@ -18,20 +22,53 @@ _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 # Entries of a training checkpoint that hold the state dict itself.
 _STATE_ENTRIES = ("state_dict", "model_state_dict", "model")
 _WEIGHT_FILES = ("model.safetensors", "weights.ckpt", "pytorch_model.bin")
+_EXPECTED = f"a .safetensors file, a file of torch.save, or a folder with one of {', '.join(_WEIGHT_FILES)}"
+# How a file of torch.save began before it was a zip archive (before PyTorch 1.6).
+_OLD_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
+# What torch.load with weights_only says of objects that are no tensors.
+_FOREIGN = re.compile(r"unsupported (global|class)|instantiate|not an allowed global", re.IGNORECASE)
 
 Source = Mapping[str, Any] | str | os.PathLike
 
 
 def read_config(source: Source) -> dict[str, Any]:
-    """A config as a dict, from a dict or the path of a ``.json`` file (or of the folder that holds ``config.json``)."""
+    """A config as a dict, from a dict or the path of a ``.json`` file (or of the folder that holds ``config.json``).
+
+    Raises:
+        TypeError: neither of them.
+        FileNotFoundError: no such file.
+        ValueError: a file with something else in it.
+    """
     if isinstance(source, Mapping):
         return dict(source)
-    path = Path(source)
+    path = _path(source, "a config")
     path = path / "config.json" if path.is_dir() else path
-    values = json.loads(path.read_text(encoding="utf-8"))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; a config is a .json file, or a folder with a config.json")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
+        size = path.stat().st_size
+        raise ValueError(f"{path} ({size} bytes) is not a config, which is a JSON object: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, not an object with a model's settings")
     return values
+
+
+def config_beside(weights: Source) -> Path:
+    """The ``config.json`` that belongs to the weights at a path.
+
+    Raises:
+        ValueError: weights that are not at a path.
+        FileNotFoundError: no such weights, or no config beside them.
+    """
+    if isinstance(weights, Mapping):
+        raise ValueError("a state dict does not say what model it is of: pass its config, as a dict or a path")
+    path = weights_file(weights)
+    config = path.parent / "config.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"{path} has no config.json beside it: pass the model's config, as a dict or a path")
+    return config
 
 
 def read_weights(source: Source) -> dict[str, Tensor]:
@@ -43,22 +80,26 @@ def read_weights(source: Source) -> dict[str, Tensor]:
             files.
 
     Raises:
-        ValueError: a file with more than tensors in it, or entries that are no tensors, listed.
+        TypeError: none of them.
+        FileNotFoundError: no such file.
+        ValueError: a file that is damaged or of another kind, one with more than tensors in it, or entries that are no
+            tensors, listed.
         ModuleNotFoundError: a ``.safetensors`` file without the ``safetensors`` package.
     """
-    values = source if isinstance(source, Mapping) else _load(Path(source))
+    values = source if isinstance(source, Mapping) else _load(weights_file(source))
     for entry in _STATE_ENTRIES:
         if isinstance(values.get(entry), Mapping):
             values = values[entry]
             break
-    odd = sorted(str(name) for name, t in values.items() if not isinstance(t, Tensor))
+    odd = sorted(str(name) for name, t in values.items() if not isinstance(name, str) or not isinstance(t, Tensor))
     if odd:
-        raise ValueError(f"not a state dict: these entries are no tensors: {_listed(odd)}")
+        raise ValueError(f"not a state dict: these entries are no tensors: {listed(odd)}")
     # Lightning keeps the counters of its metrics among the weights.
-    return rename({name: t for name, t in values.items() if "torchmetrics" not in name}, _without_wrappers)
+    tensors = {name: t.detach() for name, t in values.items() if "torchmetrics" not in name}
+    return rename(tensors, _without_wrappers)
 
 
-def rename(tensors: Mapping[str, Tensor], new_name: Any) -> dict[str, Tensor]:
+def rename(tensors: Mapping[str, Tensor], new_name: Callable[[str], str]) -> dict[str, Tensor]:
     """``tensors`` under new names.
 
     Raises:
@@ -77,73 +118,69 @@ def _without_wrappers(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+def _path(source: Any, what: str) -> Path:
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"{what} is a dict or a path, got a {type(source).__name__}")
+    return Path(source)
+
+
+def weights_file(source: str | os.PathLike) -> Path:
+    """The file at a path, or the file with the weights in a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = _path(source, "a checkpoint")
     if path.is_dir():
         found = [path / name for name in _WEIGHT_FILES if (path / name).is_file()]
         if not found:
-            raise FileNotFoundError(f"none of {list(_WEIGHT_FILES)} is in {path}; pass the path of the file itself")
-        path = found[0]
+            raise FileNotFoundError(
+                f"none of {', '.join(_WEIGHT_FILES)} is in {path}; pass the path of the file itself if it is another"
+            )
+        return found[0]
+    if not path.is_file():
+        kind = "is not a file" if path.exists() else "does not exist (nothing is downloaded)"
+        raise FileNotFoundError(f"{path} {kind}; a checkpoint is {_EXPECTED}")
+    return path
+
+
+def _load(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
         try:
+            from safetensors import SafetensorError
             from safetensors.torch import load_file
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 f"reading {path} needs the safetensors package: pip install safetensors", name="safetensors"
             ) from error
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(_unreadable(path, f"safetensors says {error}")) from None
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds pickled Python objects beside its tensors, which can run any code when they are loaded. If "
-            "you trust it, pass torch.load(path, map_location='cpu', weights_only=False) instead of the path"
-        ) from error
+        with path.open("rb") as file:
+            values = torch.load(file, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
+    except Exception as error:  # whatever a damaged archive leads to, OSError too
+        if isinstance(error, pickle.UnpicklingError) and _is_of_torch(path) and _FOREIGN.search(str(error)):
+            raise ValueError(
+                f"{path} holds pickled Python objects beside its tensors, which can run any code when they are "
+                "loaded. If you trust it, pass torch.load(path, map_location='cpu', weights_only=False) instead of "
+                "the path"
+            ) from error
+        raise ValueError(_unreadable(path, f"torch.load fails with {type(error).__name__}")) from None
     if not isinstance(values, Mapping):
         raise ValueError(f"{path} holds a {type(values).__name__}, not a state dict")
     return values
 
 
-def check_names(
-    tensors: Mapping[str, Tensor],
-    required: Mapping[str, tuple[int, ...]],
-    optional: Mapping[str, tuple[int, ...]],
-) -> None:
-    """Whether ``tensors`` are what a model needs.
-
-    Args:
-        tensors: what the checkpoint holds.
-        required, optional: shapes by name.
-
-    Raises:
-        ValueError: keys that fit nowhere, missing keys or other shapes; all of them are listed.
-    """
-    known = {**required, **optional}
-    problems = []
-    if left := sorted(set(tensors) - set(known)):
-        problems.append(f"keys that fit nowhere: {_listed(left)}")
-    if missing := sorted(set(required) - set(tensors)):
-        problems.append(f"missing keys: {_listed(missing)}")
-    shapes = [
-        f"{name} is {tuple(tensors[name].shape)}, the config makes it {shape}"
-        for name, shape in sorted(known.items())
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    if shapes:
-        problems.append("; ".join(shapes))
-    if problems:
-        raise ValueError("the checkpoint does not fit its config: " + "; ".join(problems))
+def _is_of_torch(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_OLD_FORMAT)) == _OLD_FORMAT or zipfile.is_zipfile(path)
 
 
-def check_keys(config: Mapping[str, Any], known: Iterable[str], what: str) -> None:
-    """Whether every key of a config is known.
-
-    Raises:
-        ValueError: keys that are not, listed.
-    """
-    unknown = sorted(set(config) - set(known))
-    if unknown:
-        raise ValueError(f"unknown keys in the config of {what}: {_listed(unknown)}")
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names)
+def _unreadable(path: Path, why: str) -> str:
+    size = path.stat().st_size
+    state = "is empty" if size == 0 else f"({size} bytes) is damaged, or no checkpoint"
+    return f"{path} {state}: {why}. A checkpoint is {_EXPECTED}"

@@ -1,4 +1,4 @@
-"""What released checkpoints need of a filter and this library's own filters do not do.
+"""What released filters do and this library's do not: stored times, no window, normalised and wrapped taps.
 
 Dimensions: F filters, K taps, C channels, E features of the encoding.
 """

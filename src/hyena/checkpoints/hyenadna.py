@@ -1,20 +1,28 @@
-"""HyenaDNA's released models: the original checkpoints, and their ``-hf`` versions for transformers."""
+"""Loading HyenaDNA's released models: the original checkpoints, and their ``-hf`` versions for transformers."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hyena.checkpoints import safari
-from hyena.checkpoints.files import Source, check_keys, check_names, read_config, read_weights, rename
-from hyena.checkpoints.settings import Settings, settings_from
+from hyena.checkpoints.checks import (
+    Shapes,
+    check_count,
+    check_flag,
+    check_integer,
+    check_keys,
+    check_names,
+    check_number,
+    check_values,
+)
+from hyena.checkpoints.files import Source, config_beside, read_config, read_weights, rename, weights_file
+from hyena.checkpoints.safari.config import SafariConfig
+from hyena.checkpoints.safari.operator import ReleasedOperator
 from hyena.models.hyenadna import WINDOW_SHIFT, HyenaDNA, HyenaDNAConfig
 
 # Settings of the original code that say how it trains and runs, not what it computes.
@@ -109,13 +117,16 @@ _HF_WITHOUT_EFFECT = {
     "use_return_dict",
 }
 
+# What the released operators' filters are laid out like; Zoology has no such models.
+_LAYOUTS = ("standalone", "safari")
 _LAYERS = "backbone.layers."
+_LAYER = re.compile(re.escape(_LAYERS) + r"(\d{1,9})\.")
 _EMBEDDING = "backbone.embeddings.word_embeddings.weight"
 # Parts of a block that have the same names here and there.
 _BLOCK_PARTS = [f"{part}.{kind}" for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2") for kind in ("weight", "bias")]
 
 
-def hyenadna(
+def load_hyenadna(
     state_dict_or_path: Source,
     config: Source | None = None,
     *,
@@ -136,9 +147,10 @@ def hyenadna(
             activation checkpointing.
         config: the settings as a dict, or the path of the ``config.json``; found beside the weights if missing.
         head: what the model returns: None for hidden states, ``"lm"`` for next-token logits, ``"classes"`` for class
-            logits. ``"auto"`` does what the released code does with the config: classes if it says ``use_head``,
-            logits if its ``architectures`` name a causal language model, else hidden states.
-        learned_encoding: as for :func:`operator_from_safari`. The ``-hf`` code makes positions trainable that were not
+            logits. ``"auto"`` does what the released code does with the config: classes if it says ``use_head`` or its
+            ``architectures`` name a sequence classifier, logits if they name a causal language model, else hidden
+            states.
+        learned_encoding: as for :func:`load_safari_operator`. The ``-hf`` code makes positions trainable that were not
             trained; by default they are computed unless the checkpoint's have been trained.
         layout: how filters are laid out from order 3 on: ``"standalone"`` as in ``standalone_hyenadna.py``,
             ``"safari"`` as in the training code (and with its window, which decays to 0, not to 0.05). No released
@@ -149,28 +161,43 @@ def hyenadna(
 
     Raises:
         ValueError: keys of the weights or of the config that fit nowhere, missing keys, other shapes, all listed;
-            positions for another ``l_max``; an output layer that differs from the embedding it is tied to.
+            weights that are not finite floating-point numbers of one dtype; positions for another ``l_max``; an output
+            layer that differs from the embedding it is tied to; a file that is no checkpoint or no config.
+        FileNotFoundError: no such file.
     """
-    values = _config_of(state_dict_or_path, config)
+    if not isinstance(state_dict_or_path, Mapping):
+        weights_file(state_dict_or_path)  # a wrong path is the first thing to say
+    values = read_config(config_beside(state_dict_or_path) if config is None else config)
+    if layout not in _LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(_LAYOUTS)}, got {layout!r}")
     is_hf = "layer" not in values
     model_config, settings = (_hf if is_hf else _original)(values, head, layout)
+    operator = ReleasedOperator(settings, layout, learned_encoding, goes_on=is_hf)
     tensors = _canonical(read_weights(state_dict_or_path))
-    _check_output_layer(tensors, model_config)
 
-    parts = [_inside(tensors, f"{_LAYERS}{i}.mixer.") for i in range(model_config.n_layer)]
-    each = [safari.with_positions(settings, part, learned_encoding) for part in parts]
-    if is_hf:  # Their code trains the table, so one that is not what would be computed goes on being trained.
-        each = [dataclasses.replace(s, positions="trained") if s.positions == "frozen" else s for s in each]
-    check_names(tensors, *_expected(model_config, each))
+    layers = _layers(tensors)
+    setting = f"n_layer={model_config.n_layer}"
+    check_count(setting, model_config.n_layer, layers, lambda i: f"{_LAYERS}{i}.norm1.weight")
+    for part in layers.values():
+        operator.check_sizes(part)
+    used, output = _without_output_layer(tensors, model_config)
+    check_names(used, *_shapes(model_config, operator))
+    dtype = check_values(tensors)
+    if output is not None and model_config.head == "lm" and not torch.equal(output, tensors[_EMBEDDING]):
+        raise ValueError(
+            "lm_head.weight differs from the embedding that this model ties it to; the config of an -hf model says "
+            "tie_word_embeddings=False if it is a layer of its own"
+        )
 
     like = tensors[_EMBEDDING]
-    mixers = [safari.shell(s, like.dtype) for s in each]
-    model = HyenaDNA(model_config, mixers, device="meta", dtype=like.dtype).to_empty(device=like.device)
+    each = [operator.positions(layers[i]) for i in range(model_config.n_layer)]
+    mixers = [operator.build(positions, dtype) for positions in each]
+    model = HyenaDNA(model_config, mixers, device="meta", dtype=dtype).to_empty(device=like.device)
     model.tie_embeddings()
-    state = _our_names(tensors, model_config)
-    for i, (s, part) in enumerate(zip(each, parts, strict=True)):
-        state |= {f"blocks.{i}.mixer.{name}": t for name, t in safari.weights(s, part, layout).items()}
-        safari.freeze(mixers[i], s)
+    state = _our_names(used, model_config)
+    for i, (mixer, positions) in enumerate(zip(mixers, each, strict=True)):
+        state |= {f"blocks.{i}.mixer.{name}": t for name, t in operator.state(layers[i], positions).items()}
+        operator.freeze(mixer, positions)
     if model_config.head == "classes" and "head.weight" not in state:
         warnings.warn("the checkpoint has no classification head: the model's starts at random", stacklevel=2)
         model.reset_head()
@@ -180,16 +207,7 @@ def hyenadna(
     return model
 
 
-def _config_of(weights: Source, config: Source | None) -> dict[str, Any]:
-    if config is not None:
-        return read_config(config)
-    if isinstance(weights, Mapping):
-        raise ValueError("a state dict does not say what model it is of: pass its config, as a dict or a path")
-    path = Path(weights)
-    return read_config(path if path.is_dir() else path.parent / "config.json")
-
-
-def _original(config: dict[str, Any], head: str | None, layout: str) -> tuple[HyenaDNAConfig, Settings]:
+def _original(config: dict[str, Any], head: str | None, layout: str) -> tuple[HyenaDNAConfig, SafariConfig]:
     """The settings of the original code, with the operator's under ``layer``."""
     check_keys(config, _ORIGINAL | _ORIGINAL_WITHOUT_EFFECT | set(_ORIGINAL_FIXED), "a HyenaDNA model")
     for name, allowed in _ORIGINAL_FIXED.items():
@@ -197,10 +215,14 @@ def _original(config: dict[str, Any], head: str | None, layout: str) -> tuple[Hy
             raise ValueError(f"{name}={config[name]!r} cannot be loaded, only one of {list(allowed)}")
     if lacking := [name for name in ("d_model", "n_layer", "vocab_size") if name not in config]:
         raise ValueError(f"the config of a HyenaDNA model needs {', '.join(lacking)}")
+    for name in ("use_head", "checkpoint_mixer", "checkpoint_mlp"):
+        check_flag(name, config.get(name, False))
+    if not isinstance(config["layer"], Mapping):
+        raise ValueError(f"layer={config['layer']!r} cannot be loaded: it must hold the operator's keywords")
     layer = dict(config["layer"])
     if layer.setdefault("d_model", config["d_model"]) != config["d_model"]:
         raise ValueError(f"d_model={config['d_model']}, but layer has d_model={layer['d_model']}")
-    settings = settings_from(layer, layout, **({"shift": WINDOW_SHIFT} if layout == "standalone" else {}))
+    settings = SafariConfig.from_keywords(layer, layout, **({"shift": WINDOW_SHIFT} if layout == "standalone" else {}))
     if head == "auto":
         head = "classes" if config.get("use_head") else None
     return (
@@ -222,7 +244,7 @@ def _original(config: dict[str, Any], head: str | None, layout: str) -> tuple[Hy
     )
 
 
-def _hf(config: dict[str, Any], head: str | None, layout: str) -> tuple[HyenaDNAConfig, Settings]:
+def _hf(config: dict[str, Any], head: str | None, layout: str) -> tuple[HyenaDNAConfig, SafariConfig]:
     """The settings of the ``-hf`` models, in one level."""
     check_keys(
         config,
@@ -235,8 +257,9 @@ def _hf(config: dict[str, Any], head: str | None, layout: str) -> tuple[HyenaDNA
         if c.get(name, value) != value:
             raise ValueError(f"{name}={c[name]} cannot be loaded, only {value}: the -hf code works with no other")
     operator = {ours: c[theirs] for theirs, ours in _HF_OPERATOR.items() if theirs in c}
-    settings = settings_from(operator, layout, shift=WINDOW_SHIFT, lr_pos_emb=0.0)
-    settings = dataclasses.replace(settings, train_freq=c.get("train_freq", True))
+    settings = SafariConfig.from_keywords(
+        operator, layout, shift=WINDOW_SHIFT, lr_pos_emb=0.0, train_freq=c.get("train_freq", True)
+    )
     if head == "auto":
         head = "lm" if any(name.endswith("ForCausalLM") for name in c.get("architectures") or ()) else None
     return (
@@ -255,7 +278,15 @@ def _hf(config: dict[str, Any], head: str | None, layout: str) -> tuple[HyenaDNA
     )
 
 
-def _model_config(s: Settings, head: str | None, **others: Any) -> HyenaDNAConfig:
+def _model_config(s: SafariConfig, head: str | None, **others: Any) -> HyenaDNAConfig:
+    for name in ("vocab_size", "n_layer", "pad_vocab_size_multiple", "n_classes", "d_inner"):
+        if others.get(name) is not None:
+            check_integer(name, others[name], 1)
+    for name in ("dropout", "embed_dropout"):
+        check_number(name, others.get(name, 0.0), 0.0, 1.0)
+    check_number("layer_norm_epsilon", others.get("norm_eps", 1e-5), 0.0)
+    for name in ("residual_in_fp32", "tie_embeddings"):
+        check_flag(name, others.get(name, True))
     return HyenaDNAConfig(
         l_max=s.l_max,
         d_model=s.d_model,
@@ -286,37 +317,42 @@ def _canonical(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return rename(tensors, canonical)
 
 
-def _check_output_layer(tensors: dict[str, Tensor], config: HyenaDNAConfig) -> None:
-    """Takes out an output layer that the model does not have, or has as its embedding."""
+def _without_output_layer(
+    tensors: dict[str, Tensor], config: HyenaDNAConfig
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Splits off an output layer that the model does not have, or has as its embedding."""
     if config.head == "lm" and not config.tie_embeddings:
-        return
-    weight, table = tensors.pop("lm_head.weight", None), tensors.get(_EMBEDDING)
-    if config.head == "lm" and weight is not None and table is not None and not torch.equal(weight, table):
-        raise ValueError(
-            "lm_head.weight differs from the embedding that this model ties it to; the config of an -hf model says "
-            "tie_word_embeddings=False if it is a layer of its own"
-        )
+        return tensors, None
+    return {name: t for name, t in tensors.items() if name != "lm_head.weight"}, tensors.get("lm_head.weight")
 
 
-def _inside(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+def _layers(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The tensors of each layer's mixer, by the names that they have inside it."""
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name, t in tensors.items():
+        if match := _LAYER.match(name):
+            part = layers.setdefault(int(match[1]), {})
+            inside = name[match.end() :]
+            if inside.startswith("mixer."):
+                part[inside.removeprefix("mixer.")] = t
+    return layers
 
 
-def _expected(c: HyenaDNAConfig, each: list[Settings]) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+def _shapes(c: HyenaDNAConfig, operator: ReleasedOperator) -> tuple[Shapes, Shapes]:
     """Names and shapes of a model's weights: those that must be there, and those that can be computed."""
     d, inner = c.d_model, c.d_inner or 4 * c.d_model
-    required: dict[str, tuple[int, ...]] = {
+    required: Shapes = {
         _EMBEDDING: (c.padded_vocab_size, d),
         "backbone.ln_f.weight": (d,),
         "backbone.ln_f.bias": (d,),
     }
-    optional: dict[str, tuple[int, ...]] = {}
-    for i, s in enumerate(each):
+    optional: Shapes = {}
+    needed, computed = operator.shapes()
+    for i in range(c.n_layer):
         block = f"{_LAYERS}{i}."
         required |= {f"{block}norm{n}.{kind}": (d,) for n in (1, 2) for kind in ("weight", "bias")}
         required |= {f"{block}mlp.fc1.weight": (inner, d), f"{block}mlp.fc1.bias": (inner,)}
         required |= {f"{block}mlp.fc2.weight": (d, inner), f"{block}mlp.fc2.bias": (d,)}
-        needed, computed = safari.expected(s)
         required |= {f"{block}mixer.{name}": shape for name, shape in needed.items()}
         optional |= {f"{block}mixer.{name}": shape for name, shape in computed.items()}
     if c.head == "lm" and not c.tie_embeddings:
