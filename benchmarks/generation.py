@@ -159,7 +159,7 @@ def total_ms(contexts: list[int], each: list[float], length: int) -> float:
 def measure(batch: int, contexts: list[int], width: int, order: int) -> Iterator[dict]:
     longest, repeats = contexts[-1], 30
     op = HyenaOperator(width, longest).eval()
-    small = HyenaOperator(width, longest, filter=ModalFilter(width, 1, order, longest)).eval()
+    small = HyenaOperator(width, longest, filter=ModalFilter(width, longest, modes=order)).eval()
     attention = Attention(width, HEADS).eval()
     u = torch.randn(batch, width)
     projections = medians_ms({"": lambda: op.out_proj(op.in_proj(u)[:, :width])}, 300)[""]

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.operators import CONFIGS, L_MAX, D, build, expected
 from hyena import HyenaOperator
-from hyena.conv.modal import ModalFilter
+from hyena.filters import ModalFilter
 from hyena.generation import HyenaState, state_size, stepping
 from hyena.integrations.attention import HyenaAttention
 
@@ -191,7 +191,7 @@ def test_size_is_known_beforehand(name: str, max_length: int) -> None:
 @pytest.mark.parametrize("name", ["order-3", "groups", "heads", "head-mixing", "order-4-paper"])
 def test_modal_filters_step_as_they_convolve(name: str) -> None:
     exact = build(name)
-    filters = ModalFilter(exact.filter_channels, exact.num_filters, 3, L_MAX, dtype=torch.float64)
+    filters = ModalFilter(exact.filter_channels, L_MAX, exact.num_filters, modes=3, dtype=torch.float64)
     op = HyenaOperator(D, L_MAX, **CONFIGS[name], filter=filters, dtype=torch.float64).eval()
     for p in filters.parameters():
         nn.init.normal_(p)
@@ -298,7 +298,7 @@ def test_states_carry_no_graph() -> None:
 def test_to_a_device(device: str, distilled: bool) -> None:
     op, u = build("order-3", dtype=torch.float64).eval(), torch.randn(2, 50, D, dtype=torch.float64)
     if distilled:
-        op.filter = ModalFilter(D, 2, 3, L_MAX, dtype=torch.float64)
+        op.filter = ModalFilter(D, L_MAX, 2, modes=3, dtype=torch.float64)
         nn.init.normal_(op.filter.residue)
     want, state = op(u), op.init_state(2)
     first = go_on(op, u[:, :21], state, [5])

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from hyena.conv.modal import ModalFilter, response
+from hyena.filters.modal import ModalFilter, response
 from hyena.mixers.hyena import HyenaOperator
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -42,7 +42,7 @@ _LEAST_DECAY = 1e-3
 def distill(module: Module, *, order: int | None = None, tolerance: float | None = None) -> Module:
     """A copy whose long filters are sums of ``order`` decaying oscillations: approximate, with steps of constant cost.
 
-    Every :class:`hyena.HyenaOperator` in ``module`` gets a :class:`hyena.generation.ModalFilter`, and works as before:
+    Every :class:`hyena.HyenaOperator` in ``module`` gets a :class:`hyena.filters.ModalFilter`, and works as before:
     ``forward``, ``prefill``, ``step`` and ``generate``. ``distillation_errors`` of the copy says how close each filter
     is.
 
@@ -110,7 +110,9 @@ def _distill_operator(op: HyenaOperator, order: int | None, tolerance: float | N
                 f"relative error is {fitted[-1].max():.2g}"
             )
     weight = op.short_weight
-    modal = ModalFilter(h.size(2), h.size(0), wanted, op.l_max, device=weight.device, dtype=weight.dtype)
+    # Without memory first: nothing is drawn that is overwritten here.
+    modal = ModalFilter(h.size(2), op.l_max, h.size(0), modes=wanted, device="meta", dtype=weight.dtype)
+    modal.to_empty(device=weight.device)
     decay, angle, residue, first, error = fitted
     with torch.no_grad():
         modal.log_decay.copy_(decay.log())

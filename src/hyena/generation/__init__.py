@@ -1,7 +1,7 @@
 """Going on from what came before: states, steps, and sampling from models."""
 
 from hyena.conv.distill import distill, distillation_errors
-from hyena.conv.modal import ModalFilter
+from hyena.filters import ModalFilter
 from hyena.generation.model import state_size
 from hyena.generation.sampling import generate_by_rerun, sample
 from hyena.generation.state import AttentionState, HyenaState, ModelState, StateSize

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from hyena import ops
 from hyena.conv.cache import may_cache
-from hyena.conv.modal import ModalFilter, ModalFilters, chunk_size
+from hyena.conv.modal import ModalFilters, chunk_size
 from hyena.conv.tiled import BLOCK, TiledFilters, tile_sizes, tile_spectra
+from hyena.filters import ModalFilter
 from hyena.generation.state import HyenaState, StateSize
 from hyena.mixers.hyena import HyenaOperator
 
@@ -50,7 +51,7 @@ def state_size(op: HyenaOperator, batch: int, max_length: int | None = None) -> 
     channels = conv_channels(op)
     short = (op.short_weight.size(1) - 1) * op.short_weight.size(0)
     if isinstance(op.filter, ModalFilter):
-        modes, chunk = op.filter.order, chunk_size(length)
+        modes, chunk = op.filter.num_modes, chunk_size(length)
         spectra = op.num_filters * op.filter_channels * 2 * (ops.transform_length(chunk) + 1)
         shared = sum(channels) * (2 * modes * (chunk + 3) + 2) + spectra
         return StateSize(number * batch * (short + 2 * modes * sum(channels)), number * shared)

@@ -2,7 +2,7 @@
 
 from hyena.ops._layout import compute_dtype, transform_length
 from hyena.ops._library import KERNELS, find_kernels
-from hyena.ops._modules import has_plain_weights, is_hooked
+from hyena.ops._modules import has_plain_weights, is_hooked, without_autocast
 from hyena.ops._packing import check_longest
 from hyena.ops.add_conv import add_conv_
 from hyena.ops.direct_conv import direct_conv, is_direct
@@ -36,4 +36,5 @@ __all__ = [
     "recurrence",
     "short_conv",
     "transform_length",
+    "without_autocast",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -23,3 +25,8 @@ def autocasts(device: torch.device) -> bool:
     """Whether autocast is on for a device's kind."""
     # The meta device knows no autocast. (torch.amp.is_autocast_available would tell, but torch 2.11 cannot trace it.)
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context without autocast for a device's kind."""
+    return torch.autocast(device.type, enabled=False) if device.type != "meta" else nullcontext()

@@ -1,0 +1,183 @@
+"""The interface of long filters: a length in, taps out.
+
+Dimensions: F filters (one for each long convolution), G channels of a filter, K taps, m modes.
+"""
+
+from __future__ import annotations
+
+import abc
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+# Ways to use a trained filter at another l_max; see Filter.extend.
+EXTENSIONS = ("continue", "stretch")
+
+
+class Modes(NamedTuple):
+    """Poles and residues of filters: ``h_0 = first`` and ``h_t = sum_k Re(residue_k p_k^(t-1))`` for ``t >= 1``.
+
+    The poles are ``p = exp(-decay + i angle)``.
+
+    Attributes:
+        decay: ``(F, G, m)``, positive, float32 or float64.
+        angle: ``(F, G, m)``, radians a position. Zero everywhere in real filters.
+        residue: ``(F, G, m)``, complex. Real filters (all poles real and positive) have a real tensor here, and a
+            recurrence over them needs no complex state.
+        first: ``(F, G)``, the tap at lag 0.
+    """
+
+    decay: Tensor
+    angle: Tensor
+    residue: Tensor
+    first: Tensor
+
+    @property
+    def is_real(self) -> bool:
+        """Whether all poles are real and positive, so that states are real."""
+        return not self.residue.is_complex()
+
+
+class Filter(nn.Module, abc.ABC):
+    """Base of all long filters: a module that is called with a length and returns taps.
+
+    A filter is data: it does not know how its taps are applied. To write one, subclass this, keep the constructor's
+    first arguments, and return taps from ``forward``; everything else has a default. Constructors of this library's
+    filters are ``(channels, l_max, num_filters=1, *, causal=True, ..., device=None, dtype=None)``, so that
+    ``functools.partial(SomeFilter, option=...)`` describes a filter whose sizes are not known yet.
+
+    Weights stay float32 when a module around the filter is cast to a lower precision (``.bfloat16()``, ``.half()``,
+    ``.to(torch.bfloat16)``, ``dtype=torch.bfloat16`` in a constructor): taps computed from rounded weights are off by
+    far more than activations in that precision are. Casts to float64 and back pass. For a filter whose weights shall
+    follow every cast, set ``keep_float32 = False`` on the instance, on a subclass, or on ``Filter`` for all of them.
+
+    Args:
+        channels: G.
+        l_max: most taps that may be asked for.
+        num_filters: F.
+        causal: lags from 0 on; otherwise two-sided.
+
+    Attributes:
+        support: taps from this lag on (two-sided: from this lag on in both directions) are zero and need not be
+            returned; None if there is no such lag.
+        depends_on_length: the taps for a length are not the first of those for a longer one (normalised over the
+            length, say). One spectrum then serves one length, and the filter cannot be stepped.
+        keep_float32: see above.
+
+    Raises:
+        TypeError: sizes that are not integers, or ``causal`` that is not a bool.
+        ValueError: a size below 1.
+    """
+
+    support: int | None = None
+    depends_on_length: bool = False
+    keep_float32: bool = True
+
+    def __init__(self, channels: int, l_max: int, num_filters: int = 1, *, causal: bool = True) -> None:
+        super().__init__()
+        check_sizes(channels=channels, l_max=l_max, num_filters=num_filters)
+        if not isinstance(causal, bool):
+            raise TypeError(f"causal must be True or False, got {causal!r}")
+        self.channels, self.l_max, self.num_filters, self.causal = channels, l_max, num_filters, causal
+
+    @abc.abstractmethod
+    def forward(self, length: int) -> Tensor:
+        """Taps for rows of ``length`` positions.
+
+        Returns:
+            ``(F, n, G)`` with ``n = length``, or ``min(length, support)`` of a filter with a ``support``. Two-sided
+            ``(F, 2 n - 1, G)`` with lags ``-(n-1) … n-1``. float64 if the weights are, else float32.
+
+        Raises:
+            ValueError: ``length`` is more than ``l_max``.
+        """
+
+    def modes(self) -> Modes | None:
+        """Poles and residues, if the taps are a sum of decaying exponentials: the filter then steps in constant time.
+
+        None, the default, if they are not.
+        """
+        return None
+
+    def extend(self, l_max: int, mode: str = "continue") -> None:
+        """Changes how many taps may be asked for, in place.
+
+        Args:
+            l_max: the new limit, larger or smaller.
+            mode: ``"continue"`` leaves every tap as it is and goes on after the old limit; ``"stretch"`` scales time
+                by ``new / old``, so that the filter keeps its shape over the whole row.
+
+        Raises:
+            ValueError: a filter that cannot do that, with the reason.
+        """
+        check_extension(l_max, mode)
+        if l_max > self.l_max or mode != "continue":
+            raise ValueError(
+                f"a {type(self).__name__} made for l_max={self.l_max} does not say how it is used at l_max={l_max} "
+                f"(mode={mode!r}): its class would have to define extend(l_max, mode)"
+            )
+        self.l_max = l_max
+
+    def taps_shape(self, length: int) -> tuple[int, int, int]:
+        """The shape of the taps that ``forward(length)`` returns."""
+        n = length if self.support is None else min(length, self.support)
+        return self.num_filters, n if self.causal else 2 * n - 1, self.channels
+
+    def check_length(self, length: int) -> None:
+        """Raises ValueError if more taps are asked for than ``l_max``, or fewer than one."""
+        if not 1 <= length <= self.l_max:
+            raise ValueError(
+                f"a filter of {length} taps is longer than this one's l_max={self.l_max}"
+                if length > self.l_max
+                else f"a filter has at least one tap, got a length of {length}"
+            )
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, l_max={self.l_max}, num_filters={self.num_filters}, causal={self.causal}"
+
+    @classmethod
+    def weight_dtype(cls, dtype: torch.dtype | None) -> torch.dtype:
+        """The dtype of new weights where ``dtype`` (None: torch's default) was asked for; see ``keep_float32``."""
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        return torch.float32 if cls.keep_float32 and _is_lower(dtype) else dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Every cast and move of ``nn.Module`` comes through here, this module's and those of modules around it."""
+        return super()._apply(_keeping_float32(fn) if self.keep_float32 else fn, recurse)
+
+
+def _keeping_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``fn`` with casts below float32 made casts to float32, from the numbers before the cast."""
+
+    def apply(t: Tensor) -> Tensor:
+        new = fn(t)
+        if t.dtype != new.dtype and t.is_floating_point() and _is_lower(new.dtype):
+            return t.to(new.device, torch.float32)
+        return new
+
+    return apply
+
+
+def _is_lower(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point and dtype.itemsize < torch.float32.itemsize
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Raises TypeError or ValueError for sizes that are not integers of at least 1, by their names."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, numbers.Integral):
+            raise TypeError(f"{name} must be an int, got {size!r}")
+    if any(size < 1 for size in sizes.values()):
+        needs = ", ".join(f"{name} >= 1" for name in sizes)
+        raise ValueError(f"need {needs}, got {', '.join(str(size) for size in sizes.values())}")
+
+
+def check_extension(l_max: int, mode: str) -> None:
+    """Raises TypeError or ValueError for arguments of :meth:`Filter.extend` that are none."""
+    check_sizes(l_max=l_max)
+    if mode not in EXTENSIONS:
+        raise ValueError(f"mode must be one of {', '.join(map(repr, EXTENSIONS))}, got {mode!r}")

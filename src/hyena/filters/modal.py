@@ -1,0 +1,154 @@
+"""Filters in modal form, sums of decaying oscillations (Laughing Hyena, arXiv 2310.18780, eq. 3.1).
+
+``h_0`` is free, and ``h_t = sum_k Re(R_k p_k^(t-1))`` for ``t >= 1``: the impulse response of ``m`` states
+``s_k <- p_k s_k + x``, so that a step costs the same at any position.
+
+Dimensions: F filters, G filter channels, K taps, m modes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hyena import ops
+from hyena.filters.base import Filter, Modes, check_extension, check_sizes
+
+
+def powers(decay: Tensor, angle: Tensor, count: int) -> Tensor:
+    """``p^0 … p^(count-1)`` with ``p = exp(-decay + i angle)``: ``(…)`` -> complex ``(…, count)``."""
+    at = torch.arange(count, device=decay.device, dtype=decay.dtype)
+    return torch.polar(torch.exp(-decay[..., None] * at), angle[..., None] * at)
+
+
+def response(decay: Tensor, angle: Tensor, residue: Tensor, count: int) -> Tensor:
+    """``sum_k Re(R_k p_k^t)`` for ``t = 0 … count-1``: ``(…, m)`` each -> ``(…, count)``."""
+    width = max(1, math.isqrt(count))
+    rows = -(-count // width)
+    coarse = residue[..., None] * powers(decay * width, angle * width, rows)  # (…, m, rows)
+    fine = powers(decay, angle, width)  # (…, m, width)
+    return (coarse.transpose(-1, -2) @ fine).real.flatten(-2)[..., :count]
+
+
+def _norm(modes: Modes, length: int) -> Tensor:
+    """The l2 norms ``(F, G)`` of the first ``length`` taps, in float64: sums of geometric series, no taps."""
+    decay, angle, residue = modes.decay.double(), modes.angle.double(), modes.residue.to(torch.complex128)
+    energy = modes.first.double().square()
+    # Re(a) Re(b) = Re(a b + a conj(b)) / 2, for every pair of modes.
+    for sign in (1, -1):
+        other = residue if sign == 1 else residue.conj()
+        log = torch.complex(-decay[..., None] - decay[..., None, :], angle[..., None] + sign * angle[..., None, :])
+        series = (1 - torch.exp((length - 1) * log)) / (1 - torch.exp(log))
+        energy = energy + 0.5 * (residue[..., None] * other[..., None, :] * series).real.sum((-1, -2))
+    return energy.clamp_min(1e-24).sqrt()
+
+
+class ModalFilter(Filter):
+    """A causal filter that is a sum of decaying oscillations: ``h_t = sum_k Re(R_k p_k^(t-1))``, ``h_0`` free.
+
+    Operators that have one step in time and memory that do not depend on the context. No pole can leave the unit disc:
+    its modulus is ``exp(-exp(log_decay))``. :func:`hyena.distill` fits these to other filters; trained from the start,
+    time constants begin evenly spaced on a logarithmic scale up to ``l_max``, frequencies at random, and each filter
+    with l2 norm 1.
+
+    Args:
+        channels: G.
+        l_max: most taps that may be asked for; what the filter was fitted to, if it was.
+        num_filters: F.
+        modes: m.
+        causal: must be True.
+        real: poles on the positive real axis only (no ``angle``, a real ``residue``): sums of decaying exponentials,
+            whose recurrence needs no complex states. Evo 2's long filters are these.
+
+    Raises:
+        ValueError: a size below 1, or ``causal=False``.
+    """
+
+    error: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        l_max: int,
+        num_filters: int = 1,
+        *,
+        modes: int = 16,
+        causal: bool = True,
+        real: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(channels, l_max, num_filters, causal=causal)
+        check_sizes(modes=modes)
+        if not causal:
+            raise ValueError("modal filters are recurrences over the past: causal=False is not possible")
+        self.num_modes, self.real = modes, real
+        dtype, shape = self.weight_dtype(dtype), (num_filters, channels, modes)
+        self.log_decay = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        if real:
+            self.register_parameter("angle", None)
+        else:
+            self.angle = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.residue = nn.Parameter(torch.empty(shape if real else (*shape, 2), device=device, dtype=dtype))
+        self.first = nn.Parameter(torch.empty(num_filters, channels, device=device, dtype=dtype))
+        # Relative l2 error of each filter when it was fitted.
+        self.register_buffer("error", torch.empty(num_filters, channels, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Starts again; see the class."""
+        # Time constants from 1 position to l_max.
+        rates = torch.linspace(-math.log(max(self.l_max, 2)), 0.0, self.num_modes)
+        self.log_decay.copy_(rates.expand(self.log_decay.shape))
+        if self.angle is not None:
+            nn.init.uniform_(self.angle, 0.0, math.pi)
+        nn.init.normal_(self.residue)
+        nn.init.normal_(self.first)
+        self.error.zero_()
+        norm = _norm(self.modes(), self.l_max).to(self.first.dtype)
+        self.first.div_(norm)
+        self.residue.div_(norm[..., None] if self.real else norm[..., None, None])
+
+    def modes(self) -> Modes:
+        """Poles and residues, float64 if the weights are, else float32."""
+        dtype = ops.compute_dtype(self.log_decay)
+        decay = self.log_decay.to(dtype).exp()
+        angle = torch.zeros_like(decay) if self.angle is None else self.angle.to(dtype)
+        residue = self.residue.to(dtype)
+        return Modes(
+            decay,
+            angle,
+            residue if self.real else torch.view_as_complex(residue.contiguous()),
+            self.first.to(dtype),
+        )
+
+    def forward(self, length: int) -> Tensor:
+        """Taps ``(F, length, G)``.
+
+        Raises:
+            ValueError: ``length`` is more than ``l_max``.
+        """
+        self.check_length(length)
+        with ops.without_autocast(self.log_decay.device):
+            decay, angle, residue, first = self.modes()
+            h = first[..., None]
+            if length > 1:
+                h = torch.cat([h, response(decay, angle, residue, length - 1)], dim=-1)
+        return h.transpose(1, 2)
+
+    @torch.no_grad()
+    def extend(self, l_max: int, mode: str = "continue") -> None:
+        """See :meth:`Filter.extend`. ``"stretch"`` slows every mode down by ``new / old``."""
+        check_extension(l_max, mode)
+        if mode == "stretch":
+            self.log_decay.sub_(math.log(l_max / self.l_max))
+            if self.angle is not None:
+                self.angle.mul_(self.l_max / l_max)
+        self.l_max = l_max
+
+    def extra_repr(self) -> str:
+        error = "" if self.error.is_meta else f", largest relative error {self.error.max().item():.1e}"
+        return f"approximate, modes={self.num_modes}, real={self.real}, {super().extra_repr()}{error}"
