@@ -2,9 +2,9 @@
 
     python benchmarks/instructions.py [convolve backward split …] [--arch 90]
 
-Compiles ``csrc/cuda/kernels_<name>.cu`` for one architecture and prints the innermost large loops of every kernel in
-the order of the code: all instructions, and of these arithmetic in float32, accesses to shared, to global and to local
-memory (spilled registers). A loop over butterflies of radix 16 is for 16 points; one with branches counts all of them.
+Compiles ``csrc/cuda/kernels/kernels_<name>.cu`` for one architecture and prints the innermost large loops of every
+kernel in the order of the code: all instructions, and of these arithmetic in float32, accesses to shared, to global and
+to local memory (spilled registers). A loop over butterflies of radix 16 is for 16 points; one with branches counts all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCES = Path(__file__).resolve().parent.parent / "src" / "hyena" / "csrc" / "cuda"
+SOURCES = Path(__file__).resolve().parent.parent / "src" / "hyena" / "csrc" / "cuda" / "kernels"
 KINDS = {
     "float32": ("FFMA", "FADD", "FMUL"),
     "shared": ("LDS", "STS"),

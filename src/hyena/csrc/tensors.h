@@ -35,7 +35,8 @@ constexpr int64_t kRowStep = 8;
 // Uninitialised (B, L, C) that lies in memory as (B, C, L).
 inline Tensor new_channel_major(const Tensor& like, int64_t batch, int64_t length, int64_t channels,
                                 std::optional<ScalarType> type = std::nullopt) {
-    Tensor room = torch::stable::new_empty(like, {batch, channels, (length + kRowStep - 1) / kRowStep * kRowStep}, type);
+    Tensor room =
+        torch::stable::new_empty(like, {batch, channels, (length + kRowStep - 1) / kRowStep * kRowStep}, type);
     return torch::stable::transpose(torch::stable::narrow(room, 2, 0, length), 1, 2);
 }
 

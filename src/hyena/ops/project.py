@@ -2,8 +2,8 @@
 
 They are ``F.linear`` in every other respect. On the CPU the kernel of the first puts a long result into huge pages:
 first use of small ones can take as long as the matrix product itself. Where torch's matrix products are slow (MKL on
-processors that are not Intel's, see ``csrc/cpu/dispatch.cpp``) it also multiplies float32 and float64. The other two
-write and read ``(B, L, C)`` in memory as ``(B, C, L)``, the order that a GPU's kernels want: the same matrix products
+processors that are not Intel's, see ``csrc/cpu/kernels/dispatch.cpp``) it also multiplies float32 and float64. The
+other two write and read ``(B, L, C)`` in memory as ``(B, C, L)``, the order that a GPU's kernels want: the same matrix products
 with other layout flags, forward and backward, where ``F.linear`` would copy.
 
 Dimensions: B batch, L length, D channels in, C channels out.
@@ -21,7 +21,7 @@ from hyena.ops._layout import is_channel_major, new_channel_major
 from hyena.ops._library import define
 from hyena.ops._modules import autocasts, has_plain_weights, is_hooked
 
-# Fewer rows are not worth a kernel of the library's own (kLeastRows in csrc/cpu/ops_linear.cpp).
+# Fewer rows are not worth a kernel of the library's own (kLeastRows in csrc/cpu/binding/ops_linear.cpp).
 _LEAST_ROWS = 256
 
 

@@ -1,9 +1,10 @@
-// The baseline kernels alone, without torch, against sums in double precision: for instruction sets that only an emulator runs.
-// Built and run by run.sh. Prints one line for each comparison, and fails if an error is larger than its limit.
+// The baseline kernels alone, without torch, against sums in double precision: for instruction sets that only an
+// emulator runs. Built and run by run.sh. Prints one line for each comparison, and fails if an error is larger than its
+// limit.
 
 #include <cmath>
-#include <cstdio>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <vector>
 
@@ -120,7 +121,7 @@ void convolutions(const char* name, Storage storage, double limit) {
     m.order = 2;
     m.z = array(io, 3 * C);
     m.y = array(got, C);
-    m.filter = {ones.data(), zeros.data(), 1};
+    m.short_filter = {ones.data(), zeros.data(), 1};
     m.spectra = s.spectra;
     m.d = skip.data();
     kernels().recurrence(m);
@@ -175,7 +176,8 @@ void conversions(const char* name, Storage storage) {
 template <class T>
 void filter(const char* name, double limit) {
     constexpr int64_t K = 131, E = 5, H = 9, C = 7;
-    const auto x = random(K * E), first = random(H * E), inner = random(H * H), biases = random(2 * H), freq = random(H);
+    const auto x = random(K * E), first = random(H * E), inner = random(H * H), biases = random(2 * H),
+               freq = random(H);
     const auto out = random(C * H), deltas = random(C);
     std::vector<double> time(K), want(K * C);
     for (int64_t t = 0; t < K; ++t) {

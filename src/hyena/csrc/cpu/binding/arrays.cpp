@@ -1,0 +1,112 @@
+#include "arrays.h"
+
+#include <cstring>
+
+#include "../kernels/memory.h"
+
+namespace hyena {
+namespace {
+
+Storage storage_of(const Tensor& t) {
+    switch (t.scalar_type()) {
+        case ScalarType::Float: return Storage::kFloat;
+        case ScalarType::Double: return Storage::kDouble;
+        case ScalarType::BFloat16: return Storage::kBFloat16;
+        case ScalarType::Half: return Storage::kFloat16;
+        default: STD_TORCH_CHECK(false, "hyena: expected float64, float32, bfloat16 or float16");
+    }
+}
+
+int64_t element_size(const Tensor& t) {
+    const ScalarType type = t.scalar_type();
+    return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+}
+
+}  // namespace
+
+ScalarType compute_type(const Tensor& t) {
+    return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+Pool pool() {
+    return {int(torch::stable::get_num_threads()), [](int64_t count, void (*body)(void*, int64_t), void* context) {
+                torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+                    for (int64_t i = begin; i < end; ++i) body(context, i);
+                });
+            }};
+}
+
+Tensor channels_last(const Tensor& t) { return t.size(2) == 1 || t.stride(2) == 1 ? t : torch::stable::contiguous(t); }
+Optional channels_last(const Optional& t) {
+    if (!t) return std::nullopt;
+    return channels_last(*t);
+}
+
+Array array(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
+Array array(const Optional& t) { return t ? array(*t) : Array{}; }
+
+Tensor with_huge_pages(Tensor t) {
+    ask_for_huge_pages(t.data_ptr(), t.numel() * element_size(t));
+    return t;
+}
+
+Tensor empty(const Tensor& like, int64_t channels) {
+    return with_huge_pages(torch::stable::new_empty(like, {like.size(0), like.size(1), channels}));
+}
+
+Tensor in_order_of(const Tensor& y, const Tensor& z) {
+    if (!is_channel_major(z)) return y;
+    Tensor swapped = new_channel_major(y, y.size(0), y.size(1), y.size(2));
+    torch::stable::copy_(swapped, y);
+    return swapped;
+}
+Tensor in_order_of(const Tensor& y, const Optional& z) { return z ? in_order_of(y, *z) : y; }
+
+SequenceRows::SequenceRows(const Tensor& z, const Optional& given, const Optional& cu_seqlens, int64_t longest) {
+    const int64_t batch = z.size(0), length = z.size(1);
+    if (cu_seqlens) {
+        Tensor offsets = parameter(*cu_seqlens, ScalarType::Long);
+        const int64_t* at = static_cast<const int64_t*>(offsets.const_data_ptr());
+        const int64_t count = offsets.size(0);
+        STD_TORCH_CHECK(batch == 1 && count >= 2 && at[0] == 0 && at[count - 1] == length,
+                        "hyena: cu_seqlens must rise from 0 to the packed length ", length, " of one row");
+        for (int64_t i = 0; i + 1 < count; ++i) {
+            STD_TORCH_CHECK(at[i] <= at[i + 1] && at[i + 1] - at[i] <= longest, "hyena: cu_seqlens holds a row of ",
+                            at[i + 1] - at[i], " positions, but its spectrum serves rows of 0 to ", longest);
+            if (at[i] < at[i + 1]) rows.push_back({0, at[i], at[i + 1] - at[i]});
+        }
+    } else {
+        STD_TORCH_CHECK(length <= longest, "hyena: a row of ", length, " positions needs a spectrum of that size, not ",
+                        longest);
+        for (int64_t b = 0; b < batch; ++b) rows.push_back({b, 0, length});
+    }
+    const uint8_t* keep = nullptr;
+    if (given) {
+        mask = torch::stable::contiguous(*given);
+        keep = static_cast<const uint8_t*>(mask.const_data_ptr());
+    }
+    sequence = {rows.data(), int64_t(rows.size()), keep, length, storage_of(z), pool()};
+}
+
+Spectra spectra(const Tensor& t, int64_t filters) {
+    const int64_t channels = t.size(t.dim() - 3), size = t.size(t.dim() - 2) - 1;
+    return {t.data_ptr(), channels * (size + 1) * 2, filters, channels, points_of(size)};
+}
+
+Tensor empty_spectrum(const Tensor& like, int64_t filters, int64_t channels, int64_t size) {
+    Tensor t = with_huge_pages(torch::stable::new_empty(like, {filters, channels, size + 1, 2}));
+    const int64_t used = channels * points_of(size) * 2, all = channels * (size + 1) * 2, bytes = element_size(t);
+    for (int64_t f = 0; f < filters; ++f)
+        std::memset(static_cast<char*>(t.data_ptr()) + (f * all + used) * bytes, 0, (all - used) * bytes);
+    return t;
+}
+
+ShortFilter short_filter(const Tensor& weight, const Tensor& bias) {
+    return {weight.data_ptr(), bias.data_ptr(), weight.size(1)};
+}
+
+Tensor bias_or_zeros(const Optional& bias, const Tensor& weight, ScalarType type) {
+    return bias ? parameter(*bias, type) : torch::stable::new_zeros(weight, {weight.size(0)}, type);
+}
+
+}  // namespace hyena

@@ -1,0 +1,56 @@
+// Tensors as the kernels see them: arrays, sequences, spectra, short filters.
+//
+// Channels are contiguous for the kernels; what comes otherwise is copied, and goes back in the order in which it came.
+#pragma once
+
+#include <vector>
+
+#include "../../tensors.h"
+#include "../kernels/kernels.h"
+
+namespace hyena {
+
+// The dtype of the arithmetic.
+ScalarType compute_type(const Tensor& t);
+
+// torch's threads.
+Pool pool();
+
+Tensor channels_last(const Tensor& t);
+Optional channels_last(const Optional& t);
+
+Array array(const Tensor& t);
+Array array(const Optional& t);
+
+// Large results are new memory at every call, and their pages come as they are first written: ask for huge ones.
+Tensor with_huge_pages(Tensor t);
+
+// Uninitialised (B, L, channels).
+Tensor empty(const Tensor& like, int64_t channels);
+
+// `y`, made contiguous by a kernel, in the order of `z`.
+Tensor in_order_of(const Tensor& y, const Tensor& z);
+Tensor in_order_of(const Tensor& y, const Optional& z);
+
+// Rows of any length: no spectrum bounds them.
+constexpr int64_t kAnyLength = int64_t(1) << 62;
+
+// Everything about the sequences of a call; holds the tensors that its pointers point into.
+struct SequenceRows {
+    std::vector<Row> rows;
+    Tensor mask;
+    Sequence sequence;
+
+    SequenceRows(const Tensor& z, const Optional& given, const Optional& cu_seqlens, int64_t longest);
+};
+
+// Of `filters` filters: (…, G, size + 1, 2).
+Spectra spectra(const Tensor& t, int64_t filters);
+
+// New memory for spectra of `size` points; the room beyond those that a transform uses is zero.
+Tensor empty_spectrum(const Tensor& like, int64_t filters, int64_t channels, int64_t size);
+
+ShortFilter short_filter(const Tensor& weight, const Tensor& bias);
+Tensor bias_or_zeros(const Optional& bias, const Tensor& weight, ScalarType type);
+
+}  // namespace hyena

@@ -1,0 +1,24 @@
+// Registers the CPU kernels under the ops that Python defines. Stable ABI: this file serves every torch from 2.11
+// on.
+
+#include "ops.h"
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY_IMPL(hyena, CPU, m) {
+    m.impl("short_conv", TORCH_BOX(&hyena::short_conv));
+    m.impl("short_conv_backward", TORCH_BOX(&hyena::short_conv_backward));
+    m.impl("filter_spectrum", TORCH_BOX(&hyena::filter_spectrum));
+    m.impl("filter_spectrum_backward", TORCH_BOX(&hyena::filter_spectrum_backward));
+    m.impl("gated_conv", TORCH_BOX(&hyena::gated_conv));
+    m.impl("add_conv_", TORCH_BOX(&hyena::add_conv));
+    m.impl("gated_conv_backward", TORCH_BOX(&hyena::gated_conv_backward));
+    m.impl("direct_conv", TORCH_BOX(&hyena::direct_conv));
+    m.impl("direct_conv_backward", TORCH_BOX(&hyena::direct_conv_backward));
+    m.impl("recurrence", TORCH_BOX(&hyena::recurrence));
+    m.impl("project", TORCH_BOX(&hyena::project));
+    m.impl("project_backward", TORCH_BOX(&hyena::project_backward));
+    m.impl("recurrence_backward", TORCH_BOX(&hyena::recurrence_backward));
+    m.impl("implicit_filter", TORCH_BOX(&hyena::implicit_filter));
+    m.impl("implicit_filter_backward", TORCH_BOX(&hyena::implicit_filter_backward));
+}

@@ -1,0 +1,51 @@
+// The ops that Python defines, on the CPU; ops.cpp registers them. Shapes and meaning are in hyena/ops.
+#pragma once
+
+#include <tuple>
+
+#include "arrays.h"
+
+namespace hyena {
+
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Eight = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// ops_conv.cpp
+Tensor short_conv(const Tensor& z, const Tensor& weight, const Optional& bias, const Optional& mask,
+                  const Optional& cu_seqlens);
+Three short_conv_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& mask,
+                          const Optional& cu_seqlens);
+Tensor gated_conv(const Tensor& v, const Tensor& spectrum, const Optional& d, const Optional& pre, const Optional& post,
+                  const Optional& cu_seqlens);
+Five gated_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& spectrum, const Optional& d,
+                         const Optional& pre, const Optional& post, const Optional& cu_seqlens);
+void add_conv(const Tensor& y, const Tensor& v, const Tensor& spectrum);
+Tensor direct_conv(const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre, const Optional& post,
+                   const Optional& cu_seqlens, bool causal);
+Five direct_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre,
+                          const Optional& post, const Optional& cu_seqlens, bool causal);
+
+// ops_recurrence.cpp
+Tensor recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum, const Tensor& d,
+                  const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias);
+Six recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias,
+                        const Tensor& spectrum, const Tensor& d, const Optional& mask, const Optional& cu_seqlens,
+                        const Optional& z_bias);
+
+// ops_filter.cpp
+Tensor filter_spectrum(const Tensor& h, int64_t size, bool causal);
+Tensor filter_spectrum_backward(const Tensor& ds, const Tensor& h, int64_t size, bool causal);
+Tensor implicit_filter(const Tensor& features, const Tensor& time, const Tensor& first, const Tensor& inner,
+                       const Tensor& biases, const Tensor& freq, const Tensor& out, const Tensor& deltas, double shift,
+                       int64_t filters);
+Eight implicit_filter_backward(const Tensor& dh, const Tensor& features, const Tensor& time, const Tensor& first,
+                               const Tensor& inner, const Tensor& biases, const Tensor& freq, const Tensor& out,
+                               const Tensor& deltas, double shift, bool with_inputs);
+
+// ops_linear.cpp
+Tensor project(const Tensor& u, const Tensor& weight, const Optional& bias);
+std::tuple<Tensor, Tensor> project_backward(const Tensor& dy, const Tensor& u);
+
+}  // namespace hyena

@@ -1,0 +1,119 @@
+// The mixing step.
+#include "ops.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace hyena {
+namespace {
+
+RecurrenceArgs recurrence_args(const Tensor& z, const Tensor& weight, const Tensor& bias, const Tensor& spectrum,
+                               const Tensor& d) {
+    RecurrenceArgs args{};
+    args.channels = d.size(1);
+    args.order = z.size(2) / d.size(1) - 1;
+    args.z = array(z);
+    args.short_filter = short_filter(weight, bias);
+    args.spectra = spectra(spectrum, d.size(0));
+    args.d = d.data_ptr();
+    return args;
+}
+
+// fn(a value of the C++ type), for the types of the arithmetic.
+template <class Fn>
+void with_compute_type(const Tensor& t, Fn&& fn) {
+    if (t.scalar_type() == ScalarType::Double)
+        fn(double{});
+    else
+        fn(float{});
+}
+
+// z + z_bias, contiguous, in the precision of the arithmetic. Kernels on the CPU know of no such bias: the projections
+// there add their own as they write.
+Tensor with_bias(const Tensor& z, const Tensor& z_bias) {
+    const ScalarType type = compute_type(z);
+    Tensor sum = torch::stable::new_empty(z, {z.size(0), z.size(1), z.size(2)}, type);
+    torch::stable::copy_(sum, z);
+    const Tensor bias = parameter(z_bias, type);
+    with_compute_type(sum, [&](auto tag) {
+        using T = decltype(tag);
+        T* to = static_cast<T*>(sum.data_ptr());
+        const T* b = static_cast<const T*>(bias.const_data_ptr());
+        const int64_t channels = z.size(2);
+        for (int64_t i = 0; i < sum.numel(); i += channels)
+            for (int64_t c = 0; c < channels; ++c) to[i + c] += b[c];
+    });
+    return sum;
+}
+
+// The sum of a contiguous (B, L, C) over all but its channels.
+Tensor sum_of_rows(const Tensor& t) {
+    Tensor sum = torch::stable::new_empty(t, {t.size(2)});
+    with_compute_type(t, [&](auto tag) {
+        using T = decltype(tag);
+        const int64_t channels = t.size(2);
+        std::vector<double> sums(static_cast<size_t>(channels));
+        const T* from = static_cast<const T*>(t.const_data_ptr());
+        for (int64_t i = 0; i < t.numel(); i += channels)
+            for (int64_t c = 0; c < channels; ++c) sums[size_t(c)] += from[i + c];
+        std::copy(sums.begin(), sums.end(), static_cast<T*>(sum.data_ptr()));
+    });
+    return sum;
+}
+
+}  // namespace
+
+Tensor recurrence(const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in, const Tensor& spectrum_in,
+                  const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias) {
+    if (z_bias) {
+        const Tensor y =
+            recurrence(with_bias(z_in, *z_bias), weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, std::nullopt);
+        return in_order_of(back(y, z_in), z_in);
+    }
+    const ScalarType type = compute_type(z_in);
+    const Tensor z = channels_last(z_in), weight = parameter(weight_in, type),
+                 bias = bias_or_zeros(bias_in, weight, type);
+    const Tensor spectrum = torch::stable::contiguous(spectrum_in), d = parameter(d_in, type);
+    Tensor y = empty(z, d.size(1));
+    RecurrenceArgs args = recurrence_args(z, weight, bias, spectrum, d);
+    const SequenceRows rows(z, mask, cu_seqlens, args.spectra.points);
+    args.seq = rows.sequence;
+    args.y = array(y);
+    kernels().recurrence(args);
+    return in_order_of(y, z_in);
+}
+
+Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in,
+                        const Tensor& spectrum_in, const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens,
+                        const Optional& z_bias) {
+    const ScalarType type = compute_type(z_in);
+    if (z_bias) {
+        const Tensor dy = torch::stable::to(dy_in, type), z = with_bias(z_in, *z_bias);
+        auto [dz, dweight, dbias, dspectrum, dd, none] =
+            recurrence_backward(dy, z, weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, std::nullopt);
+        return {in_order_of(back(dz, z_in), z_in), dweight, dbias, dspectrum, dd, back(sum_of_rows(dz), *z_bias)};
+    }
+    const Tensor dy = channels_last(dy_in), z = channels_last(z_in), weight = parameter(weight_in, type);
+    const Tensor bias = bias_or_zeros(bias_in, weight, type);
+    const Tensor spectrum = torch::stable::contiguous(spectrum_in), d = parameter(d_in, type);
+    Tensor dz = empty(z, z.size(2));
+    Tensor dweight = torch::stable::new_zeros(weight, weight.sizes(), type);
+    Tensor dbias = torch::stable::new_zeros(weight, {weight.size(0)}, type);
+    Tensor dspectrum = empty_spectrum(spectrum, spectrum.size(0), spectrum.size(1), spectrum.size(2) - 1);
+    Tensor dd = torch::stable::new_zeros(d, d.sizes(), type);
+    RecurrenceArgs args = recurrence_args(z, weight, bias, spectrum, d);
+    const SequenceRows rows(z, mask, cu_seqlens, args.spectra.points);
+    args.seq = rows.sequence;
+    args.dy = array(dy);
+    args.dz = array(dz);
+    args.dweight = dweight.data_ptr();
+    args.dbias = dbias.data_ptr();
+    args.dspectra = spectra(dspectrum, d.size(0));
+    args.dd = dd.data_ptr();
+    kernels().recurrence_backward(args);
+    return {in_order_of(dz, z_in),  back(dweight, weight_in),
+            back(dbias, weight_in), dspectrum,
+            back(dd, d_in),         torch::stable::new_empty(weight_in, {0})};
+}
+
+}  // namespace hyena

@@ -1,0 +1,199 @@
+// The right-angle convolution of W channels: twist, transform, product, inverse, untwist.
+//
+// Time t of row data x is multiplied by exp(i pi t / 2P), with P >= L. What wraps around in the circular convolution of
+// P points is then multiplied by i against what does not: the real part after untwisting is the causal (or two-sided)
+// convolution, the imaginary part the rest. No padding to 2L, no real-transform unpacking.
+//
+// Work is offered in ranges of columns and of rows, so that one task can run them all, or several threads share them.
+#pragma once
+
+#include "fft.h"
+
+namespace hyena {
+namespace {
+
+// Memory that will be needed soon: up to four arrays with one step a position. Positions of a column lie far apart,
+// where no hardware prefetcher looks, so the passes ask for them one block of columns ahead, between the butterflies.
+struct Ahead {
+    struct Stream {
+        const char* data;
+        int64_t step;
+    };
+    Stream streams[4];
+    int count = 0;
+    int64_t length = 0;  // positions there are
+
+    template <class C>
+    void add(const C& channels) {
+        streams[count++] = {reinterpret_cast<const char*>(channels.data),
+                            int64_t(channels.stride * sizeof(*channels.data))};
+    }
+    HYENA_INLINE void operator()(int64_t t) const {
+        if (t >= length) return;
+        for (int i = 0; i < count; ++i) __builtin_prefetch(streams[i].data + t * streams[i].step, 0, 2);
+    }
+};
+
+// How far ahead of a short transform, which has one row and reads in order.
+constexpr int64_t kReadAhead = 12;
+
+// Rows of the plan's P1 x P2 matrix hold points [i * P2, (i + 1) * P2) of the spectrum and of the buffer.
+template <class T>
+struct Passes {
+    static constexpr int W = Simd<T>::W, S = 2 * W;
+    const Plan<T>& plan;
+
+    int64_t p1() const { return plan.column.n; }
+    int64_t p2() const { return plan.row.n; }
+    // Distances in the buffer and between local columns are one point more than their length: powers of two would
+    // put a whole column into a few sets of the cache.
+    int64_t row_stride() const { return p1() > 1 ? p2() + 1 : p2(); }
+    int64_t column_stride() const { return p1() + 1; }
+    // Points of the buffer, and of the scratch that a thread needs for a block of columns.
+    int64_t buffer() const { return p1() * row_stride(); }
+    int64_t scratch() const { return p1() > 1 ? plan.columns_at_once * column_stride() : 0; }
+
+    static HYENA_INLINE Cx<T> twisted(Vec<T> x, T c, T s) { return {x * c, x * s}; }
+    static HYENA_INLINE Cx<T> twisted(Cx<T> x, T c, T s) { return twiddled<false>(x, c, s); }
+
+    // Columns [c0, c1): read time t from `read(t)` (real or complex), twist, transform, write to the buffer.
+    template <class Read>
+    HYENA_INLINE void columns_in(T* buffer, int64_t c0, int64_t c1, T* local, Read&& read,
+                                 const Ahead& ahead = {}) const {
+        const int64_t n1 = p1(), n2 = p2();
+        const T* between = plan.between;
+        if (n1 == 1) {
+            for (int64_t t = c0; t < c1; ++t) {
+                ahead(t + kReadAhead);
+                store_cx(buffer + t * S, twisted(read(t), between[2 * t], between[2 * t + 1]));
+            }
+            return;
+        }
+        for (int64_t c = c0; c < c1; c += plan.columns_at_once) {
+            const int64_t q = c1 - c < plan.columns_at_once ? c1 - c : plan.columns_at_once;
+            for (int64_t i = 0; i < n1; ++i) {
+                const T cs = plan.twist[2 * i], sn = plan.twist[2 * i + 1];
+                for (int64_t j = 0; j < q; ++j)
+                    store_cx(local + (j * column_stride() + i) * S, twisted(read(i * n2 + c + j), cs, sn));
+            }
+            columns_forward(buffer, c, q, local, ahead);
+        }
+    }
+
+    // From local columns to the buffer.
+    __attribute__((noinline)) void columns_forward(T* buffer, int64_t c, int64_t q, T* local,
+                                                   const Ahead& ahead) const {
+        const int64_t n2 = p2(), stride = row_stride();
+        for (int64_t j = 0; j < q; ++j) {
+            T* x = local + j * column_stride() * S;
+            forward_stages(plan.column, x);
+            last_forward_stage(plan.column, x, [&](int at, Cx<T>* a, auto r) HYENA_LAMBDA {
+                HYENA_UNROLL
+                for (int k = 0; k < decltype(r)::value; ++k) {
+                    ahead((at + k) * n2 + c + j + plan.columns_at_once);
+                    const T* w = plan.between + 2 * ((at + k) * n2 + c + j);
+                    store_cx(buffer + ((at + k) * stride + c + j) * S, twiddled<false>(a[k], w[0], w[1]));
+                }
+            });
+        }
+    }
+
+    // Columns [c0, c1) back: hands time t's complex value, untwisted, to `write(t, value)`.
+    template <class Write>
+    HYENA_INLINE void columns_out(const T* buffer, int64_t c0, int64_t c1, T* local, Write&& write,
+                                  const Ahead& ahead = {}) const {
+        const int64_t n1 = p1(), n2 = p2();
+        const T* between = plan.between;
+        if (n1 == 1) {
+            for (int64_t t = c0; t < c1; ++t) {
+                ahead(t + kReadAhead);
+                write(t, twiddled<true>(load_cx(buffer + t * S), between[2 * t], between[2 * t + 1]));
+            }
+            return;
+        }
+        for (int64_t c = c0; c < c1; c += plan.columns_at_once) {
+            const int64_t q = c1 - c < plan.columns_at_once ? c1 - c : plan.columns_at_once;
+            columns_inverse(buffer, c, q, local, ahead);
+            for (int64_t i = 0; i < n1; ++i) {
+                const T cs = plan.twist[2 * i], sn = plan.twist[2 * i + 1];
+                for (int64_t j = 0; j < q; ++j)
+                    write(i * n2 + c + j, twiddled<true>(load_cx(local + (j * column_stride() + i) * S), cs, sn));
+            }
+        }
+    }
+
+    // From the buffer to local columns.
+    __attribute__((noinline)) void columns_inverse(const T* buffer, int64_t c, int64_t q, T* local,
+                                                   const Ahead& ahead) const {
+        const int64_t n2 = p2(), stride = row_stride();
+        for (int64_t j = 0; j < q; ++j) {
+            T* x = local + j * column_stride() * S;
+            first_inverse_stage(plan.column, x, [&](int at, Cx<T>* a, auto r) HYENA_LAMBDA {
+                HYENA_UNROLL
+                for (int k = 0; k < decltype(r)::value; ++k) {
+                    ahead((at + k) * n2 + c + j);
+                    const T* w = plan.between + 2 * ((at + k) * n2 + c + j);
+                    a[k] = twiddled<true>(load_cx(buffer + ((at + k) * stride + c + j) * S), w[0], w[1]);
+                }
+            });
+            inverse_stages(plan.column, x);
+        }
+    }
+
+    // Rows [r0, r1): transform, hand each spectrum point to `product(point, value) -> value`, transform back.
+    template <class Product>
+    HYENA_INLINE void rows_through(T* buffer, int64_t r0, int64_t r1, Product&& product) const {
+        const int64_t n2 = p2();
+        for (int64_t i = r0; i < r1; ++i) {
+            T* x = buffer + i * row_stride() * S;
+            forward_stages(plan.row, x);
+            with_radix(plan.row.stages > 0 ? plan.row.radix[plan.row.stages - 1] : 1, [&](auto r) HYENA_LAMBDA {
+                constexpr int R = decltype(r)::value;
+                for (int at = 0; at < n2; at += R) {
+                    Cx<T> a[R];
+                    HYENA_UNROLL
+                    for (int k = 0; k < R; ++k) a[k] = load_cx(x + (int64_t)(at + k) * S);
+                    butterfly<R, false>(a);
+                    HYENA_UNROLL
+                    for (int k = 0; k < R; ++k) a[k] = product(i * n2 + at + k, a[k]);
+                    butterfly<R, true>(a);
+                    HYENA_UNROLL
+                    for (int k = 0; k < R; ++k) store_cx(x + (int64_t)(at + k) * S, a[k]);
+                }
+            });
+            inverse_stages(plan.row, x);
+        }
+    }
+
+    // Rows [r0, r1) to the spectrum, in place: each point handed to `product` before it is stored.
+    template <class Product>
+    HYENA_INLINE void rows_in(T* buffer, int64_t r0, int64_t r1, Product&& product) const {
+        const int64_t n2 = p2();
+        for (int64_t i = r0; i < r1; ++i) {
+            T* x = buffer + i * row_stride() * S;
+            forward_stages(plan.row, x);
+            last_forward_stage(plan.row, x, [&](int at, Cx<T>* a, auto r) HYENA_LAMBDA {
+                HYENA_UNROLL
+                for (int k = 0; k < decltype(r)::value; ++k)
+                    store_cx(x + (int64_t)(at + k) * S, product(i * n2 + at + k, a[k]));
+            });
+        }
+    }
+
+    // Rows [r0, r1) from the spectrum: each point asked of `product(point)`.
+    template <class Product>
+    HYENA_INLINE void rows_out(T* buffer, int64_t r0, int64_t r1, Product&& product) const {
+        const int64_t n2 = p2();
+        for (int64_t i = r0; i < r1; ++i) {
+            T* x = buffer + i * row_stride() * S;
+            first_inverse_stage(plan.row, x, [&](int at, Cx<T>* a, auto r) HYENA_LAMBDA {
+                HYENA_UNROLL
+                for (int k = 0; k < decltype(r)::value; ++k) a[k] = product(i * n2 + at + k);
+            });
+            inverse_stages(plan.row, x);
+        }
+    }
+};
+
+}  // namespace
+}  // namespace hyena

@@ -1,0 +1,135 @@
+// A long convolution between two gates, and its gradient: hyena::gated_conv.
+#pragma once
+
+#include "products.h"
+
+namespace hyena {
+namespace {
+
+template <class T, class IO>
+struct GatedConv {
+    static constexpr int W = Simd<T>::W, S = 2 * W;
+    const GatedConvArgs& a;
+    const Passes<T> passes;
+    const Blocks<T> blocks;
+
+    explicit GatedConv(const GatedConvArgs& args)
+        : a(args), passes{plan_for<T>(args.spectra.points)}, blocks{args.channels, args.spectra.channels} {}
+
+    Products<T> products_of(int64_t block, Group group) const {
+        return {passes, SpectrumOf<T>(a.spectra, 0, blocks, block, group), skip_of<T>(a.d, 0, group, passes.plan.size)};
+    }
+
+    struct WorkMemory {
+        Memory<T> buffer, input, local, skips;
+        WorkMemory(const GatedConv& g, int parts, bool backward)
+            : buffer(g.passes.buffer() * S),
+              input(backward ? g.passes.buffer() * S : 0),
+              local(g.passes.scratch() * S * parts),
+              skips(W * parts) {}
+    };
+
+    struct Inputs {
+        Channels<T, IO> v, pre, post;
+        Inputs(const GatedConvArgs& a, const Row& row, Group group)
+            : v(a.v, row, group), pre(a.pre, row, group), post(a.post, row, group) {}
+        HYENA_INLINE Vec<T> product(int64_t t) const { return pre.data ? v[t] * pre[t] : v[t]; }
+        HYENA_INLINE Vec<T> gated(int64_t t, Vec<T> x) const { return post.data ? x * post[t] : x; }
+    };
+
+    void read_product(T* buffer, const Row& row, const Inputs& in, const WorkMemory& m, const Team& team) const {
+        Ahead ahead;
+        ahead.add(in.v);
+        if (in.pre.data) ahead.add(in.pre);
+        ahead.length = row.length;
+        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+            passes.columns_in(
+                buffer, c0, c1, m.local.get() + part * passes.scratch() * S,
+                [&](int64_t t) HYENA_LAMBDA { return t < row.length ? in.product(t) : zero<T>(); }, ahead);
+        });
+    }
+
+    void forward() const {
+        share_rows(
+            a.seq, blocks, false, [&](int parts) { return WorkMemory(*this, parts, false); },
+            [&](const Row& row, int64_t block, Group group, const WorkMemory& memory, const Team& team) {
+                forward_task(row, block, group, memory, team);
+            });
+    }
+
+    void forward_task(const Row& row, int64_t block, Group group, const WorkMemory& m, const Team& team) const {
+        T* buffer = m.buffer.get();
+        const Inputs in(a, row, group);
+        const Channels<T, IO> y(a.y, row, group);
+        read_product(buffer, row, in, m, team);
+        const Products<T> products = products_of(block, group);
+        team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) { products.convolve(buffer, r0, r1); });
+        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+            T* local = m.local.get() + part * passes.scratch() * S;
+            if (a.positions_added > 0) {
+                Ahead ahead;
+                ahead.add(y);
+                ahead.length = a.positions_added;
+                passes.columns_out(
+                    buffer, c0, c1, local,
+                    [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                        if (t < a.positions_added) y.put(t, y[t] + v.re);
+                    },
+                    ahead);
+            } else
+                passes.columns_out(buffer, c0, c1, local, [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                    if (t < row.length) y.put(t, in.gated(t, v.re));
+                });
+        });
+    }
+
+    void backward() const {
+        share_blocks(
+            a.seq, blocks, a.dspectra, [&](int parts) { return WorkMemory(*this, parts, true); },
+            [&](const Row& row, int64_t block, Group group, const WorkMemory& memory, const Team& team,
+                bool overwrite) { backward_task(row, block, group, memory, team, overwrite); });
+    }
+
+    void backward_task(const Row& row, int64_t block, Group group, const WorkMemory& m, const Team& team,
+                       bool overwrite) const {
+        T *buffer = m.buffer.get(), *input = m.input.get();
+        const Inputs in(a, row, group);
+        const Channels<T, IO> dy(a.dy, row, group), dv(a.dv, row, group), dpre(a.dpre, row, group),
+            dpost(a.dpost, row, group);
+        read_product(input, row, in, m, team);
+        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+            BlockedSum<T> skip;
+            passes.columns_in(buffer, c0, c1, m.local.get() + part * passes.scratch() * S, [&](int64_t t) HYENA_LAMBDA {
+                if (t >= row.length) return zero<T>();
+                const Vec<T> gradient = in.gated(t, dy[t]);
+                if (a.dd) skip.add(gradient * in.product(t));
+                return gradient;
+            });
+            store(m.skips.get() + part * W, skip.value());
+        });
+        if (a.dd) add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + group.first, group.lanes);
+        const bool want_output = in.post.data != nullptr;  // whether the convolution itself is needed
+        if (!want_output)
+            team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) {
+                passes.rows_in(input, r0, r1, [](int64_t, Cx<T> x) HYENA_LAMBDA { return x; });
+            });
+        SpectrumOf<T> dspectrum(a.dspectra, 0, blocks, block, group);
+        dspectrum.overwrite = overwrite;
+        backward_rows(products_of(block, group), input, buffer, want_output, dspectrum, team);
+        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+            T* local = m.local.get() + part * passes.scratch() * S;
+            passes.columns_out(buffer, c0, c1, local, [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                if (t >= row.length) return;
+                dv.put(t, in.pre.data ? v.re * in.pre[t] : v.re);
+                if (in.pre.data) dpre.put(t, v.re * in.v[t]);
+            });
+            if (in.post.data)
+                passes.columns_out(input, c0, c1, local, [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                    if (t < row.length) dpost.put(t, v.re * dy[t]);
+                });
+        });
+    }
+};
+
+}  // namespace
+}  // namespace hyena

@@ -1,0 +1,167 @@
+// What the registration of the ops asks of the kernels: plain structs and a table of functions for each instruction
+// set.
+//
+// Dimensions: R rows (sequences), L positions, C channels, N order, F long filters, G filter channels, K taps of the
+// short convolution, P transform length. The channel stride of every (R, L, C) array is 1.
+#pragma once
+
+#include <cstdint>
+
+namespace hyena {
+
+enum class Storage { kFloat, kDouble, kBFloat16, kFloat16 };
+
+// A sequence in the arrays: index of its first position in mask and positions, and its length.
+struct Row {
+    int64_t batch, start, length;
+};
+
+// An (R, L, C) array: element (batch, t, c) is at data[batch * batch_stride + t * stride + c].
+struct Array {
+    void* data = nullptr;
+    int64_t batch_stride = 0, stride = 0;
+};
+
+// Runs body(context, i) for i in [0, count), possibly at the same time; `threads` is how many may run at once.
+struct Pool {
+    int threads;
+    void (*run)(int64_t count, void (*body)(void* context, int64_t i), void* context);
+};
+
+struct Sequence {
+    const Row* rows;
+    int64_t num_rows;
+    const uint8_t* mask;  // (B, L), or null: 1 = keep
+    int64_t mask_stride;
+    Storage storage;
+    Pool pool;
+};
+
+// The short convolution's parameters, in arithmetic precision: weight (channels, taps), bias (channels) or null.
+struct ShortFilter {
+    const void* weight;
+    const void* bias;
+    int64_t taps;
+};
+
+// Spectra of F filters: filter f, block b of W filter channels, at data + f * filter_stride + b * 2 * P * W.
+struct Spectra {
+    void* data;
+    int64_t filter_stride, filters, channels;
+    int64_t points;  // P
+};
+
+struct ShortConvArgs {
+    Sequence seq;
+    int64_t channels;
+    Array z, y;
+    ShortFilter filter;
+    // backward: z, dy -> dz, dweight, dbias
+    Array dy, dz;
+    void *dweight, *dbias;
+};
+
+struct SpectrumArgs {
+    Spectra spectra;
+    void* taps;    // (F, K, G) or (F, 2K-1, G); written by the backward
+    int64_t lags;  // K
+    bool causal, is_double;
+    Pool pool;
+};
+
+struct GatedConvArgs {
+    Sequence seq;
+    int64_t channels;
+    Array v, pre, post, y;  // pre and post may be null
+    Spectra spectra;
+    const void* d;            // (C) or null
+    int64_t positions_added;  // 0; or: so many first positions of the result are added to y, without post
+    // backward
+    Array dy, dv, dpre, dpost;
+    Spectra dspectra;
+    void* dd;
+};
+
+// A convolution of few taps: lags 0 … taps - 1, or two-sided -(taps - 1) / 2 … (taps - 1) / 2.
+struct DirectConvArgs {
+    Sequence seq;
+    int64_t channels, filters, taps;
+    bool causal;
+    Array v, pre, post, y;  // pre and post may be null
+    const void *h, *d;      // (taps, filters), (C) or null
+    // backward
+    Array dy, dv, dpre, dpost;
+    void *dh, *dd;
+};
+
+struct RecurrenceArgs {
+    Sequence seq;
+    int64_t channels, order;
+    Array z, y;
+    ShortFilter short_filter;
+    Spectra spectra;
+    const void* d;  // (F, C)
+    // backward
+    Array dy, dz;
+    void *dweight, *dbias, *dd;
+    Spectra dspectra;
+};
+
+// h = (output layer of sin(freq (layer of … sin(freq (first layer of input))))) (exp(-time |deltas|) + shift).
+//
+// K taps, E features, H width of the hidden layers. Weights are (outputs, inputs) as in torch, everything contiguous.
+struct ImplicitFilterArgs {
+    int64_t taps, features, width, inner_layers, filters, channels;
+    bool is_double;
+    double shift;
+    const void *input, *time;                   // (K, E), (K)
+    const void *first, *inner, *biases, *freq;  // (H, E), (inner, H, H), (1 + inner, H), (H)
+    const void *out, *deltas;                   // (F C, H), (F C)
+    void* h;                                    // (F, K, C)
+    const void* dh;                             // backward
+    void *dinput, *dtime, *ddeltas;             // all or none null
+    void *dfirst, *dinner, *dbiases, *dfreq, *dout;
+    Pool pool;
+};
+
+// y = u weight^T + bias of M rows, K inputs, N outputs; and the gradients of weight and bias from that of y.
+struct LinearArgs {
+    int64_t rows, inputs, outputs;
+    bool is_double;
+    Array u, y;                 // the batch stride is not used: rows of all batches follow each other
+    const void *weight, *bias;  // bias (N) or null
+    int64_t weight_output_stride, weight_input_stride;
+    void *dweight, *dbias;  // (N, K), (N); y holds its gradient then
+    Pool pool;
+};
+
+struct Kernels {
+    const char* name;  // the instruction set
+    void (*short_conv)(const ShortConvArgs&);
+    void (*short_conv_backward)(const ShortConvArgs&);
+    void (*spectrum)(const SpectrumArgs&);
+    void (*spectrum_backward)(const SpectrumArgs&);
+    void (*gated_conv)(const GatedConvArgs&);
+    void (*gated_conv_backward)(const GatedConvArgs&);
+    void (*recurrence)(const RecurrenceArgs&);
+    void (*recurrence_backward)(const RecurrenceArgs&);
+    void (*direct_conv)(const DirectConvArgs&);
+    void (*direct_conv_backward)(const DirectConvArgs&);
+    void (*implicit_filter)(const ImplicitFilterArgs&);
+    void (*implicit_filter_backward)(const ImplicitFilterArgs&);
+    void (*linear)(const LinearArgs&);
+    void (*linear_backward)(const LinearArgs&);
+};
+
+// The table for the best instruction set of this machine; HYENA_CPU=avx512|avx2|baseline asks for a lesser one.
+const Kernels& kernels();
+
+// Whether kernels().linear is faster than what torch has on this machine.
+bool has_fast_linear();
+
+// One table for each instruction set that was compiled.
+const Kernels& kernels_baseline();
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+
+}  // namespace hyena

@@ -1,0 +1,19 @@
+// Working memory of the kernels: taken for a call, kept for the next.
+#pragma once
+
+#include <cstddef>
+
+namespace hyena {
+
+// At least `bytes` bytes at a multiple of 64, not initialised; huge pages where they are long. Thread-safe.
+// Throws std::bad_alloc.
+void* take_memory(size_t bytes);
+
+// Gives back what take_memory(bytes) returned.
+void give_back_memory(void* data, size_t bytes);
+
+// Asks for huge pages (2 MiB) inside [data, data + bytes), if there is room for a few. A column of a long transform
+// touches a page a point, and new memory costs one fault a page.
+void ask_for_huge_pages(void* data, size_t bytes);
+
+}  // namespace hyena

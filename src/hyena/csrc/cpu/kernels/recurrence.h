@@ -1,0 +1,298 @@
+// The whole mixing step from z to y, and its gradient: hyena::recurrence.
+//
+// One task is a row and a group of W channels (forward), or a block of filters and all rows that use them (backward, so
+// that every sum over the batch has one writer and one order). A task's data stays in its thread's cache from the load
+// of z to the store of y.
+#pragma once
+
+#include "products.h"
+#include "short_conv.h"
+
+namespace hyena {
+namespace {
+
+// Spectra up to this size (bytes) are taken to stay in the last cache level from one row to the next.
+constexpr int64_t kSpectraInCache = int64_t(4) << 20;
+// Results up to this size (bytes) are taken to be there still when the output projection reads them.
+constexpr int64_t kResultInCache = int64_t(16) << 20;
+
+template <class T, class IO>
+struct Recurrence {
+    static constexpr int W = Simd<T>::W, S = 2 * W;
+    const RecurrenceArgs& a;
+    const Passes<T> passes;
+    const Blocks<T> blocks;
+    const bool value_filter;
+
+    explicit Recurrence(const RecurrenceArgs& args)
+        : a(args),
+          passes{plan_for<T>(args.spectra.points)},
+          blocks{args.channels, args.spectra.channels},
+          value_filter(args.spectra.filters == args.order) {}
+
+    // The gate that step i of the recurrence multiplies by, or -1 for the value filter.
+    int64_t gate_of(int64_t i) const {
+        const int64_t step = value_filter ? i - 1 : i;
+        return step < 0 ? -1 : a.order - 1 - step;
+    }
+
+    // A row's N + 1 parts of z, as one group of channels sees them.
+    struct Parts {
+        const Recurrence& all;
+        const Row& row;
+        Group group;
+        const T* taps;
+        Convolved<T, IO> operator[](int64_t part) const {
+            const Group of{part * all.a.channels + group.first, group.lanes};
+            return {Channels<T, IO>(all.a.z, row, of), Keep(all.a.seq, row),
+                    taps + part * (all.a.short_filter.taps + 1) * W, all.a.short_filter.taps};
+        }
+    };
+
+    int64_t taps_size() const { return (a.order + 1) * (a.short_filter.taps + 1) * W; }
+    int64_t all_sums_size() const { return (a.order + 1) * sums_size(a.short_filter.taps, W); }
+    void lay_out_taps(Group group, T* to) const {
+        for (int64_t part = 0; part <= a.order; ++part)
+            lay_out(a.short_filter, Group{part * a.channels + group.first, group.lanes},
+                    to + part * (a.short_filter.taps + 1) * W);
+    }
+
+    Products<T> products_of(int64_t i, int64_t block, Group group) const {
+        return {passes, SpectrumOf<T>(a.spectra, i, blocks, block, group),
+                skip_of<T>(a.d, i * a.channels, group, passes.plan.size)};
+    }
+
+    // ---- forward ------------------------------------------------------------------------------------------------
+
+    struct ForwardMemory {
+        Memory<T> buffer, local, taps, between;
+        ForwardMemory(const Recurrence& m, int parts)
+            : buffer(m.passes.buffer() * S),
+              local(m.passes.scratch() * S * parts),
+              taps(m.taps_size()),
+              between(m.a.spectra.filters > 1 ? m.passes.plan.size * W : 0) {}
+    };
+
+    void forward() const {
+        // Neighbouring tasks share a row, whose channels are neighbours in memory, as long as all spectra stay in a
+        // cache anyway; otherwise they share a group's spectrum.
+        const bool by_row = a.spectra.channels * a.spectra.points * int64_t(2 * sizeof(T)) <= kSpectraInCache;
+        share_rows(
+            a.seq, blocks, by_row, [&](int parts) { return ForwardMemory(*this, parts); },
+            [&](const Row& row, int64_t block, Group group, const ForwardMemory& memory, const Team& team) {
+                forward_task(row, block, group, memory, team);
+            });
+    }
+
+    void forward_task(const Row& row, int64_t block, Group group, const ForwardMemory& memory, const Team& team) const {
+        T* buffer = memory.buffer.get();
+        T* between = memory.between.get();
+        lay_out_taps(group, memory.taps.get());
+        const Parts parts{*this, row, group, memory.taps.get()};
+        const Channels<T, IO> y(a.y, row, group);
+        const auto first = parts[0], value = parts[a.order];
+        const int64_t filters = a.spectra.filters;
+        // A long result is out of the caches again before anybody reads it: written past them, it need not be fetched
+        // first, and leaves the transform's buffer where it is.
+        const bool past_caches = a.seq.num_rows * row.length * a.channels * int64_t(sizeof(IO)) > kResultInCache;
+        Ahead in, out;
+        in.length = out.length = row.length;
+        in.add(value.z);
+        out.add(first.z);
+        if (!past_caches) out.add(y);
+        if (gate_of(0) >= 0) in.add(parts[gate_of(0)].z);
+        if (filters == 0) {
+            team.over(row.length, [&](int64_t t0, int64_t t1, int) {
+                for (int64_t t = t0; t < t1; ++t) y.put(t, first[t] * value[t]);
+            });
+            return;
+        }
+        for (int64_t i = 0; i < filters; ++i) {
+            const int64_t g = gate_of(i);
+            const auto gate = parts[g < 0 ? 0 : g];
+            team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+                T* local = memory.local.get() + part * passes.scratch() * S;
+                if (i == 0 && g >= 0)
+                    passes.columns_in(
+                        buffer, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return gate[t] * value[t]; }, in);
+                else if (i == 0)
+                    passes.columns_in(buffer, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return value[t]; }, in);
+                else
+                    passes.columns_in(buffer, c0, c1, local,
+                                      [&](int64_t t) HYENA_LAMBDA { return gate[t] * load(between + t * W); });
+            });
+            const Products<T> products = products_of(i, block, group);
+            team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) { products.convolve(buffer, r0, r1); });
+            team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+                T* local = memory.local.get() + part * passes.scratch() * S;
+                if (i + 1 < filters)
+                    passes.columns_out(buffer, c0, c1, local,
+                                       [&](int64_t t, Cx<T> v) HYENA_LAMBDA { store(between + t * W, v.re); });
+                else
+                    passes.columns_out(
+                        buffer, c0, c1, local,
+                        [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                            if (t >= row.length) return;
+                            if (past_caches)
+                                y.stream(t, first[t] * v.re);
+                            else
+                                y.put(t, first[t] * v.re);
+                        },
+                        out);
+            });
+        }
+    }
+
+    // ---- backward -----------------------------------------------------------------------------------------------
+
+    struct BackwardMemory {
+        const int64_t points, filters, parts_of_z;
+        Memory<T> spectra;  // F buffers: the transform of each convolution's input
+        Memory<T> buffer;   // transforms of gradients
+        Memory<T> values;   // F - 1 arrays: the value after each convolution but the last
+        Memory<T> flow;     // the gradient of the value between two steps
+        Memory<T> grad;     // N + 1 interleaved arrays: the gradient of z after the short convolution
+        Memory<T> local, taps, sums, skips;
+        BackwardMemory(const Recurrence& m, int parts)
+            : points(m.passes.plan.size),
+              filters(m.a.spectra.filters),
+              parts_of_z(m.a.order + 1),
+              spectra(filters * m.passes.buffer() * S),
+              buffer(m.passes.buffer() * S),
+              values(filters > 1 ? (filters - 1) * points * W : 0),
+              flow(filters > 1 ? points * W : 0),
+              grad(parts_of_z * points * W),
+              local(m.passes.scratch() * S * parts),
+              taps(m.taps_size()),
+              sums(m.all_sums_size() * parts),
+              skips(W * parts) {}
+    };
+
+    void backward() const {
+        share_blocks(
+            a.seq, blocks, a.dspectra, [&](int parts) { return BackwardMemory(*this, parts); },
+            [&](const Row& row, int64_t block, Group group, const BackwardMemory& memory, const Team& team,
+                bool overwrite) { backward_task(row, block, group, memory, team, overwrite); });
+    }
+
+    void backward_task(const Row& row, int64_t block, Group group, const BackwardMemory& m, const Team& team,
+                       bool overwrite) const {
+        lay_out_taps(group, m.taps.get());
+        const Parts parts{*this, row, group, m.taps.get()};
+        const Channels<T, IO> dy(a.dy, row, group);
+        const int64_t filters = a.spectra.filters, order = a.order, step = (order + 1) * W;
+        T* grad = m.grad.get();
+        T* buffer = m.buffer.get();
+        T* flow = m.flow.get();
+        const auto first = parts[0], value = parts[order];
+        if (filters == 0)
+            team.over(row.length, [&](int64_t t0, int64_t t1, int) {
+                for (int64_t t = t0; t < t1; ++t) {
+                    const Vec<T> g = dy[t];
+                    store(grad + t * step, g * value[t]);
+                    store(grad + t * step + W, g * first[t]);
+                }
+            });
+        for (int64_t i = 0; i < filters; ++i) forward_again(i, block, group, parts, m, team);
+        for (int64_t i = filters - 1; i >= 0; --i) {
+            const bool last = i == filters - 1;
+            const int64_t g = gate_of(i);
+            const auto gate = parts[g < 0 ? 0 : g];
+            const T* before = i > 0 ? m.values.get() + (i - 1) * m.points * W : nullptr;
+            team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+                T* local = m.local.get() + part * passes.scratch() * S;
+                // On the way in, the gradient of d: the sum over time of gradient times input.
+                BlockedSum<T> skip;
+                passes.columns_in(buffer, c0, c1, local, [&](int64_t t) HYENA_LAMBDA {
+                    if (t >= row.length) return zero<T>();
+                    const Vec<T> gradient = last ? dy[t] * first[t] : load(flow + t * W);
+                    const Vec<T> v = i > 0 ? load(before + t * W) : value[t];
+                    skip.add(gradient * (g >= 0 ? gate[t] * v : v));
+                    return gradient;
+                });
+                store(m.skips.get() + part * W, skip.value());
+            });
+            add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + i * a.channels + group.first, group.lanes);
+            T* spectrum_in = m.spectra.get() + i * passes.buffer() * S;
+            SpectrumOf<T> dspectrum(a.dspectra, i, blocks, block, group);
+            dspectrum.overwrite = overwrite;
+            backward_rows(products_of(i, block, group), spectrum_in, buffer, last, dspectrum, team);
+            team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+                T* local = m.local.get() + part * passes.scratch() * S;
+                // The gradient of this convolution's input, gate * value.
+                passes.columns_out(buffer, c0, c1, local, [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                    if (t >= row.length) {
+                        if (i > 0) store(flow + t * W, zero<T>());
+                        return;
+                    }
+                    Vec<T> g_value = v.re;
+                    if (g >= 0) {
+                        store(grad + t * step + g * W, v.re * (i > 0 ? load(before + t * W) : value[t]));
+                        g_value *= gate[t];
+                    }
+                    store(i > 0 ? flow + t * W : grad + t * step + order * W, g_value);
+                });
+                if (last)
+                    passes.columns_out(spectrum_in, c0, c1, local, [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                        if (t < row.length) store(grad + t * step, v.re * dy[t]);
+                    });
+            });
+        }
+        short_filter_backward(row, group, m, team);
+    }
+
+    // Step i of the recurrence: leaves the spectrum of its input, and (but for the last) the value after it.
+    void forward_again(int64_t i, int64_t block, Group group, const Parts& parts, const BackwardMemory& m,
+                       const Team& team) const {
+        const int64_t g = gate_of(i);
+        const auto gate = parts[g < 0 ? 0 : g], value = parts[a.order];
+        T* input = m.spectra.get() + i * passes.buffer() * S;
+        const T* before = i > 0 ? m.values.get() + (i - 1) * m.points * W : nullptr;
+        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+            T* local = m.local.get() + part * passes.scratch() * S;
+            if (i > 0)
+                passes.columns_in(input, c0, c1, local,
+                                  [&](int64_t t) HYENA_LAMBDA { return gate[t] * load(before + t * W); });
+            else if (g >= 0)
+                passes.columns_in(input, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return gate[t] * value[t]; });
+            else
+                passes.columns_in(input, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return value[t]; });
+        });
+        if (i == a.spectra.filters - 1) return;  // its rows are transformed together with the gradient's
+        T* after = m.values.get() + i * m.points * W;
+        const Products<T> products = products_of(i, block, group);
+        T* buffer = m.buffer.get();
+        team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) { products.convolve_apart(input, buffer, r0, r1); });
+        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+            T* local = m.local.get() + part * passes.scratch() * S;
+            passes.columns_out(buffer, c0, c1, local,
+                               [&](int64_t t, Cx<T> v) HYENA_LAMBDA { store(after + t * W, v.re); });
+        });
+    }
+
+    void short_filter_backward(const Row& row, Group group, const BackwardMemory& m, const Team& team) const {
+        const int64_t count = a.short_filter.taps, each = sums_size(count, W), step = (a.order + 1) * W;
+        const Keep keep(a.seq, row);
+        std::memset(m.sums.get(), 0, all_sums_size() * team.parts * sizeof(T));
+        T* grad = m.grad.get();
+        if (keep.mask)
+            for (int64_t t = 0; t < row.length; ++t)
+                if (!keep[t]) std::memset(grad + t * step, 0, step * sizeof(T));
+        team.over(row.length, [&](int64_t t0, int64_t t1, int part) {
+            for (int64_t p = 0; p <= a.order; ++p) {
+                const Group of{p * a.channels + group.first, group.lanes};
+                short_conv_backward_span<T, IO>(Channels<T, IO>(a.z, row, of), Channels<T, IO>(a.dz, row, of), keep,
+                                                m.taps.get() + p * (count + 1) * W, count, grad + p * W, step, t0, t1,
+                                                m.sums.get() + part * all_sums_size() + p * each);
+            }
+        });
+        for (int part = 0; part < team.parts; ++part)
+            for (int64_t p = 0; p <= a.order; ++p)
+                add_sums(m.sums.get() + part * all_sums_size() + p * each, count,
+                         Group{p * a.channels + group.first, group.lanes}, static_cast<T*>(a.dweight),
+                         static_cast<T*>(a.dbias));
+    }
+};
+
+}  // namespace
+}  // namespace hyena

@@ -1,0 +1,188 @@
+#include "steps.h"
+
+#include <algorithm>
+
+namespace hyena::cuda {
+namespace {
+
+// Rows whose gradients of a filter are added one after the other, in float32; sums of these are added in float64.
+constexpr int64_t kRowsOfSum = 256;
+
+Cx* complex(const Tensor& t) { return static_cast<Cx*>(t.data_ptr()); }
+
+void forward_split(const Call& call, const Plan& plan, const Step& step, const Array& y) {
+    const int64_t bytes = plan.points * int64_t(sizeof(Cx));
+    const Rounds rounds(call, call.sequences.count, bytes);
+    const Tensor scratch = call.scratch(rounds.pairs() * plan.points * 2);
+    rounds.each([&](const Pairs& pairs) {
+        const Columns columns = columns_of(plan, pairs, complex(scratch));
+        run_columns(call, "columns in", ColumnsIn{call.sequences, columns, step.value, step.pre}, plan);
+        run_rows(
+            call, "rows",
+            RowsConvolve{call.sequences, rows_of(plan), pairs, step.spectra, step.filter, step.d, complex(scratch)},
+            plan);
+        run_columns(call, "columns out", ColumnsOut{call.sequences, columns, 1, {step.post}, {y}}, plan);
+    });
+}
+
+void backward_split(const Call& call, const Plan& plan, const Step& step, const Operand& dy, StepGradients& to) {
+    const int64_t bytes = 3 * plan.points * int64_t(sizeof(Cx));
+    const Rounds rounds(call, call.sequences.count, bytes);
+    const int64_t size = rounds.pairs() * plan.points * 2;
+    const Tensor input = call.scratch(size), gradient = call.scratch(size), kept = call.scratch(size);
+    // Where every channel has its own filter, sums go to where they are wanted; reducing nothing leaves zeros there.
+    const bool direct = step.spectra.width == 1;
+    const int64_t stride = direct ? step.spectra.room : plan.points;
+    Tensor memory;
+    if (!direct) memory = call.scratch(call.channels * stride * 2);
+    float* dspectra = direct ? to.dspectrum : floats(memory);
+    reduce(call, nullptr, 0, call.channels, 1, 2 * stride, 2 * stride, dspectra);
+    const bool outer = step.post.given();
+    rounds.each([&](const Pairs& pairs) {
+        const Columns in = columns_of(plan, pairs, complex(input)), g = columns_of(plan, pairs, complex(gradient));
+        run_columns(call, "columns in", ColumnsIn{call.sequences, in, step.value, step.pre}, plan);
+        run_columns(call, "columns of the gradient in", ColumnsIn{call.sequences, g, dy, step.post}, plan);
+        Spectra spectra = step.spectra;
+        spectra.data = spectra.at(step.filter, 0);
+        run_rows(call, "gradient rows",
+                 RowsBackward{call.sequences, rows_of(plan), pairs, spectra, step.d, complex(input), complex(gradient),
+                              outer, complex(kept), reinterpret_cast<Cx*>(dspectra), stride},
+                 plan);
+        if (outer) run_columns(call, "columns out", ColumnsOut{call.sequences, in, 1, {dy}, {to.dpost}}, plan);
+        ColumnsOut inner{call.sequences, g, 1, {step.pre}, {to.dvalue}};
+        if (step.pre.given()) {
+            inner.count = 2;
+            inner.factors[1] = step.value;
+            inner.results[1] = to.dpre;
+        }
+        run_columns(call, "columns of the gradient out", inner, plan);
+    });
+    if (!direct)
+        reduce(call, dspectra, 1, step.spectra.groups, step.spectra.width, 2 * stride, 2 * step.spectra.room,
+               to.dspectrum);
+    if (to.dd == nullptr) return;
+    dot(call, step.value, step.pre, dy, step.post, to.dd);
+}
+
+// A program for rows in one block, with what a step's convolution and its gradient need alike.
+template <class Program>
+Program program_of(const Call& call, const Plan& plan, const Step& step) {
+    Program program;
+    program.sequences = call.sequences;
+    program.transform = plan.whole;
+    program.spectra = step.spectra;
+    program.spectra.data = step.spectra.at(step.filter, 0);
+    program.d = step.d;
+    program.channels = call.channels;
+    program.value = step.value;
+    return program;
+}
+
+void backward_whole(const Call& call, const Plan& plan, const Step& step, const Operand& dy, bool adjoint,
+                    StepGradients& to) {
+    ConvolveBackward program = program_of<ConvolveBackward>(call, plan, step);
+    // Twice the blocks that run at once, as far as there are rows to share out; every slice has its own sums.
+    const int threads = threads_for(plan.whole.size());
+    const int64_t bytes = shared_bytes(plan.whole.size(), kBackwardBeside.floats(threads, plan.whole.sets));
+    const int64_t together =
+        std::max<int64_t>(1, std::min<int64_t>(call.device.limits.shared / bytes, kMaxThreads / threads));
+    const int64_t parallel =
+        2 * together * call.device.limits.multiprocessors / std::max<int64_t>(1, program.channel_blocks());
+    const int64_t exact = (call.sequences.count + kRowsOfSum - 1) / kRowsOfSum;
+    program.slices = std::clamp<int64_t>(std::max(parallel, exact), 1, std::max<int64_t>(1, call.sequences.count));
+    program.pre = step.pre;
+    program.post = step.post;
+    program.dy = dy;
+    program.adjoint = adjoint;
+    program.dvalue = to.dvalue;
+    program.dpre = to.dpre;
+    program.dpost = to.dpost;
+    const bool direct = step.spectra.width == 1 && program.slices == 1;
+    program.spectrum_stride = direct ? step.spectra.room : plan.points;
+    Tensor dspectra;
+    if (!direct) dspectra = call.scratch(program.slices * call.channels * plan.points * 2);
+    const Tensor sums = call.scratch(program.slices * call.channels * kSums);
+    const Tensor kept = call.scratch(program.blocks() * plan.whole.size() * 2);
+    program.dspectra = direct ? reinterpret_cast<Cx*>(to.dspectrum) : complex(dspectra);
+    program.sums = floats(sums);
+    program.kept = complex(kept);
+    call.run("convolution's gradient", program, threads, bytes);
+    if (!direct)
+        reduce(call, floats(dspectra), program.slices, step.spectra.groups, step.spectra.width, 2 * plan.points,
+               2 * step.spectra.room, to.dspectrum);
+    to.sums = call.scratch(call.channels * kSums);
+    reduce(call, floats(sums), program.slices, call.channels, 1, kSums, kSums, floats(to.sums));
+    // The first of a channel's sums is that of d.
+    if (to.dd != nullptr)
+        call.run("gradient of d", TapGradients{call.channels, kSums, 0, 0, 0, floats(to.sums), nullptr, nullptr, to.dd},
+                 kMaxThreads);
+}
+
+}  // namespace
+
+void forward(const Call& call, const Prepared& prepared, const Step& step, const Array& y) {
+    const Plan& plan = prepared.plan;
+    if (plan.split) {
+        forward_split(call, plan, step, y);
+        return;
+    }
+    Convolve program = program_of<Convolve>(call, plan, step);
+    program.filters = 1;
+    program.gates[0] = step.pre;
+    program.gates[1] = step.post;
+    program.y = y;
+    convolve(call, "convolution", program);
+}
+
+void convolve(const Call& call, const char* name, Convolve program) {
+    const int64_t size = program.transform.size(), bytes = shared_bytes(size), limit = call.device.limits.shared;
+    // As many rows to a block as leave several times the blocks that run at once, or their last round would be a large
+    // part.
+    const int64_t at_once =
+        call.device.limits.multiprocessors * std::clamp<int64_t>(limit / bytes, 1, Convolve::kBlocksTogether);
+    program.rows_each = std::clamp<int64_t>(program.blocks() / (8 * at_once), 1, Convolve::kMaxRowsEach);
+    call.run(name, program, threads_for(size), bytes);
+}
+
+void backward(const Call& call, const Prepared& prepared, const Step& step, const Operand& dy, bool adjoint,
+              StepGradients& to) {
+    if (prepared.plan.split)
+        backward_split(call, prepared.plan, step, dy, to);
+    else
+        backward_whole(call, prepared.plan, step, dy, adjoint, to);
+}
+
+void reduce(const Call& call, const float* in, int64_t outer, int64_t groups, int64_t width, int64_t inner,
+            int64_t room, float* out) {
+    call.run("sums", Reduce(outer, groups, width, inner, room, in, out), Reduce::kThreads, Reduce::kShared);
+}
+
+void multiply(const Call& call, const Operand& a, const Operand& b, const Array& y) {
+    const Pieces pieces(call.sequences, call.channels, Multiply::kPositions);
+    call.run("products", Multiply{pieces, a, b, y}, Multiply::kPositions / kChunk);
+}
+
+void dot(const Call& call, const Operand& a, const Operand& b, const Operand& c, const Operand& e, float* out) {
+    const Pieces pieces(call.sequences, call.channels, Dot::kPositions);
+    const Tensor sums = call.scratch(pieces.count());
+    const int threads = 256;
+    call.run("sums of products", Dot{pieces, a, b, c, e, floats(sums)}, threads, (threads + 1) * 4);
+    reduce(call, floats(sums), pieces.tiles.count(), call.channels, 1, 1, 1, out);
+}
+
+void short_conv_gradient(const Call& call, const Operand& z, const Operand& dy, const Array& dz, float* dweight,
+                         float* dbias, float* dz_bias) {
+    const Pieces pieces(call.sequences, call.channels, ShortConvBackward::kPositions);
+    const int64_t width = ShortConvBackward::width(z.taps);
+    const Tensor sums = call.scratch(pieces.count() * width), total = call.scratch(call.channels * width);
+    const int threads = 256;
+    call.run("short convolution's gradient", ShortConvBackward{pieces, z, dy, dz, floats(sums)}, threads,
+             (threads + 1) * ShortConvBackward::kTapSums * 4);
+    reduce(call, floats(sums), pieces.tiles.count(), call.channels, 1, width, width, floats(total));
+    call.run("gradients of taps",
+             TapGradients{call.channels, width, width - 2, width - 1, z.taps, floats(total), z.z_bias, dweight, dbias,
+                          dz_bias},
+             kMaxThreads);
+}
+
+}  // namespace hyena::cuda

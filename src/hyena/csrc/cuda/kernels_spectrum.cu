@@ -1,5 +1,0 @@
-#include "launch.cuh"
-
-namespace hyena::cuda {
-HYENA_SPECTRUM_PROGRAMS(HYENA_INSTANTIATE)
-}  // namespace hyena::cuda
