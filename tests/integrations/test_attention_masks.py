@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import hyena.integrations.masks
 from helpers.swapped_attention import CLOSE, L, M, as_float, attention, batch, causal_mask, ignored, row, window
+from hyena.integrations.masks import keep_from_model_mask
 
 # Padding
 
@@ -53,24 +55,46 @@ def test_masks_of_another_shape_or_type_raise():
         attn(x, x, x, attn_mask=torch.ones(L, L, dtype=torch.int64).triu(1))
 
 
-def test_a_good_mask_is_looked_at_once_and_a_changed_one_again(monkeypatch: pytest.MonkeyPatch):
-    attn, x, mask = attention(), batch(), as_float(ignored("right"))
+@pytest.mark.parametrize("behind", ["in place", "through .data", "in shared memory", "detached"])
+@pytest.mark.parametrize("kind", ["padding", "causal", "model"])
+def test_a_mask_that_changed_is_checked_again(kind: str, behind: str):
+    values = np.zeros((3, L) if kind == "padding" else (L, L), dtype=np.float32)
+    if kind != "padding":
+        values[np.triu_indices(L, 1)] = -np.inf
+    mask = torch.from_numpy(values)
+    attn, x = attention(causal=kind != "padding"), batch()
+
+    def run() -> None:
+        if kind == "model":
+            keep_from_model_mask(mask.expand(3, 1, L, L), 3, L, L, causal=True)
+        elif kind == "padding":
+            attn(x, x, x, key_padding_mask=mask)
+        else:
+            attn(x, x, x, attn_mask=mask)
+
+    for _ in range(2):
+        run()
+    target = {"in place": mask, "through .data": mask.data, "in shared memory": values, "detached": mask.detach()}
+    target[behind][0, 0] = 0.5
+    with pytest.raises(ValueError, match="Hyena can"):
+        run()
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_masks_are_remembered_until_they_are_written_to(monkeypatch: pytest.MonkeyPatch):
+    attn, x, mask = attention().cuda(), batch(device="cuda"), as_float(ignored("right")).cuda()
     looks = []
-    isfinite = torch.Tensor.all
-    monkeypatch.setattr(torch.Tensor, "all", lambda t: looks.append(t) or isfinite(t))
+    everything = torch.Tensor.all
+    monkeypatch.setattr(torch.Tensor, "all", lambda t: looks.append(t) or everything(t))
     for _ in range(3):
         attn(x, x, x, key_padding_mask=mask)
     assert len(looks) == 1
     mask[0, 0] = 0.5
     with pytest.raises(ValueError, match=r"0\.5"):
         attn(x, x, x, key_padding_mask=mask)
-
-
-def test_few_masks_are_remembered():
-    attn, x = attention(), batch()
     for _ in range(20):
-        attn(x, x, x, key_padding_mask=as_float(ignored("right")))
-    assert len(hyena.integrations.masks._GOOD) <= 8
+        attn(x, x, x, key_padding_mask=as_float(ignored("right")).cuda())
+    assert len(hyena.integrations.masks._CHECKED) <= 8
 
 
 # Causality

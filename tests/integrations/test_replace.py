@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import hyena.integrations.sites
 from helpers.attention_models import EXACT, LAYERS, SIZES, D, L, M, MixerOfTokens, TinyGPT, operators, padding
 from hyena.filters import HyenaFilter
-from hyena.integrations.adapters.known import SequenceAttention
+from hyena.integrations.adapters.nanogpt import SequenceAdapter
 from hyena.integrations.attention import HyenaAttention
 from hyena.integrations.replace import replace_attention
 from hyena.integrations.sites import AttentionSite, CannotReplaceError, register_attention
@@ -22,12 +23,14 @@ from hyena.mixers.hyena import HyenaOperator
 
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hyena.sites, "_BUILDERS", list(hyena.integrations.sites._BUILDERS))
+    monkeypatch.setattr(hyena.integrations.sites, "_BUILDERS", list(hyena.integrations.sites._BUILDERS))
 
 
 def test_transformers_is_not_imported():
-    code = "import sys, hyena.replace; sys.exit('transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = "import sys, hyena.integrations.replace; sys.exit('transformers' in sys.modules)"
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    run = subprocess.run([sys.executable, "-c", code], check=False, env=os.environ | {"PYTHONPATH": path})
+    assert run.returncode == 0
 
 
 # torch
@@ -41,7 +44,7 @@ def test_a_whole_transformer():
         ("encoder.layers.1.self_attn", "MultiheadAttention", "HyenaAttention", L, False),
         ("decoder.layers.0.self_attn", "MultiheadAttention", "HyenaAttention", L, True),
     ]
-    assert [entry.name for entry in report.left] == [f"decoder.layers.{i}.multihead_attn" for i in range(2)]
+    assert [entry.name for entry in report.kept] == [f"decoder.layers.{i}.multihead_attn" for i in range(2)]
     assert "cross-attention" in str(report)
     assert "encoder.layers.0.self_attn: MultiheadAttention -> HyenaAttention(l_max=12, causal=False)" in str(report)
 
@@ -99,7 +102,7 @@ def test_some_attention_can_stay():
     report = replace_attention(model, l_max=L, where=lambda name, module: ".1." not in name)
     kinds = [type(layer.self_attn).__name__ for layer in model.layers]
     assert kinds == ["HyenaAttention", "MultiheadAttention", "HyenaAttention"]
-    assert [(entry.name, entry.reason) for entry in report.left] == [("layers.1.self_attn", "where= leaves it")]
+    assert [(entry.name, entry.reason) for entry in report.kept] == [("layers.1.self_attn", "where= leaves it")]
 
 
 class OwnForward(nn.MultiheadAttention):
@@ -127,7 +130,7 @@ def test_what_is_not_known_stays_and_is_reported():
     before = dict(model.items())
     report = replace_attention(model, l_max=L)
     assert [entry.name for entry in report.replaced] == ["good"]
-    assert {entry.name: entry.kind for entry in report.left} == {
+    assert {entry.name: entry.kind for entry in report.kept} == {
         "cross_attn": "MultiheadAttention",
         "two": "MultiheadAttention",
         "extra": "MultiheadAttention",
@@ -224,7 +227,7 @@ def test_users_can_teach_it(match: type | str | Callable):
     register_attention(match, build)
     report = replace_attention(model, l_max=L, multi_head=True)
     assert [entry.name for entry in report.replaced] == ["1", "2"]
-    assert [(entry.name, entry.reason) for entry in report.left] == [("0", "the first one is special")]
+    assert [(entry.name, entry.reason) for entry in report.kept] == [("0", "the first one is special")]
     first, second = operators(model)
     assert (first.causal, first.dropout.p, first.num_heads, first.in_proj.bias) == (True, 0.5, M, None)
     assert first.training
@@ -251,7 +254,7 @@ def test_nanogpt():
     assert [entry.name for entry in report.replaced] == ["blocks.0.attn", "blocks.1.attn"]
     for op in operators(model):
         assert (op.causal, op.l_max, op.dropout.p, op.in_proj.bias) == (True, 20, 0.25, None)
-    assert all(isinstance(block["attn"], SequenceAttention) for block in model.blocks)
+    assert all(isinstance(block["attn"], SequenceAdapter) for block in model.blocks)
     assert model.blocks[0]["attn"].output_dropout.p == 0.125
     x = torch.randn(2, L, D)
     model(x).sum().backward()

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 from helpers.attention_models import EXACT, D, L, bert_decoder, gpt2, padding, tokens
 from hyena.integrations.replace import replace_attention
@@ -57,21 +56,37 @@ def test_a_cache_that_cannot_serve_raises():
 
 
 class Window:
-    """A cache that forgets."""
+    """A cache that is none of transformers'."""
 
     def get_seq_length(self, layer: int) -> int:
         return 0
 
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        return keys[:, :, -4:], values
 
-
-def test_a_cache_that_forgets_raises():
+def test_what_is_no_cache_raises():
     model = gpt2()
     replace_attention(model)
     layer = model.transformer.h[0].attn
-    with pytest.raises(ValueError, match="a Window does not give back"):
-        layer(torch.randn(3, L, D).double(), past_key_values=Window())
+    for keyword in ("cache", "past_key_values", "past_key_value", "layer_past"):
+        with pytest.raises(ValueError, match="a Window is no cache"):
+            layer(torch.randn(3, L, D).double(), **{keyword: Window()})
     layer.layer_idx = None
     with pytest.raises(ValueError, match="use_cache=False"):
         layer(torch.randn(3, L, D).double(), past_key_values=Window())
+
+
+@pytest.mark.parametrize("value", [1, None, False])
+def test_what_is_not_known_raises(value: int | None):
+    model = gpt2()
+    replace_attention(model)
+    layer, x = model.transformer.h[0].attn, torch.randn(3, L, D).double()
+    with pytest.raises(TypeError, match="'nonsense'"):
+        layer(x, nonsense=value)
+    with pytest.raises(TypeError, match="at most"):
+        layer(x, *[None] * 20)
+    with pytest.raises(TypeError, match="two values for hidden_states"):
+        layer(x, hidden_states=x)
+    with pytest.raises(TypeError, match="missing argument"):
+        layer()
+    want = layer(x)[0]
+    unused = {"position_embeddings": (x, x), "position_ids": x, "cache_position": x, "use_cache": True}
+    assert torch.equal(layer(x, **unused)[0], want)

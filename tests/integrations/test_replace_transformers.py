@@ -26,7 +26,7 @@ from helpers.attention_models import (
     tokens,
     vit,
 )
-from hyena.integrations.adapters.known import PaddingHook, TransformersAttention
+from hyena.integrations.adapters.transformers import PaddingHook, TransformersAdapter
 from hyena.integrations.replace import replace_attention
 
 
@@ -36,7 +36,7 @@ def test_sizes_and_directions_come_from_the_config(make: Callable):
     before = copy.deepcopy(model.config.to_dict())
     report = replace_attention(model)
     assert len(report) == LAYERS
-    assert not report.left
+    assert not report.kept
     for op in operators(model):
         assert (op.l_max, op.causal, op.d_model, op.training) == (32, make is not bert, D, True)
         assert op.in_proj.weight.dtype == torch.float64
@@ -187,7 +187,7 @@ def test_an_encoder_and_a_decoder():
     model = transformers.EncoderDecoderModel(encoder=bert(cls=transformers.BertModel), decoder=decoder).eval()
     report = replace_attention(model)
     assert [entry.causal for entry in report.replaced] == [False] * LAYERS + [True] * LAYERS
-    assert [entry.kind for entry in report.left] == ["BertCrossAttention"] * LAYERS
+    assert [entry.kind for entry in report.kept] == ["BertCrossAttention"] * LAYERS
     mask, _ = padding("right")
     out = model(tokens(), attention_mask=mask, decoder_input_ids=tokens(1), decoder_attention_mask=mask).logits
     for i, n in enumerate(SIZES):
@@ -201,7 +201,7 @@ def test_an_encoder_and_a_decoder():
 def test_gpt2_with_cross_attention():
     model = gpt2(add_cross_attention=True)
     report = replace_attention(model)
-    assert [entry.reason for entry in report.left] == ["cross-attention, between two sequences"] * LAYERS
+    assert [entry.reason for entry in report.kept] == ["cross-attention, between two sequences"] * LAYERS
     other = torch.randn(3, 5, D).double()
     mask, _ = padding("right")
     out = model(tokens(), attention_mask=mask, encoder_hidden_states=other).logits
@@ -218,4 +218,4 @@ def test_a_row_that_is_all_padding_harms_nobody():
     out = model(tokens(), attention_mask=mask).logits
     assert out.isfinite().all()
     torch.testing.assert_close(out[:2], want[:2], **EXACT)
-    assert isinstance(model.transformer.h[0].attn, TransformersAttention)
+    assert isinstance(model.transformer.h[0].attn, TransformersAdapter)

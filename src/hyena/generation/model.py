@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from hyena.generation import stepping
 from hyena.generation.state import AttentionState, HyenaState, ModelState, StateSize
 from hyena.integrations.attention import HyenaAttention
-from hyena.integrations.masks import keep_from_tokenizer
 from hyena.mixers.hyena import HyenaOperator
+from hyena.mixers.masks import keep_from_tokenizer
 
 if TYPE_CHECKING:
     from hyena.models import Attention, Block, Decoder

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hyena.generation.model import advance, init_state
 from hyena.generation.sampling import check_sampling, sample
-from hyena.integrations.masks import keep_from_tokenizer
+from hyena.mixers.masks import keep_from_tokenizer
 
 if TYPE_CHECKING:
     from hyena.models import Decoder

@@ -1,8 +1,10 @@
 """Attention's masks, read for what Hyena can do with them: leave positions out (padding), and be causal.
 
-Values are looked at, because a mask that Hyena cannot follow must not pass silently. On a GPU a look waits for the
-device, so a mask that was found good is remembered: the layers of a model, which get the same tensor, look once. Under
-``torch.compile`` and ``torch.export`` the condition becomes an assertion inside the graph, which waits for nothing.
+Values are checked, because a mask that Hyena cannot follow must not pass silently. On the CPU that happens at every
+call. On other devices a check waits for the device, so there a mask that passed is remembered until autograd's version
+counter says that it was written to: the layers of a model, which get the same tensor, check once. (Writes through
+``.data`` do not count as writes there.) Under ``torch.compile`` and ``torch.export`` the condition becomes an assertion
+inside the graph, which waits for nothing.
 
 Dimensions: B batch, L length, S keys, Q queries, M heads.
 """
@@ -12,12 +14,20 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Good masks of late, with the version they had: enough for the two or three masks of an encoder-decoder model.
-_GOOD: deque[tuple[weakref.ref, int, str]] = deque(maxlen=8)
+
+class _Checked(NamedTuple):
+    mask: weakref.ref
+    version: int
+    question: str
+
+
+# Masks on a GPU that passed recently: enough for the two or three masks of an encoder-decoder model.
+_CHECKED: deque[_Checked] = deque(maxlen=8)
 
 
 def keep_from_padding(mask: Tensor, batch: int, length: int) -> Tensor:
@@ -45,20 +55,6 @@ def keep_from_padding(mask: Tensor, batch: int, length: int) -> Tensor:
         lambda: f"; got {_other_value(mask)}",
     )
     return mask == 0
-
-
-def keep_from_tokenizer(mask: Tensor, shape: torch.Size) -> Tensor:
-    """A tokenizer's ``attention_mask`` ``(B, L)``, True or 1 = keep, as bool.
-
-    Raises:
-        ValueError: another shape than ``shape``, or floating point.
-    """
-    if mask.shape != shape or mask.is_floating_point():
-        raise ValueError(
-            f"mask must be bool or integer, of shape {tuple(shape)}, True or 1 where a token is kept; got {mask.dtype} "
-            f"of shape {tuple(mask.shape)}"
-        )
-    return mask.bool()
 
 
 def check_causal_mask(mask: Tensor, batch: int, heads: int, length: int) -> None:
@@ -151,20 +147,22 @@ def keep_from_model_mask(mask: Tensor, batch: int, queries: int, keys: int, caus
 def require(
     good: Callable[[], Tensor], message: str, tensor: Tensor, question: str, detail: Callable[[], str] | None = None
 ) -> None:
-    """Raises ``ValueError`` unless ``good()``; what was good is not asked again of the same unchanged ``tensor``.
+    """Raises ``ValueError`` unless ``good()``, a question about ``tensor``.
 
     Inside a compiled or exported graph it is an assertion, a ``RuntimeError`` of the running graph, without ``detail``.
     """
     if torch.compiler.is_compiling():
         torch._assert_async(good(), message)
         return
-    version = -1 if tensor.is_inference() else tensor._version
-    if version >= 0 and any(ref() is tensor and (v, q) == (version, question) for ref, v, q in tuple(_GOOD)):
+    remembers = tensor.device.type != "cpu" and not tensor.is_inference()
+    if remembers and any(
+        c.mask() is tensor and (c.version, c.question) == (tensor._version, question) for c in tuple(_CHECKED)
+    ):
         return
     if not good():
         raise ValueError(message + (detail() if detail is not None else ""))
-    if version >= 0:
-        _GOOD.append((weakref.ref(tensor), version, question))
+    if remembers:
+        _CHECKED.append(_Checked(weakref.ref(tensor), tensor._version, question))
 
 
 def _bool_or_float(mask: Tensor, name: str) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from hyena.integrations.adapters import known as adapters
+from hyena.integrations import adapters
 from hyena.integrations.attention import HyenaAttention
-from hyena.integrations.sites import AttentionSite, CannotReplaceError, find_builder
+from hyena.integrations.sites import AttentionSite, CannotReplaceError, MixerFactory, find_builder
 from hyena.mixers.hyena import HyenaOperator
 
 
@@ -36,7 +36,7 @@ class Replaced:
 
 
 @dataclass(frozen=True)
-class Left:
+class Kept:
     """Attention that stays.
 
     Attributes:
@@ -58,14 +58,14 @@ class ReplacementReport:
     """What :func:`replace_attention` did; ``print`` it. Its length is the number of modules that were swapped."""
 
     replaced: list[Replaced] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.replaced)
 
     def __str__(self) -> str:
-        lines = [f"replaced {len(self.replaced)}, left {len(self.left)}"]
-        return "\n".join(lines + [f"  {entry}" for entry in (*self.replaced, *self.left)])
+        lines = [f"replaced {len(self.replaced)}, kept {len(self.kept)}"]
+        return "\n".join(lines + [f"  {entry}" for entry in (*self.replaced, *self.kept)])
 
 
 def replace_attention(
@@ -75,19 +75,20 @@ def replace_attention(
     causal: bool | None = None,
     multi_head: bool = False,
     where: Callable[[str, nn.Module], bool] | None = None,
+    mixer: MixerFactory = HyenaOperator,
     **options: Any,
 ) -> ReplacementReport:
     """Swaps the self-attention of a model for Hyena, in place.
 
-    Known are ``nn.MultiheadAttention``; GPT-2, BERT and ViT of ``transformers``; nanoGPT's ``CausalSelfAttention`` and
-    modules made like it; and what was taught by :func:`hyena.register_attention`. The new layers have new weights, that
-    require gradients, on the device, in the dtype and in the mode (training or not) of the old ones; the dropout of
-    attention weights becomes the operator's. Everything is built before anything is swapped: after an error the model
-    is as it was.
+    Known are ``nn.MultiheadAttention`` (so torchvision's ViT); the self-attention of ``transformers`` models, as far as
+    it has query, key and value projections and a ``forward`` whose arguments are known; timm's ViT; nanoGPT's
+    ``CausalSelfAttention`` and modules made like it; and what :func:`hyena.register_attention` was given. The new
+    layers have new weights that require gradients, on the device, in the dtype and in the mode (training or not) of the
+    old ones; the dropout of attention weights becomes the mixer's. Everything is built before anything is swapped:
+    after an error the model is as it was.
 
     In models of ``transformers`` the padding of ``attention_mask`` reaches every layer, and a padded row gets what it
-    gets alone. Their ``past_key_values`` caches and ``generate`` give right results, by computing the whole sequence
-    again for every token.
+    gets alone. ``generate`` steps from states in the cache and gives the text of ``use_cache=False``.
 
     Args:
         model: the model. Optimizers and compiled versions must be made after this.
@@ -98,7 +99,10 @@ def replace_attention(
             ``nn.MultiheadAttention`` does not say, is taken as not causal, and raises when it is given a causal mask.
         multi_head: makes it multi-head Hyena with as many heads as the attention had.
         where: which of the modules to swap, a function of name and module, for models that keep some attention.
-        **options: keywords of :class:`HyenaOperator`. A module among them is copied for each place.
+        mixer: what to put in, the class of a :class:`hyena.mixers.Mixer` or a ``functools.partial`` of one. Called as
+            ``mixer(d_model, l_max, **keywords)`` with those of ``causal``, ``dropout``, ``bias``, ``num_heads``,
+            ``device`` and ``dtype`` that it takes, as the attention had them.
+        **options: more keywords of the mixer. A module among them is copied for each place.
 
     Returns:
         What was replaced, and which attention stays and why.
@@ -117,12 +121,13 @@ def replace_attention(
         raise ValueError(f"the model is itself a {type(model).__name__} already")
     built: dict[int, nn.Module] = {}
     swaps: list[tuple[AttentionSite, nn.Module]] = []
-    left: list[Left] = []
+    staying: list[AttentionSite] = []
+    kept: list[Kept] = []
     for name, parents, module in _walk(model, "", ()):
         builder = find_builder(module)
         if builder is None:
             continue
-        site = AttentionSite(name, module, parents, l_max, causal, multi_head, options)
+        site = AttentionSite(name, module, parents, l_max, causal, multi_head, options, mixer)
         try:
             if where is not None and not where(name, module):
                 raise CannotReplaceError("where= leaves it")
@@ -130,13 +135,15 @@ def replace_attention(
                 built[id(module)] = builder(site).train(module.training)
             swaps.append((site, built[id(module)]))
         except CannotReplaceError as reason:
-            left.append(Left(name, type(module).__name__, str(reason)))
+            staying.append(site)
+            kept.append(Kept(name, type(module).__name__, str(reason)))
     if not swaps:
-        raise ValueError(_nothing(model, left))
+        raise ValueError(_nothing_message(model, kept))
+    adapters.check(staying, [site for site, _ in swaps])
     for site, new in swaps:
         setattr(site.parents[-1], site.name.rpartition(".")[2], new)
-    adapters.carry_padding(model, [site for site, _ in swaps])
-    return ReplacementReport([_describe(site, new) for site, new in swaps], left + _unknown(model, left))
+    adapters.finish([site for site, _ in swaps])
+    return ReplacementReport([_describe(site, new) for site, new in swaps], kept + _unknown(model, kept))
 
 
 def _walk(
@@ -158,26 +165,26 @@ def _describe(site: AttentionSite, new: nn.Module) -> Replaced:
     return Replaced(site.name, type(site.module).__name__, type(new).__name__, l_max, causal)
 
 
-def _unknown(model: nn.Module, left: list[Left]) -> list[Left]:
-    """What is called attention, and is neither known here nor made of attention that is spoken of already."""
-    spoken = [entry.name for entry in left]
-    found: list[Left] = []
+def _unknown(model: nn.Module, kept: list[Kept]) -> list[Kept]:
+    """Modules named like attention that no builder knows; of nested ones the innermost."""
+    reported = [entry.name for entry in kept]
+    found: list[Kept] = []
     for name, _, module in reversed(list(_walk(model, "", ()))):  # what is inside comes before what is around it
         if "attention" not in type(module).__name__.lower() or find_builder(module) is not None:
             continue
-        around = any(other.startswith(name + ".") for other in spoken)
+        around = any(other.startswith(name + ".") for other in reported)
         if not around and not any(isinstance(m, HyenaOperator) for m in module.modules()):
-            found.append(Left(name, type(module).__name__, "not known; teach it with hyena.register_attention"))
-            spoken.append(name)
+            found.append(Kept(name, type(module).__name__, "not known; teach it with hyena.register_attention"))
+            reported.append(name)
     return found[::-1]
 
 
-def _nothing(model: nn.Module, left: list[Left]) -> str:
+def _nothing_message(model: nn.Module, kept: list[Kept]) -> str:
     hyena = sum(isinstance(m, HyenaOperator) for m in model.modules())
     seen = Counter(type(m).__name__ for m in model.modules())
     lines = [f"found nothing to replace in {type(model).__name__}"]
     if hyena > 0:
         lines[0] += f", which has {hyena} Hyena operators already"
-    lines += [f"  {entry}" for entry in left + _unknown(model, left)]
+    lines += [f"  {entry}" for entry in kept + _unknown(model, kept)]
     lines.append("seen: " + ", ".join(f"{kind} x {count}" for kind, count in seen.most_common()))
     return "\n".join(lines)

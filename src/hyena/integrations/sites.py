@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +13,11 @@ import torch
 from torch import nn
 
 from hyena.mixers.hyena import HyenaOperator
+
+CROSS_ATTENTION = "cross-attention, between two sequences"
+
+MixerFactory = Callable[..., Any]
+"""A mixer's class, a ``functools.partial`` of it, or a function called alike: ``(d_model, l_max, **keywords)``."""
 
 
 class CannotReplaceError(Exception):
@@ -27,7 +34,8 @@ class AttentionSite:
         parents: the modules around it, the model itself first.
         l_max, causal: as the caller of :func:`hyena.replace_attention` gave them; None = as the module has it.
         multi_head: whether the caller wants multi-head Hyena.
-        options: the caller's keywords for :class:`HyenaOperator`.
+        options: the caller's keywords for the mixer.
+        kind: makes the mixer.
     """
 
     name: str
@@ -37,6 +45,7 @@ class AttentionSite:
     causal: bool | None = None
     multi_head: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    kind: MixerFactory = HyenaOperator
 
     def config(self, *names: str) -> Any:
         """The first of ``names`` that a ``config`` of the module or of one around it, the nearest first, has set."""
@@ -65,10 +74,10 @@ class AttentionSite:
     def settings(
         self, *, heads: int = 1, causal: bool = False, dropout: float = 0.0, bias: bool = True
     ) -> dict[str, Any]:
-        """Keywords of :class:`HyenaOperator` for this place: the caller's, else what is given here.
+        """Keywords of the mixer for this place: the caller's, else of what is given here those that it takes.
 
         Args:
-            heads: heads of the module, for multi-head Hyena.
+            heads: heads of the module, for multi-head Hyena and for mixers that cannot do without heads.
             causal: whether the module is causal.
             dropout: its dropout on attention weights.
             bias: whether its projections have a bias.
@@ -82,22 +91,50 @@ class AttentionSite:
             "bias": bias,
             "causal": causal if self.causal is None else self.causal,
         }
-        if self.multi_head and heads > 1:
+        takes = keywords_of(self.kind)
+        needs_heads = takes is not None and takes.get("num_heads", 1) is inspect.Parameter.empty
+        if (self.multi_head and heads > 1) or needs_heads:
             found["num_heads"] = heads
         if weight is not None:
             found["device"] = weight.device
             found["dtype"] = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
+        if takes is not None:
+            found = {name: value for name, value in found.items() if name in takes}
         return found | copy.deepcopy(self.options)
 
-    def operator(self, d_model: int, *, l_max: int | None = None, **module: Any) -> HyenaOperator:
-        """A :class:`HyenaOperator` for this place.
+    def mixer(self, d_model: int, *, l_max: int | None = None, **module: Any) -> Any:
+        """A mixer for this place: a :class:`HyenaOperator`, or what the caller of ``replace_attention`` asked for.
 
         Args:
             d_model: channels of the module's input and output.
             l_max: the longest input of the module, if it knows; see :meth:`longest`.
             **module: what the module says of itself; see :meth:`settings`.
+
+        Raises:
+            ValueError: the mixer has another direction than is needed here.
         """
-        return HyenaOperator(d_model, self.longest(l_max), **self.settings(**module))
+        settings = self.settings(**module)
+        built = self.kind(d_model, self.longest(l_max), **settings)
+        wanted = module.get("causal", False) if self.causal is None else self.causal
+        if "causal" not in self.options and getattr(built, "causal", wanted) != wanted:
+            raise ValueError(
+                f"{self.name!r} needs causal={wanted}, and a {type(built).__name__} has causal={built.causal}: choose "
+                "another mixer, leave the module out with where=, or pass causal="
+            )
+        return built
+
+    def operator(self, d_model: int, *, l_max: int | None = None, **module: Any) -> Any:
+        """:meth:`mixer`, by its former name."""
+        return self.mixer(d_model, l_max=l_max, **module)
+
+
+def keywords_of(kind: MixerFactory) -> dict[str, Any] | None:
+    """A constructor's arguments with their defaults (``inspect.Parameter.empty`` without); None if it takes any."""
+    given = kind.keywords if isinstance(kind, functools.partial) else {}
+    parameters = inspect.signature(kind).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return {name: p.default for name, p in parameters.items() if name not in given}
 
 
 Match = type[nn.Module] | str | Callable[[nn.Module], bool]
@@ -107,13 +144,13 @@ _BUILDERS: list[tuple[Match, Builder]] = []
 
 
 def register_attention(match: Match, builder: Builder) -> None:
-    """Teaches :func:`hyena.replace_attention` a kind of attention. What was registered last is asked first.
+    """Teaches :func:`hyena.replace_attention` a kind of attention. The last registration is asked first.
 
     Args:
         match: which modules: a class, the name of one (``"MyAttention"`` or ``"package.module.MyAttention"``; its
             subclasses are meant too), or a function of the module.
         builder: takes the :class:`AttentionSite` and returns a module that can be called, and returns, as the old one;
-            :meth:`AttentionSite.operator` makes the Hyena inside it. Raises :class:`CannotReplaceError` with the reason
+            :meth:`AttentionSite.mixer` makes the Hyena inside it. Raises :class:`CannotReplaceError` with the reason
             why a module has to stay.
     """
     _BUILDERS.append((match, builder))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hyena.filters import HyenaFilter
-from hyena.integrations.masks import keep_from_tokenizer
 from hyena.mixers.hyena import HyenaOperator
+from hyena.mixers.masks import keep_from_tokenizer
 from hyena.models.blocks import Block
 from hyena.models.config import ModelConfig
 from hyena.models.decoder import Decoder

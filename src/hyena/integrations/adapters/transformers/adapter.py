@@ -1,0 +1,86 @@
+"""A mixer where a ``transformers`` model has self-attention.
+
+Dimensions: B batch, L new positions, S all positions, D channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from hyena.integrations.adapters.transformers import keywords
+from hyena.integrations.masks import keep_from_model_mask
+
+
+class TransformersAdapter(nn.Module):
+    """A mixer behind the ``forward`` of a ``transformers`` model's self-attention.
+
+    Arguments have the names and the order of the module that was replaced. The padding of the model's mask reaches the
+    mixer whatever form the mask has by then; rotary and other positions are accepted and unused; arguments that are not
+    known raise. A cache holds the mixer's state (:mod:`hyena.integrations.adapters.transformers.cache`), so that a
+    token costs a step.
+
+    Args:
+        operator: the mixer inside.
+        model_causal: whether the replaced module was causal, and the masks that the model makes for it.
+        layer_idx: the layer's place in the cache.
+        output_dropout: dropout on the output, where the replaced module had one.
+        parameters: names of the positional arguments.
+        results: what ``forward`` returns: "output", "none", or the name of an argument that is handed on.
+    """
+
+    def __init__(
+        self,
+        operator: nn.Module,
+        *,
+        model_causal: bool,
+        layer_idx: int | None = None,
+        output_dropout: nn.Module | None = None,
+        parameters: tuple[str, ...] = ("hidden_states",),
+        results: tuple[str, ...] = ("output", "none"),
+    ) -> None:
+        super().__init__()
+        self.operator, self.output_dropout = operator, output_dropout
+        self.model_causal, self.layer_idx = model_causal, layer_idx
+        self.parameter_names, self.results = parameters, results
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Mixes ``hidden_states`` ``(B, L, D)``.
+
+        Raises:
+            TypeError: arguments that are not known.
+            ValueError: a mask that is more than padding and causality, or what has no meaning here.
+        """
+        given = keywords.bind(self.parameter_names, args, kwargs)
+        x, mask, cache = (keywords.first(given, names) for names in (keywords.INPUTS, keywords.MASKS, keywords.CACHES))
+        if x is None:
+            raise TypeError(f"missing argument {keywords.INPUTS[0]!r}")
+        self._check_direction(given.get("is_causal"))
+        y = self._mix(x, mask, cache)
+        if self.output_dropout is not None:
+            y = self.output_dropout(y)
+        return tuple(y if name == "output" else given.get(name) for name in self.results)
+
+    def _mix(self, x: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
+        if cache is None:
+            return self.operator(x, self._keep(mask, x, x.size(1)))
+        from hyena.integrations.adapters.transformers.cache import history  # imports transformers, as its user has
+
+        if self.layer_idx is None:
+            raise ValueError("this layer does not know its place in a past_key_values cache: pass use_cache=False")
+        past = history(cache, self.layer_idx)
+        return past.extend(self.operator, x, self._keep(mask, x, past.length + x.size(1)), mask)
+
+    def _keep(self, mask: Tensor | None, x: Tensor, seen: int) -> Tensor | None:
+        return None if mask is None else keep_from_model_mask(mask, x.size(0), x.size(1), seen, self.model_causal)
+
+    def _check_direction(self, is_causal: bool | None) -> None:
+        if is_causal is not None and is_causal != self.model_causal:
+            raise ValueError(
+                f"is_causal={is_causal} was passed to a layer that was built for causal={self.model_causal}: replace "
+                "the model's attention again with the direction it has now"
+            )
+
+    def extra_repr(self) -> str:
+        return f"model_causal={self.model_causal}, layer_idx={self.layer_idx}"
