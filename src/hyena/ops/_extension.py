@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +12,19 @@ from pathlib import Path
 
 import torch
 
-_DIRECTORY = Path(__file__).resolve().parent.parent
-_LIBRARY = _DIRECTORY / "_kernels.so"
-_MISSING = _DIRECTORY / "_kernels_missing.txt"  # written by the build where it could not make the library
+_LIBRARY = "_kernels.so"
+_MISSING = "_kernels_missing.txt"  # written by the build where it could not make the library
+
+
+def _folders() -> list[Path]:
+    """The package's folders. An editable install has two: the source tree, and what was built for it."""
+    return [Path(folder) for folder in sys.modules[__name__.partition(".")[0]].__path__]
+
+
+def _newest(name: str) -> Path | None:
+    """The file of this name in the package's folders; if there are two, the one that was built last."""
+    found = [folder / name for folder in _folders() if (folder / name).exists()]
+    return max(found, key=lambda file: file.stat().st_mtime, default=None)
 
 
 @dataclass(frozen=True)
@@ -45,14 +56,19 @@ class Extension:
 def _load() -> Extension:
     if os.environ.get("HYENA_DISABLE_EXT", "0") not in ("", "0"):
         return Extension(None, "HYENA_DISABLE_EXT is set")
-    if not _LIBRARY.exists():
-        why = _MISSING.read_text().strip() if _MISSING.exists() else "the package was built without its extension"
-        return _without_kernels(why)
+    file = _newest(_LIBRARY)
+    if file is None:
+        missing = _newest(_MISSING)
+        return _without_kernels(
+            f"there is no {_LIBRARY} in {' or '.join(map(str, _folders()))}: a source tree needs `pip install -e .`"
+            if missing is None
+            else missing.read_text(encoding="utf-8").strip()
+        )
     try:
-        torch.ops.load_library(str(_LIBRARY))
+        torch.ops.load_library(str(file))
     except OSError as error:
-        return _without_kernels(f"{_LIBRARY.name} does not load with torch {torch.__version__}: {error}")
-    library = ctypes.CDLL(str(_LIBRARY))
+        return _without_kernels(f"{file} does not load with torch {torch.__version__}: {error}")
+    library = ctypes.CDLL(str(file))
     name = library.hyena_cpu_kernels
     name.restype = ctypes.c_char_p
     # Only a build with the CUDA kernels has it.
