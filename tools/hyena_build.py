@@ -38,7 +38,7 @@ TORCH = "torch>=2.11"
 
 _Settings = dict[str, Any] | None
 _HEARTBEAT = 30.0  # seconds without a word
-_STEP = re.compile(r"(\[ *(?:\d+/\d+|\d+%)\]) .*?(?:CMakeFiles/(\S+?)\.dir/(\S+)\.o)?$")  # a line of ninja's or make's
+_STEP = re.compile(r"(\[ *(?:\d+/\d+|\d+%)\]) (?:.*CMakeFiles/(.+?)\.dir/(.+)\.o$)?(.*)")  # a line of ninja's or make's
 _MESSAGE = "-- hyena: "  # how CMakeLists.txt begins one
 
 
@@ -107,8 +107,12 @@ def _cores() -> int:
 
 
 def _forget_configuration(folder: Path) -> None:
-    """Removes what CMake found last time (compilers that were missing then, say), and keeps what was compiled."""
-    (folder / "CMakeCache.txt").unlink(missing_ok=True)
+    """Removes what CMake found last time (that there is no compiler, say), and keeps what was compiled.
+
+    scikit-build-core would remove both for each new isolated environment, which it knows by ``.skbuild-info.json``.
+    """
+    for name in ("CMakeCache.txt", ".skbuild-info.json"):
+        (folder / name).unlink(missing_ok=True)
     for found in folder.glob("CMakeFiles/[0-9]*.*"):
         shutil.rmtree(found, ignore_errors=True)
 
@@ -120,8 +124,11 @@ class Console:
         """Opens it, if there is one to write to."""
         self._stream: int | None = None
         for process in find_torch.frontends():
-            if {"-v", "-vv", "-vvv", "--verbose", "-q", "-qq", "-qqq", "--quiet"} & set(process.arguments):
-                return  # it shows all, or wants nothing shown
+            shows_all = {"-v", "-vv", "-vvv", "--verbose"} & set(process.arguments) or (
+                process.is_uv and process.arguments[1:2] == ["build"]
+            )
+            if shows_all or {"-q", "-qq", "-qqq", "--quiet"} & set(process.arguments):
+                return
             if process.installs or "build" in process.arguments:
                 self._stream = _open_errors(process.pid)
                 return
