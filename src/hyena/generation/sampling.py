@@ -1,4 +1,4 @@
-"""Choosing the next token.
+"""Sampling: the next token from logits, and generation for models without a decoding state.
 
 Dimensions: B batch, L length, V vocabulary.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from hyena.generation.protocol import eval_mode
 
 
 def sample(
@@ -17,7 +19,7 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One token for each row, drawn from ``softmax(logits / temperature)``.
+    """Draws one token for each row from ``softmax(logits / temperature)``.
 
     Args:
         logits: ``(B, V)``.
@@ -49,9 +51,11 @@ def sample(
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raises ValueError for numbers that :func:`sample` cannot follow."""
+    """Raises ``ValueError`` for numbers that :func:`sample` cannot use."""
     if not temperature >= 0:
         raise ValueError(f"temperature must not be negative, got {temperature}")
+    if top_k is not None and (isinstance(top_k, bool) or not hasattr(top_k, "__index__")):
+        raise ValueError(f"top_k must be an integer, got {top_k!r}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
@@ -62,7 +66,7 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
 def generate_by_rerun(
     model: nn.Module,
     tokens: Tensor,
-    new_tokens: int,
+    max_new_tokens: int,
     *,
     window: int,
     temperature: float = 1.0,
@@ -71,19 +75,19 @@ def generate_by_rerun(
     generator: torch.Generator | None = None,
     vocab_size: int | None = None,
 ) -> Tensor:
-    """Continues each row, computing the whole window again for every token: for any model, and to compare with.
+    """Continues each row by running the model on the whole window for every token: for any model, and to compare with.
 
     Args:
-        model: ``(B, L) -> logits (B, L, V)``, alone as :class:`hyena.models.HyenaDNA`'s or first of a tuple as
-            :class:`hyena.models.HyenaLM`'s. It runs in eval mode, and is left in the mode it came in.
+        model: ``(B, L) -> logits (B, L, V)``. It runs in eval mode; each of its submodules is left in the mode it was
+            in.
         tokens: ``(B, L)``, at least one a row.
-        new_tokens: how many to add.
+        max_new_tokens: how many to add.
         window: how many of the last tokens the model sees, at most its ``l_max``.
         temperature, top_k, top_p, generator: see :func:`sample`.
         vocab_size: only tokens below it are drawn; all there are logits for if missing.
 
     Returns:
-        ``(B, L + new_tokens)``.
+        ``(B, L + max_new_tokens)``.
 
     Raises:
         ValueError: an empty prompt, or a window below 1.
@@ -92,14 +96,10 @@ def generate_by_rerun(
         raise ValueError(f"tokens must be (B, L) with at least one position, got {tuple(tokens.shape)}")
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    training = model.training
-    model.eval()
-    try:
-        for _ in range(new_tokens):
-            out = model(tokens[:, -window:])
-            logits = (out[0] if isinstance(out, tuple) else out)[:, -1, :vocab_size]
+    check_sampling(temperature, top_k, top_p)
+    with eval_mode(model):
+        for _ in range(max_new_tokens):
+            logits = model(tokens[:, -window:])[:, -1, :vocab_size]
             drawn = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
             tokens = torch.cat([tokens, drawn[:, None]], dim=1)
-    finally:
-        model.train(training)
     return tokens

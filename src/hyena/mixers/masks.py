@@ -1,4 +1,4 @@
-"""Padding masks as every mixer and model takes them.
+"""Padding masks: ``(B, L)``, True where a position is kept.
 
 Dimensions: B batch, L length.
 """
@@ -10,14 +10,31 @@ from torch import Tensor
 
 
 def keep_from_tokenizer(mask: Tensor, shape: torch.Size) -> Tensor:
-    """A tokenizer's ``attention_mask`` ``(B, L)``, True or 1 = keep, as bool.
+    """Converts a tokenizer's ``attention_mask`` to bool.
+
+    Args:
+        mask: ``(B, L)`` bool, or integers that are 0 (padding) or 1 (keep).
+        shape: ``(B, L)`` of the tokens.
+
+    Returns:
+        ``(B, L)`` bool, True = keep.
 
     Raises:
-        ValueError: another shape than ``shape``, or floating point.
+        ValueError: another shape, floating point, or an integer other than 0 and 1: some tokenizers number packed rows
+            that way, which are passed as ``cu_seqlens``. In a compiled graph it is an assertion, a ``RuntimeError``.
     """
-    if mask.shape != shape or mask.is_floating_point():
+    if mask.shape != shape or mask.is_floating_point() or mask.is_complex():
         raise ValueError(
             f"mask must be bool or integer, of shape {tuple(shape)}, True or 1 where a token is kept; got {mask.dtype} "
             f"of shape {tuple(mask.shape)}"
         )
-    return mask.bool()
+    if mask.dtype == torch.bool:
+        return mask
+    keep = mask != 0
+    if mask.device.type != "meta":
+        good, message = (keep == mask).all(), "an integer mask holds 1 where a token is kept and 0 for padding"
+        if torch.compiler.is_compiling():
+            torch._assert_async(good, message)
+        elif not good:
+            raise ValueError(f"{message}; got {int(mask[keep != mask][0])}: pass packed rows as cu_seqlens")
+    return keep
