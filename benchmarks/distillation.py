@@ -21,7 +21,7 @@ from torch import nn
 
 import hyena
 from hyena.generation import distillation_errors
-from hyena.models import HyenaLM, HyenaLMConfig
+from hyena.models import CausalLM, CausalLMConfig
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "shakespeare"
 ORDERS = (1, 2, 4, 8, 16, 32)
@@ -44,16 +44,16 @@ def losses(path: Path, orders: tuple[int, ...]) -> list[dict[str, Any]]:
     from corpus import load_corpus, windows
 
     saved = torch.load(path, weights_only=True)
-    model = HyenaLM(HyenaLMConfig.from_dict(saved["config"])).eval()
+    model = CausalLM(CausalLMConfig.from_dict(saved["config"])).eval()
     model.load_state_dict(saved["model"])
     corpus = load_corpus(EXAMPLE / "tinyshakespeare.txt", model.config.l_max)
     inputs, targets = windows(corpus.validation, model.config.l_max)
 
-    def loss(m: HyenaLM) -> float:
+    def loss(m: CausalLM) -> float:
         total = 0.0
         with torch.no_grad():
             for x, y in zip(inputs.split(BATCH), targets.split(BATCH), strict=True):
-                total += m(x, y)[1].item() * x.numel()
+                total += m.loss(x, y).item() * x.numel()
         return total / inputs.numel()
 
     original, rows = loss(model), []

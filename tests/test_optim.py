@@ -14,15 +14,15 @@ from helpers.released import random_state
 from hyena import HyenaFilter, HyenaOperator
 from hyena.checkpoints import operator_from_safari
 from hyena.filters import ExponentialWindow, LearnedEncoding
-from hyena.models import HyenaDNA, HyenaDNAConfig, HyenaLM, HyenaLMConfig
+from hyena.models import CausalLM, CausalLMConfig, HyenaDNA, HyenaDNAConfig
 from hyena.optim import param_groups
 
 
-def model(**operator: Any) -> HyenaLM:
-    return HyenaLM(HyenaLMConfig(vocab_size=7, l_max=12, d_model=8, n_layer=2, operator=operator))
+def model(**operator: Any) -> CausalLM:
+    return CausalLM(CausalLMConfig(vocab_size=7, l_max=12, d_model=8, num_layers=2, operator=operator))
 
 
-def with_table() -> HyenaLM:
+def with_table() -> CausalLM:
     """A model with trained positions and a trained window in its first block."""
     m = model()
     m.blocks[0].mixer.filter = HyenaFilter(
@@ -146,7 +146,7 @@ def test_frozen_parameters_are_left_out() -> None:
     groups = by_group(m, param_groups(m, 1e-3, 0.1))
     assert "encodings" not in groups
     assert "embedding.weight" not in groups["no_decay"]
-    with pytest.raises(ValueError, match="HyenaLM has no parameter that requires a gradient"):
+    with pytest.raises(ValueError, match="CausalLM has no parameter that requires a gradient"):
         param_groups(m.requires_grad_(False), 1e-3, 0.1)
 
 

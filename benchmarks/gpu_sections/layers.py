@@ -63,7 +63,7 @@ def hyenadna(b: Bench) -> Iterator[Job]:
 
 def _dna(b: Bench, length: int, width: int, layers: int, checkpointing: bool) -> dict[str, Any]:
     config = HyenaDNAConfig(
-        l_max=length + 2, d_model=width, n_layer=layers, head="lm", gradient_checkpointing=checkpointing
+        l_max=length + 2, d_model=width, num_layers=layers, head="lm", gradient_checkpointing=checkpointing
     )
     model = HyenaDNA(config, device=b.device)
     tokens = torch.randint(7, 11, (1, length + 1), device=b.device)

@@ -16,7 +16,7 @@ try:
     import torch
 
     from hyena.generation import distill, stream
-    from hyena.models import HyenaLM, HyenaLMConfig
+    from hyena.models import CausalLM, CausalLMConfig
 except ImportError as e:
     sys.exit(f'{e}. Install what this example needs with: pip install "hyena[train]", or ".[train]" in the repository')
 
@@ -48,10 +48,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def load(path: Path, device: str) -> tuple[HyenaLM, str]:
+def load(path: Path, device: str) -> tuple[CausalLM, str]:
     """The model, and the character of each id."""
     saved = torch.load(path, map_location=device, weights_only=True)
-    model = HyenaLM(HyenaLMConfig.from_dict(saved["config"]), device=device)
+    model = CausalLM(CausalLMConfig.from_dict(saved["config"]), device=device)
     model.load_state_dict(saved["model"])
     if unusable := [name for name, p in model.named_parameters() if not p.isfinite().all()]:
         raise ValueError(f"{unusable[0]} has entries that are not finite")

@@ -7,7 +7,7 @@ import math
 import os
 from typing import Any
 
-from hyena.models import HyenaLMConfig
+from hyena.models import CausalLMConfig
 
 # Where the frequency of the filters' sines starts. At the library's 10 filters of 64 taps look like noise; 3 and 1 make
 # them smooth, which is worth 0.04 of validation loss.
@@ -75,13 +75,13 @@ class Settings:
                 f"{needed / 2**30:,.0f} GB or more in training; this machine has {_memory() / 2**30:,.0f}"
             )
 
-    def model(self, vocab_size: int) -> HyenaLMConfig:
+    def model(self, vocab_size: int) -> CausalLMConfig:
         """The model of this run."""
-        return HyenaLMConfig(
+        return CausalLMConfig(
             vocab_size=vocab_size,
             l_max=self.context,
             d_model=self.width,
-            n_layer=self.layers,
+            num_layers=self.layers,
             mixer=self.mixer,
             num_heads=self.heads,
             dropout=self.dropout,

@@ -12,7 +12,7 @@ from corpus import Corpus, random_batch, windows
 from settings import Settings
 from torch import nn
 
-from hyena.models import HyenaLM
+from hyena.models import CausalLM
 from hyena.optim import param_groups
 
 # Windows that are evaluated at once: few enough to stay in a core's cache.
@@ -25,7 +25,7 @@ class Trainer:
     def __init__(self, settings: Settings, corpus: Corpus, device: torch.device) -> None:
         self.settings, self.corpus, self.device = settings, corpus, device
         torch.manual_seed(settings.seed)
-        self.model = HyenaLM(settings.model(len(corpus.vocabulary))).to(device).train()
+        self.model = CausalLM(settings.model(len(corpus.vocabulary))).to(device).train()
         self.parameters = list(self.model.parameters())
         self.optimizer = torch.optim.AdamW(
             groups(self.model, settings), betas=(settings.beta1, settings.beta2), fused=True
@@ -46,7 +46,7 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         inputs, targets = random_batch(self.corpus.train, s.batch, s.context, self.generator)  # (B, L)
-        _, loss = self.model(inputs.to(self.device), targets.to(self.device))
+        loss = self.model.loss(inputs.to(self.device), targets.to(self.device))
         loss.backward()
         if s.clip > 0:
             nn.utils.clip_grad_norm_(self.parameters, s.clip)
@@ -64,7 +64,7 @@ class Trainer:
         inputs, targets = windows(self.corpus.validation, self.settings.context)
         total = 0.0
         for x, y in zip(inputs.split(EVAL_BATCH), targets.split(EVAL_BATCH), strict=True):
-            total += self.model(x.to(self.device), y.to(self.device))[1].item() * x.numel()
+            total += self.model.loss(x.to(self.device), y.to(self.device)).item() * x.numel()
         self.model.train()
         loss = total / inputs.numel()
         self.validation_losses.append((self.step, loss))

@@ -10,7 +10,7 @@ import hyena
 from hyena import HyenaOperator
 from hyena.conv.distill import fit
 from hyena.generation import ModalFilter, distillation_errors, state_size
-from hyena.models import HyenaLM, HyenaLMConfig
+from hyena.models import CausalLM, CausalLMConfig
 
 
 def modal_taps(*shape: int, taps: int) -> Tensor:
@@ -69,7 +69,7 @@ def test_poles_cannot_leave_the_unit_disc() -> None:
 
 
 def test_a_distilled_model_steps_and_generates() -> None:
-    model = HyenaLM(HyenaLMConfig(vocab_size=11, l_max=64, d_model=16, n_layer=2), dtype=torch.float64).eval()
+    model = CausalLM(CausalLMConfig(vocab_size=11, l_max=64, d_model=16, num_layers=2), dtype=torch.float64).eval()
     small = hyena.distill(model)
     assert set(distillation_errors(small)) == {"blocks.0.mixer", "blocks.1.mixer"}
     tokens = torch.randint(11, (2, 64))

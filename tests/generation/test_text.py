@@ -18,7 +18,7 @@ import hyena
 from hyena import HyenaAttention, HyenaOperator, distill
 from hyena.generation import distillation_errors, generate_by_rerun, sample, stream
 from hyena.generation.model import state_size
-from hyena.models import Decoder, HyenaDNA, HyenaDNAConfig, HyenaLM, HyenaLMConfig
+from hyena.models import CausalLM, CausalLMConfig, Decoder, HyenaDNA, HyenaDNAConfig
 
 V, L_MAX = 13, 48
 MODELS = ["hyena", "attention", "dna"]
@@ -30,7 +30,7 @@ def build(name: str, **operator: object) -> Decoder:
 
     The output layer of ``"dna"`` is wider than its vocabulary.
     """
-    sizes = {"vocab_size": V, "l_max": L_MAX, "d_model": 16, "n_layer": 2}
+    sizes = {"vocab_size": V, "l_max": L_MAX, "d_model": 16, "num_layers": 2}
     model: Decoder
     if name == "dna":
         mixers = None
@@ -38,23 +38,18 @@ def build(name: str, **operator: object) -> Decoder:
             mixers = [HyenaOperator(16, L_MAX, **operator, dtype=torch.float64) for _ in range(2)]
         model = HyenaDNA(HyenaDNAConfig(**sizes, head="lm"), mixers, dtype=torch.float64).eval()
     else:
-        model = HyenaLM(HyenaLMConfig(**sizes, mixer=name, operator=operator), dtype=torch.float64).eval()
+        model = CausalLM(CausalLMConfig(**sizes, mixer=name, operator=operator), dtype=torch.float64).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))
     return model
 
 
-def parallel(model: Decoder, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    out = model(tokens, mask=mask)
-    return out[0] if isinstance(out, tuple) else out
-
-
 def prompt(length: int) -> Tensor:
     return torch.randint(V, (length,))
 
 
-def greedy_by_steps(model: HyenaLM, tokens: Tensor, new: int, sizes: list[int]) -> Tensor:
+def greedy_by_steps(model: CausalLM, tokens: Tensor, new: int, sizes: list[int]) -> Tensor:
     state = model.init_state(tokens.size(0))
     for part in tokens.split(sizes, dim=1):
         logits, state = model.prefill(part, state)
@@ -83,7 +78,7 @@ def test_logits_are_those_of_forward(name: str, data: st.DataObject) -> None:
             logits, state = model.prefill(part, state, some)
         got.append(logits)
         state = state.clone()
-    want = parallel(model, tokens, mask)
+    want = model(tokens, mask)
     difference = (torch.cat(got, dim=1) - want).abs()
     kept = difference if mask is None else difference[mask]
     assert kept.numel() == 0 or kept.max() < 1e-10
@@ -148,7 +143,7 @@ def test_streaming_leaves_mode_and_inference_mode_alone() -> None:
     for _ in stream(model, torch.randint(V, (1, 3)), 4):
         assert model.training
         assert not torch.is_inference_mode_enabled()
-    dropping = HyenaLM(HyenaLMConfig(vocab_size=V, l_max=L_MAX, d_model=16, n_layer=1, dropout=0.1))
+    dropping = CausalLM(CausalLMConfig(vocab_size=V, l_max=L_MAX, d_model=16, num_layers=1, dropout=0.1))
     with pytest.raises(ValueError, match="eval"):
         dropping.prefill(torch.randint(V, (1, 3)), dropping.init_state(1))
 
@@ -163,7 +158,7 @@ def test_a_window_goes_on_past_l_max(window: int) -> None:
             first = 0
         elif length - first > L_MAX:
             first = length - window
-        text = torch.cat([text, model(text[:, first:])[0][:, -1].argmax(-1)[:, None]], dim=1)
+        text = torch.cat([text, model(text[:, first:])[:, -1].argmax(-1)[:, None]], dim=1)
     assert torch.equal(torch.stack(model.generate(start, 120, temperature=0, window=window)), text)
     long = torch.randint(V, (1, L_MAX + 30))
     want = generate_by_rerun(model, long, 1, window=window, temperature=0)
@@ -185,13 +180,13 @@ def test_beams_and_saving() -> None:
         rows = torch.tensor([1, 1, 0])
         next_tokens = torch.randint(V, (3,))
         logits, _ = model.step(next_tokens, state.reorder(rows))
-        want = parallel(model, torch.cat([tokens[rows], next_tokens[:, None]], dim=1))[:, -1]
+        want = model(torch.cat([tokens[rows], next_tokens[:, None]], dim=1))[:, -1]
         assert (logits - want).abs().max() < 1e-10
         model.step(next_tokens[:2], state)
         state.load_state_dict(saved)
         assert state.position == 12
         logits, _ = model.step(next_tokens[:2], state)
-        want = parallel(model, torch.cat([tokens, next_tokens[:2, None]], dim=1))[:, -1]
+        want = model(torch.cat([tokens, next_tokens[:2, None]], dim=1))[:, -1]
         assert (logits - want).abs().max() < 1e-10
 
 
@@ -206,14 +201,14 @@ def test_tokens_beyond_the_vocabulary_are_never_drawn() -> None:
     # Hidden states of a LayerNorm that is shifted towards the padding tokens' rows, which make those win.
     with torch.no_grad():
         model.norm.bias.copy_(10 * model.embedding.weight[V:].sum(0))
-    assert (parallel(model, start)[..., :V].amax(-1) < parallel(model, start).amax(-1)).all()
+    assert (model(start)[..., :V].amax(-1) < model(start).amax(-1)).all()
     assert all(int(row.max()) < V for row in model.generate(start, 30, temperature=0))
     assert all(int(row.max()) < V for row in model.generate(start, 30, seed=1))
     assert int(generate_by_rerun(model, start, 3, window=L_MAX, temperature=0).max()) >= V
 
 
 def test_hyenadna_without_a_head_and_with_a_classifiers() -> None:
-    c = {"l_max": L_MAX, "d_model": 16, "n_layer": 2}
+    c = {"l_max": L_MAX, "d_model": 16, "num_layers": 2}
     x, mask = torch.randint(7, 12, (2, 20)), torch.ones(2, 20, dtype=torch.int64)
     mask[1, :6] = 0
     bare = HyenaDNA(HyenaDNAConfig(**c), dtype=torch.float64).eval()
@@ -319,7 +314,7 @@ def test_the_main_jobs_checkpoint_on_the_command_line(
     tmp_path: Path, command: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     vocabulary = "\n abcdefghijk"
-    model = HyenaLM(HyenaLMConfig(vocab_size=13, l_max=16, d_model=16, n_layer=1))
+    model = CausalLM(CausalLMConfig(vocab_size=13, l_max=16, d_model=16, num_layers=1))
     path = tmp_path / "checkpoint.pt"
     torch.save({"config": model.config.to_dict(), "vocabulary": vocabulary, "model": model.state_dict()}, path)
     options = ["--checkpoint", path, "--length", 40]
@@ -333,7 +328,7 @@ def test_the_main_jobs_checkpoint_on_the_command_line(
 
 
 def test_the_command_lines_errors_have_an_exit_code_and_no_traceback(tmp_path: Path) -> None:
-    model = HyenaLM(HyenaLMConfig(vocab_size=3, l_max=16, d_model=16, n_layer=1))
+    model = CausalLM(CausalLMConfig(vocab_size=3, l_max=16, d_model=16, num_layers=1))
     path = tmp_path / "checkpoint.pt"
     torch.save({"config": model.config.to_dict(), "vocabulary": "abc", "model": model.state_dict()}, path)
     run = [sys.executable, "-W", "ignore", EXAMPLE / "generate.py", "--checkpoint", path, "--prompt", "xyz"]

@@ -14,7 +14,7 @@ from hyena import HyenaOperator
 from hyena.generation import generate_by_rerun
 from hyena.models import HyenaDNA, HyenaDNAConfig
 
-SMALL = {"d_model": 16, "n_layer": 2, "l_max": 50, "filter_order": 8, "embed_dropout": 0.0}
+SMALL = {"d_model": 16, "num_layers": 2, "l_max": 50, "filter_order": 8, "embed_dropout": 0.0}
 
 
 def build(dtype: torch.dtype = torch.float64, **changes: object) -> HyenaDNA:
@@ -37,7 +37,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("length", [1, 2, 17, 50])
 @pytest.mark.parametrize("head", [None, "lm", "classes"])
 def test_shapes(head: str | None, length: int) -> None:
-    model = build(head=head, n_classes=3)
+    model = build(head=head, num_classes=3)
     expected = {None: (2, length, 16), "lm": (2, length, 16), "classes": (2, 3)}[head]
     assert model(tokens(2, length)).shape == expected
     assert model.hidden_states(tokens(2, length)).shape == (2, length, 16)
@@ -100,10 +100,10 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 def test_half_precision_with_a_float32_residual() -> None:
     x = tokens(2, 40)
-    exact = build(n_layer=6)
+    exact = build(num_layers=6)
     errors = []
     for fp32 in (True, False):
-        model = HyenaDNA(HyenaDNAConfig(**SMALL | {"n_layer": 6}, residual_in_fp32=fp32), dtype=torch.bfloat16)
+        model = HyenaDNA(HyenaDNAConfig(**SMALL | {"num_layers": 6}, residual_in_fp32=fp32), dtype=torch.bfloat16)
         model.load_state_dict(exact.state_dict())
         seen: list[torch.dtype] = []
         model.blocks[3].register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].dtype))
@@ -166,7 +166,7 @@ def test_mixers_of_ones_own() -> None:
     model = HyenaDNA(HyenaDNAConfig(**SMALL), mixers, dtype=torch.float64)
     assert all(block.mixer is m for block, m in zip(model.blocks, mixers, strict=True))
     assert all(torch.equal(m.in_proj.weight, w) for m, w in zip(mixers, before, strict=True))
-    with pytest.raises(ValueError, match="n_layer=2 blocks need as many mixers, got 1"):
+    with pytest.raises(ValueError, match="num_layers=2 blocks need as many mixers, got 1"):
         HyenaDNA(HyenaDNAConfig(**SMALL), mixers[:1])
 
 
@@ -191,8 +191,8 @@ def test_errors() -> None:
         model(tokens(1, 5), torch.zeros(1, 5))
     with pytest.raises(ValueError, match="head must be"):
         HyenaDNAConfig(head="mlm")
-    with pytest.raises(ValueError, match="n_layer must be at least 1, got 0"):
-        HyenaDNAConfig(n_layer=0)
+    with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
+        HyenaDNAConfig(num_layers=0)
     with pytest.raises(ValueError, match=r"unknown fields in a HyenaDNAConfig: \['layers'\]"):
         HyenaDNAConfig.from_dict({"layers": 2})
 

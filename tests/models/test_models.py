@@ -1,4 +1,4 @@
-"""HyenaLM and the blocks it is made of."""
+"""CausalLM and the blocks it is made of."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch.nn import functional as F
 
 from hyena import HyenaOperator
 from hyena.generation import generate_by_rerun, sample
-from hyena.models import MLP, Attention, Block, HyenaLM, HyenaLMConfig
+from hyena.models import MLP, Attention, Block, CausalLM, CausalLMConfig
 
 MIXERS = ["hyena", "attention"]
 V, L_MAX = 11, 24
 
 
-def config(mixer: str, **changes: object) -> HyenaLMConfig:
-    values = {"vocab_size": V, "l_max": L_MAX, "d_model": 16, "n_layer": 2, "mixer": mixer, **changes}
-    return HyenaLMConfig(**values)
+def config(mixer: str, **changes: object) -> CausalLMConfig:
+    values = {"vocab_size": V, "l_max": L_MAX, "d_model": 16, "num_layers": 2, "mixer": mixer, **changes}
+    return CausalLMConfig(**values)
 
 
-def build(mixer: str, **changes: object) -> HyenaLM:
+def build(mixer: str, **changes: object) -> CausalLM:
     """A float64 model with weights large enough that every part of it shows in the logits."""
-    model = HyenaLM(config(mixer, **changes), dtype=torch.float64)
+    model = CausalLM(config(mixer, **changes), dtype=torch.float64)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.2 * torch.randn_like(p))
@@ -45,11 +45,8 @@ def gradients(model: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 7), (3, L_MAX)])
 def test_logits_and_loss(mixer: str, batch: int, length: int) -> None:
     model, x, y = build(mixer), tokens(batch, length), tokens(batch, length)
-    logits, nothing = model(x)
+    logits, loss = model(x), model.loss(x, y)
     assert logits.shape == (batch, length, V)
-    assert nothing is None
-    again, loss = model(x, y)
-    assert torch.equal(again, logits)
     chosen = (logits - logits.exp().sum(-1, keepdim=True).log()).gather(-1, y[..., None])
     torch.testing.assert_close(loss, -chosen.mean())
 
@@ -58,7 +55,7 @@ def test_logits_and_loss(mixer: str, batch: int, length: int) -> None:
 def test_ignored_targets_do_not_count(mixer: str) -> None:
     model, x, y = build(mixer), tokens(2, 9), tokens(2, 9)
     y[0, 3:], y[1, 0] = -100, -100
-    logits, loss = model(x, y)
+    logits, loss = model(x), model.loss(x, y)
     kept = y != -100
     torch.testing.assert_close(loss, F.cross_entropy(logits[kept], y[kept]))
 
@@ -69,7 +66,7 @@ def test_no_logit_sees_a_later_token(mixer: str) -> None:
     for at in range(13):
         changed = x.clone()
         changed[:, at] = (x[:, at] + 1) % V
-        difference = (model(changed)[0] - model(x)[0]).abs().amax((0, 2))
+        difference = (model(changed) - model(x)).abs().amax((0, 2))
         assert difference[:at].max() < 1e-12 if at else True
         assert difference[at] > 1e-6
 
@@ -84,15 +81,15 @@ def test_padding_changes_nothing(mixer: str, side: str) -> None:
     for i, n in enumerate(sizes):
         at = slice(length - n, length) if side == "left" else slice(0, n)
         batch[i, at], targets[i, at], mask[i, at] = rows[i], following[i], True
-    logits, loss = model(batch, targets, mask=mask)
-    alone = [model(x, y) for x, y in zip(rows, following)]
+    logits, loss = model(batch, mask), model.loss(batch, targets, mask)
+    alone = [model.loss(x, y) for x, y in zip(rows, following)]
     for i in range(3):
-        torch.testing.assert_close(logits[i][mask[i]], alone[i][0][0])
-    torch.testing.assert_close(loss, sum(a[1] * n for a, n in zip(alone, sizes)) / sum(sizes))
+        torch.testing.assert_close(logits[i][mask[i]], model(rows[i])[0])
+    torch.testing.assert_close(loss, sum(a * n for a, n in zip(alone, sizes)) / sum(sizes))
     loss.backward()
     masked = gradients(model)
     model.zero_grad()
-    sum(model(x, y)[1] * n / sum(sizes) for x, y, n in zip(rows, following, sizes)).backward()
+    sum(model.loss(x, y) * n / sum(sizes) for x, y, n in zip(rows, following, sizes)).backward()
     for got, want in zip(masked, gradients(model)):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
@@ -104,8 +101,8 @@ def test_packed_rows_do_not_see_each_other(mixer: str, longest: int | None) -> N
     model, sizes = build(mixer), [9, 1, 7, 8]
     rows = [tokens(1, n) for n in sizes]
     cu_seqlens = torch.tensor([0, *sizes]).cumsum(0).int()
-    logits, _ = model(torch.cat(rows, dim=1), cu_seqlens=cu_seqlens, max_seqlen=longest)
-    torch.testing.assert_close(logits, torch.cat([model(x)[0] for x in rows], dim=1))
+    logits = model(torch.cat(rows, dim=1), cu_seqlens=cu_seqlens, max_seqlen=longest)
+    torch.testing.assert_close(logits, torch.cat([model(x) for x in rows], dim=1))
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -116,7 +113,7 @@ def test_gradient_checkpointing_changes_memory_only(mixer: str) -> None:
     results = []
     for model in (plain, saving):
         torch.manual_seed(1)
-        _, loss = model(x, x, mask=mask)
+        loss = model.loss(x, x, mask=mask)
         loss.backward()
         results.append([loss.detach(), *gradients(model)])
     for got, want in zip(*results):
@@ -131,7 +128,7 @@ def test_gradient_checkpointing_changes_memory_only(mixer: str) -> None:
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            model(x, x)
+            model.loss(x, x)
         kept.append(saved)
     assert kept[1] < kept[0] / 2
 
@@ -141,11 +138,11 @@ def test_config_round_trip(mixer: str) -> None:
     options = {"order": 3, "filter_order": 8, "emb_dim": 5} if mixer == "hyena" else {}
     model = build(mixer, operator=options, d_inner=24, dropout=0.1, tie_embeddings=False)
     stored = json.loads(json.dumps(model.config.to_dict()))
-    again = HyenaLM(HyenaLMConfig.from_dict(stored), dtype=torch.float64)
+    again = CausalLM(CausalLMConfig.from_dict(stored), dtype=torch.float64)
     assert again.config == model.config
     again.load_state_dict(model.state_dict())
     x = tokens(2, 8)
-    assert torch.equal(again.eval()(x)[0], model.eval()(x)[0])
+    assert torch.equal(again.eval()(x), model.eval()(x))
 
 
 def test_filter_options_reach_the_filter() -> None:
@@ -170,8 +167,8 @@ def test_operator_options_reach_the_operator() -> None:
     [
         ({"mixer": "mamba"}, "'hyena' or 'attention', got 'mamba'"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
-        ({"n_layer": -1}, "n_layer must be at least 1, got -1"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"num_layers": -1}, "num_layers must be at least 1, got -1"),
+        ({"dropout": 1.0}, r"dropout must be a number in \[0, 1\), got 1.0"),
         ({"mixer": "attention", "operator": {"order": 3}}, "'order'"),
         ({"mixer": "attention", "filter": {"freq": 1.0}}, "'freq'"),
         ({"operator": {"filter": nn.Identity()}}, "shared by all layers"),
@@ -186,7 +183,7 @@ def test_config_errors(changes: dict, message: str) -> None:
 
 def test_config_from_dict_names_unknown_fields() -> None:
     with pytest.raises(ValueError, match=r"\['depth', 'size'\]"):
-        HyenaLMConfig.from_dict({**config("hyena").to_dict(), "size": 1, "depth": 2})
+        CausalLMConfig.from_dict({**config("hyena").to_dict(), "size": 1, "depth": 2})
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -201,17 +198,17 @@ def test_too_long_rows_raise(mixer: str) -> None:
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_wrong_shapes_raise(mixer: str) -> None:
     model = build(mixer)
-    with pytest.raises(ValueError, match=r"\(B, L\), got \(5,\) and None"):
+    with pytest.raises(ValueError, match=r"tokens must be \(B, L\), got \(5,\)"):
         model(tokens(5))
     with pytest.raises(ValueError, match=r"\(2, 5\) and \(2, 4\)"):
-        model(tokens(2, 5), tokens(2, 4))
-    with pytest.raises(ValueError, match=r"bool tensor of shape \(2, 5\)"):
+        model.loss(tokens(2, 5), tokens(2, 4))
+    with pytest.raises(ValueError, match=r"bool or integer, of shape \(2, 5\)"):
         model(tokens(2, 5), mask=torch.ones(2, 5))
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_tied_embeddings(mixer: str) -> None:
-    tied, own = (HyenaLM(config(mixer, tie_embeddings=on)) for on in (True, False))
+    tied, own = (CausalLM(config(mixer, tie_embeddings=on)) for on in (True, False))
     assert tied.head.weight is tied.embedding.weight
     assert sum(p.numel() for p in own.parameters()) - sum(p.numel() for p in tied.parameters()) == V * 16
     assert copy.deepcopy(tied).head.weight is not tied.head.weight
@@ -222,23 +219,24 @@ def test_tied_embeddings(mixer: str) -> None:
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_copies_compute_the_same(mixer: str) -> None:
     model, x = build(mixer), tokens(2, 8)
-    want = model(x)[0]
+    want = model(x)
     for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(again(x)[0], want)
+        assert torch.equal(again(x), want)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_half_precision(mixer: str, dtype: torch.dtype) -> None:
-    model, x = HyenaLM(config(mixer)), tokens(2, 20)
-    want, want_loss = model(x, x)
-    logits, loss = copy.deepcopy(model).to(dtype)(x, x)
+    model, x = CausalLM(config(mixer)), tokens(2, 20)
+    want, want_loss = model(x), model.loss(x, x)
+    half = copy.deepcopy(model).to(dtype)
+    logits, loss = half(x), half.loss(x, x)
     assert logits.dtype == dtype
     assert loss.dtype == torch.float32
     torch.testing.assert_close(logits.float(), want, rtol=0, atol=20 * torch.finfo(dtype).eps * want.abs().max().item())
     torch.testing.assert_close(loss, want_loss, rtol=2 * torch.finfo(dtype).eps, atol=0)
     with torch.autocast("cpu", dtype=dtype):
-        _, loss = model(x, x)
+        loss = model.loss(x, x)
     loss.backward()
     assert all(torch.isfinite(p.grad).all() and p.grad.dtype == torch.float32 for p in model.parameters())
 
@@ -247,11 +245,11 @@ def test_half_precision(mixer: str, dtype: torch.dtype) -> None:
 def test_compile_in_one_graph(mixer: str) -> None:
     model, x = build(mixer), tokens(2, 10)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, x)[1], model(x, x)[1])
+    torch.testing.assert_close(compiled(x), model(x))
 
 
 def test_initial_weights() -> None:
-    model = HyenaLM(HyenaLMConfig(vocab_size=500, l_max=64, d_model=256, n_layer=8))
+    model = CausalLM(CausalLMConfig(vocab_size=500, l_max=64, d_model=256, num_layers=8))
     fresh = HyenaOperator(256, 64)
     for block in model.blocks:
         wide, narrow = block.mixer.in_proj.weight.std(), block.mixer.out_proj.weight.std()
@@ -260,7 +258,7 @@ def test_initial_weights() -> None:
         # The filters keep their own.
         norm = block.mixer.filter(64).square().sum(1).sqrt()
         torch.testing.assert_close(norm, fresh.filter(64).square().sum(1).sqrt(), rtol=1e-3, atol=0)
-    _, loss = model(torch.randint(500, (4, 64)), torch.randint(500, (4, 64)))
+    loss = model.loss(torch.randint(500, (4, 64)), torch.randint(500, (4, 64)))
     assert abs(loss.item() - torch.tensor(500.0).log().item()) < 0.3
 
 
@@ -297,9 +295,9 @@ class _Counting(nn.Module):
         super().__init__()
         self.seen: list[int] = []
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor) -> Tensor:
         self.seen.append(x.size(1))
-        return F.one_hot((x + 1) % V, V).double() * 50, None
+        return F.one_hot((x + 1) % V, V).double() * 50
 
 
 def test_generate_continues_each_row_in_a_window() -> None:

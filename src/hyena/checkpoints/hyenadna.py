@@ -176,8 +176,8 @@ def load_hyenadna(
     tensors = _canonical(read_weights(state_dict_or_path))
 
     layers = _layers(tensors)
-    setting = f"n_layer={model_config.n_layer}"
-    check_count(setting, model_config.n_layer, layers, lambda i: f"{_LAYERS}{i}.norm1.weight")
+    setting = f"n_layer={model_config.num_layers}"
+    check_count(setting, model_config.num_layers, layers, lambda i: f"{_LAYERS}{i}.norm1.weight")
     for part in layers.values():
         operator.check_sizes(part)
     used, output = _without_output_layer(tensors, model_config)
@@ -190,7 +190,7 @@ def load_hyenadna(
         )
 
     like = tensors[_EMBEDDING]
-    each = [operator.positions(layers[i]) for i in range(model_config.n_layer)]
+    each = [operator.positions(layers[i]) for i in range(model_config.num_layers)]
     mixers = [operator.build(positions, dtype) for positions in each]
     model = HyenaDNA(model_config, mixers, device="meta", dtype=dtype).to_empty(device=like.device)
     model.tie_embeddings()
@@ -230,14 +230,14 @@ def _original(config: dict[str, Any], head: str | None, layout: str) -> tuple[Hy
             settings,
             head,
             vocab_size=config["vocab_size"],
-            n_layer=config["n_layer"],
+            num_layers=config["n_layer"],
             d_inner=config.get("d_inner"),
             dropout=config.get("resid_dropout", 0.0),
             embed_dropout=config.get("embed_dropout", 0.1),
             norm_eps=config.get("layer_norm_epsilon", 1e-5),
             pad_vocab_size_multiple=config.get("pad_vocab_size_multiple", 1),
             residual_in_fp32=config.get("residual_in_fp32", False),
-            n_classes=config.get("n_classes", 2),
+            num_classes=config.get("n_classes", 2),
             gradient_checkpointing=bool(config.get("checkpoint_mixer") or config.get("checkpoint_mlp")),
         ),
         settings,
@@ -267,7 +267,7 @@ def _hf(config: dict[str, Any], head: str | None, layout: str) -> tuple[HyenaDNA
             settings,
             head,
             vocab_size=c["vocab_size"],
-            n_layer=c["n_layer"],
+            num_layers=c["n_layer"],
             d_inner=c.get("d_inner"),
             embed_dropout=c["embed_dropout"],
             pad_vocab_size_multiple=c["pad_vocab_size_multiple"],
@@ -279,9 +279,10 @@ def _hf(config: dict[str, Any], head: str | None, layout: str) -> tuple[HyenaDNA
 
 
 def _model_config(s: SafariConfig, head: str | None, **others: Any) -> HyenaDNAConfig:
-    for name in ("vocab_size", "n_layer", "pad_vocab_size_multiple", "n_classes", "d_inner"):
+    theirs = {"num_layers": "n_layer", "num_classes": "n_classes"}
+    for name in ("vocab_size", "num_layers", "pad_vocab_size_multiple", "num_classes", "d_inner"):
         if others.get(name) is not None:
-            check_integer(name, others[name], 1)
+            check_integer(theirs.get(name, name), others[name], 1)
     for name in ("dropout", "embed_dropout"):
         check_number(name, others.get(name, 0.0), 0.0, 1.0)
     check_number("layer_norm_epsilon", others.get("norm_eps", 1e-5), 0.0)
@@ -348,7 +349,7 @@ def _shapes(c: HyenaDNAConfig, operator: ReleasedOperator) -> tuple[Shapes, Shap
     }
     optional: Shapes = {}
     needed, computed = operator.shapes()
-    for i in range(c.n_layer):
+    for i in range(c.num_layers):
         block = f"{_LAYERS}{i}."
         required |= {f"{block}norm{n}.{kind}": (d,) for n in (1, 2) for kind in ("weight", "bias")}
         required |= {f"{block}mlp.fc1.weight": (inner, d), f"{block}mlp.fc1.bias": (inner,)}
@@ -358,7 +359,7 @@ def _shapes(c: HyenaDNAConfig, operator: ReleasedOperator) -> tuple[Shapes, Shap
     if c.head == "lm" and not c.tie_embeddings:
         required["lm_head.weight"] = (c.padded_vocab_size, d)
     if c.head == "classes":
-        optional |= {"head.output_transform.weight": (c.n_classes, d), "head.output_transform.bias": (c.n_classes,)}
+        optional |= {"head.output_transform.weight": (c.num_classes, d), "head.output_transform.bias": (c.num_classes,)}
     return required, optional
 
 
@@ -366,7 +367,7 @@ def _our_names(tensors: Mapping[str, Tensor], c: HyenaDNAConfig) -> dict[str, Te
     """Everything but the mixers, by our names."""
     ours = {"embedding.weight": tensors[_EMBEDDING]}
     ours |= {f"norm.{kind}": tensors[f"backbone.ln_f.{kind}"] for kind in ("weight", "bias")}
-    for i in range(c.n_layer):
+    for i in range(c.num_layers):
         ours |= {f"blocks.{i}.{part}": tensors[f"{_LAYERS}{i}.{part}"] for part in _BLOCK_PARTS}
     if c.head == "lm":
         ours["head.weight"] = tensors[_EMBEDDING if c.tie_embeddings else "lm_head.weight"]

@@ -67,7 +67,7 @@ def state_size(
 
 
 def _length(model: Decoder, max_length: int | None) -> int:
-    model.check_decodes(logits=False)
+    model.check_can_decode(needs_logits=False)
     limit = model.config.l_max
     length = limit if max_length is None else max_length
     if not 1 <= length <= limit:

@@ -27,13 +27,13 @@ class LanguageModel(Protocol):
         """Where tokens are expected."""
 
     def check_can_decode(self, *, needs_logits: bool) -> None:
-        """Raises ``ValueError`` for a model that has no output for each position, or with ``needs_logits`` no logits."""
+        """Raises ``ValueError`` if this model has no output for each position; with ``needs_logits``, if no logits."""
 
     def init_state(self, batch: int, max_length: int | None = None) -> Any:
         """The state before the first token."""
 
     def prefill(self, tokens: Tensor, state: Any, mask: Tensor | None = None, *, last: bool = False) -> tuple[Any, Any]:
-        """Logits ``(B, n, V)`` after each of the next tokens ``(B, n)``; with ``last`` those after the last, ``(B, 1, V)``."""
+        """Logits ``(B, n, V)`` after each of the next tokens ``(B, n)``; with ``last`` of one position, the last."""
 
     def modules(self) -> Iterator[nn.Module]:
         """As ``nn.Module.modules``."""

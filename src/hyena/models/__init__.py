@@ -1,8 +1,18 @@
-"""Whole models built from the layers."""
+"""Whole models: mixers stacked, with embeddings and heads."""
 
 from hyena.models.blocks import MLP, Attention, Block
-from hyena.models.causal_lm import HyenaLM, HyenaLMConfig
+from hyena.models.causal_lm import CausalLM, CausalLMConfig, next_token_loss
 from hyena.models.decoder import Decoder
 from hyena.models.hyenadna import HyenaDNA, HyenaDNAConfig
 
-__all__ = ["MLP", "Attention", "Block", "Decoder", "HyenaDNA", "HyenaDNAConfig", "HyenaLM", "HyenaLMConfig"]
+__all__ = [
+    "MLP",
+    "Attention",
+    "Block",
+    "CausalLM",
+    "CausalLMConfig",
+    "Decoder",
+    "HyenaDNA",
+    "HyenaDNAConfig",
+    "next_token_loss",
+]

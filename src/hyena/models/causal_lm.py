@@ -1,4 +1,4 @@
-"""A causal language model with Hyena, or attention to compare with: token ids in, logits out.
+"""Causal language model of Hyena, attention or any other mixer: token ids in, logits out.
 
 Dimensions: B batch, L length, D channels (d_model), V vocabulary.
 """
@@ -6,18 +6,17 @@ Dimensions: B batch, L length, D channels (d_model), V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from hyena.filters import HyenaFilter
 from hyena.mixers.hyena import HyenaOperator
-from hyena.models.blocks import Attention, Block, row_starts
+from hyena.mixers.masks import keep_from_tokenizer
+from hyena.models.blocks import Attention, Block
 from hyena.models.config import ModelConfig
 from hyena.models.decoder import Decoder
 
@@ -26,15 +25,15 @@ IGNORED = -100
 
 
 @dataclasses.dataclass(frozen=True)
-class HyenaLMConfig(ModelConfig):
-    """What a :class:`HyenaLM` is built from; :meth:`to_dict` and :meth:`from_dict` are for checkpoints.
+class CausalLMConfig(ModelConfig):
+    """What a :class:`CausalLM` is built from; :meth:`to_dict` and :meth:`from_dict` are for checkpoints.
 
     Args:
         vocab_size: V.
         l_max: longest input. It is part of what a filter means (time runs to 1 at ``l_max``), so a model is trained and
             used with one value.
         d_model: D.
-        n_layer: number of blocks.
+        num_layers: number of blocks.
         mixer: ``"hyena"``, or ``"attention"``: the same model with :class:`hyena.models.Attention` and learned
             positions.
         num_heads: of the attention. Hyena's own heads are an option in ``operator``.
@@ -51,7 +50,7 @@ class HyenaLMConfig(ModelConfig):
     vocab_size: int
     l_max: int
     d_model: int = 128
-    n_layer: int = 4
+    num_layers: int = 4
     mixer: str = "hyena"
     num_heads: int = 4
     d_inner: int | None = None
@@ -77,22 +76,23 @@ class HyenaLMConfig(ModelConfig):
         both = sorted({"emb_dim", "filter_order"} & set(self.operator))
         if self.filter and both:
             raise ValueError(f"with options in filter, {both} of operator belong there too, as 'emb_dim' and 'width'")
-        self._check_sizes("vocab_size", "l_max", "d_model", "n_layer")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        self._check_sizes("vocab_size", "l_max", "d_model", "num_layers")
+        if self.d_inner is not None:
+            self._check_sizes("d_inner")
+        self._check_flags("tie_embeddings", "gradient_checkpointing")
+        self._check_probabilities("dropout")
 
 
-class HyenaLM(Decoder):
+class CausalLM(Decoder):
     """Embedding, pre-norm blocks, LayerNorm, output layer.
 
-    Hyena needs no positions: its filters know them. With attention, learned positions are added to the embedding; they
-    count the kept positions of each row, so that left padding and packing change nothing.
+    Hyena needs no positions: its filters know them. With attention, learned positions are added to the embedding.
     """
 
     head: nn.Linear
 
     def __init__(
-        self, config: HyenaLMConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self, config: CausalLMConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
         at: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -101,7 +101,7 @@ class HyenaLM(Decoder):
         self.positions = nn.Embedding(c.l_max, c.d_model, **at) if c.mixer == "attention" else None
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(
-            Block(_mixer(c, at), c.d_model, d_inner=c.d_inner, dropout=c.dropout, **at) for _ in range(c.n_layer)
+            Block(_mixer(c, at), c.d_model, d_inner=c.d_inner, dropout=c.dropout, **at) for _ in range(c.num_layers)
         )
         self.norm = nn.LayerNorm(c.d_model, **at)
         self.head = nn.Linear(c.d_model, c.vocab_size, bias=False, **at)
@@ -113,9 +113,9 @@ class HyenaLM(Decoder):
     def _reset_own_parameters(self) -> None:
         # SmallInit (Nguyen and Salazar 2019, arXiv 1910.05895): about GPT-2's 0.02 at D = 768, and 0.056 at D = 128,
         # where 0.02 trains more slowly (validation loss 1.70 against 1.63 in the Shakespeare example with default
-        # filters). What is added to the residual stream starts smaller by sqrt(2 n_layer), as in GPT-2.
+        # filters). What is added to the residual stream starts smaller by sqrt(2 num_layers), as in GPT-2.
         std = math.sqrt(2 / (5 * self.config.d_model))
-        residual = std / math.sqrt(2 * self.config.n_layer)
+        residual = std / math.sqrt(2 * self.config.num_layers)
         for table in (self.embedding, self.positions, self.head):
             if table is not None:
                 nn.init.normal_(table.weight, std=std)
@@ -126,76 +126,57 @@ class HyenaLM(Decoder):
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
-    def forward(
+    def loss(
         self,
         tokens: Tensor,
-        targets: Tensor | None = None,
+        targets: Tensor,
         mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits for the token after each one.
+    ) -> Tensor:
+        """Computes the mean cross-entropy of the model's predictions, in nats.
+
+        A model that is wrapped (``DistributedDataParallel``, ``torch.compile``) is called through its wrapper:
+        ``next_token_loss(wrapped(tokens), targets)``.
 
         Args:
-            tokens: ``(B, L)`` integers below V.
+            tokens, mask, cu_seqlens, max_seqlen: as for :meth:`forward`.
             targets: ``(B, L)`` int64, the token that follows each one; -100 where none is to be predicted.
-            mask: ``(B, L)`` bool, True = keep.
-            cu_seqlens: ``(rows + 1,)`` offsets of rows packed into one; then ``B = 1``.
-            max_seqlen: the longest packed row, see :meth:`hyena.HyenaOperator.forward`.
 
         Returns:
-            Logits ``(B, L, V)``, and the mean cross-entropy in nats over the targets that are kept, None without
-            targets.
-
-        Raises:
-            ValueError: an input longer than ``l_max``, or shapes that do not fit.
+            A scalar, in float32 or float64: see :func:`next_token_loss`.
         """
-        if tokens.dim() != 2 or (targets is not None and targets.shape != tokens.shape):
-            shape = None if targets is None else tuple(targets.shape)
-            raise ValueError(f"tokens and targets must be (B, L), got {tuple(tokens.shape)} and {shape}")
-        if mask is not None and (mask.shape != tokens.shape or mask.dtype != torch.bool):
-            raise ValueError(
-                f"mask must be a bool tensor of shape {tuple(tokens.shape)}, True where a token is kept; got "
-                f"{mask.dtype} of shape {tuple(mask.shape)}"
-            )
-        at = None if self.positions is None else self._count(tokens, mask, cu_seqlens, max_seqlen)
-        x = self.dropout(self.embed(tokens, at))  # (B, L, D)
-        mixing = {"mask": mask, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
-        for block in self.blocks:
-            if self.config.gradient_checkpointing and self.training:
-                x = checkpoint(functools.partial(block, **mixing), x, use_reentrant=False)
-            else:
-                x = block(x, **mixing)
-        logits = self.head(self.norm(x))
-        if targets is None:
-            return logits, None
-        if mask is not None:
-            targets = targets.masked_fill(~mask, IGNORED)
-        flat = logits.flatten(0, 1)
-        # The sum over the vocabulary needs float32, whatever the weights are.
-        flat = flat if flat.dtype == torch.float64 else flat.float()
-        return logits, F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED)
-
-    def embed(self, tokens: Tensor, at: Tensor | None) -> Tensor:
-        """See :meth:`hyena.models.Decoder.embed`."""
-        x = self.embedding(tokens)
-        return x if self.positions is None else x + self.positions(at)
-
-    def _count(self, tokens: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int | None) -> Tensor:
-        """The position of each token in its row, not counting padding: ``(L,)`` or ``(B, L)``."""
-        length, limit = tokens.size(1), self.config.l_max
-        at = torch.arange(length, device=tokens.device)
-        if cu_seqlens is not None:
-            length = int(cu_seqlens.diff().max()) if longest is None else longest
-            at = at - row_starts(cu_seqlens, at.numel())
-        elif mask is not None:
-            at = (mask.cumsum(1) - 1).clamp_min(0)
-        if length > limit:
-            raise ValueError(f"a row of {length} positions is longer than this model's l_max={limit}")
-        return at
+        if tokens.dim() != 2 or targets.shape != tokens.shape:
+            raise ValueError(f"tokens and targets must be (B, L), got {tuple(tokens.shape)} and {tuple(targets.shape)}")
+        return next_token_loss(self(tokens, mask, cu_seqlens, max_seqlen), targets, mask)
 
 
-def _mixer(c: HyenaLMConfig, at: dict[str, Any]) -> nn.Module:
+def next_token_loss(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Computes the mean cross-entropy in nats: ``F.cross_entropy(logits[keep], targets[keep])``.
+
+    Args:
+        logits: ``(B, L, V)``.
+        targets: ``(B, L)`` int64, the token that follows each one; -100 where none is to be predicted.
+        mask: ``(B, L)``, True or 1 = keep: targets at other positions do not count.
+
+    Returns:
+        A scalar, in float64 for float64 logits, else in float32: the sum over the vocabulary needs it.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if logits.dim() != 3 or targets.shape != logits.shape[:2]:
+        raise ValueError(
+            f"logits must be (B, L, V) and targets (B, L), got {tuple(logits.shape)} and {tuple(targets.shape)}"
+        )
+    if mask is not None:
+        targets = targets.masked_fill(~keep_from_tokenizer(mask, targets.shape), IGNORED)
+    flat = logits.flatten(0, 1)
+    flat = flat if flat.dtype == torch.float64 else flat.float()
+    return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED)
+
+
+def _mixer(c: CausalLMConfig, at: dict[str, Any]) -> nn.Module:
     if c.mixer == "attention":
         return Attention(c.d_model, c.num_heads, dropout=c.dropout, **at)
     operator = HyenaOperator(c.d_model, c.l_max, **c.operator, **at)

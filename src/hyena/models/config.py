@@ -1,35 +1,61 @@
-"""What the configs of models have in common: plain values in and out, for checkpoints, and sizes that are sizes."""
+"""Base of the model configs: to and from plain dicts, and checks of their values."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 Config = TypeVar("Config", bound="ModelConfig")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Base of the configs, which are frozen dataclasses."""
+    """Base of the configs, which are frozen dataclasses.
+
+    Attributes:
+        renamed: earlier names of fields, which :meth:`from_dict` still takes, and their names now.
+    """
+
+    renamed: ClassVar[dict[str, str]] = {"n_layer": "num_layers", "n_classes": "num_classes"}
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values."""
+        """Returns all fields as plain values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
-        """The config that :meth:`to_dict` was called on.
+        """Returns the config that :meth:`to_dict` was called on.
 
         Raises:
             ValueError: keys that are not fields, listed.
         """
-        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown fields in a {cls.__name__}: {unknown}")
+        fields = {f.name for f in dataclasses.fields(cls)}
+        values = {
+            key if key in fields or cls.renamed.get(key) not in fields else cls.renamed[key]: value
+            for key, value in values.items()
+        }
+        if unknown := sorted(set(values) - fields):
+            raise ValueError(f"unknown fields in a {cls.__name__}: {unknown}; it has {', '.join(sorted(fields))}")
         return cls(**values)
 
     def _check_sizes(self, *names: str) -> None:
-        """Raises ``ValueError`` for a field below 1."""
+        """Raises ``ValueError`` for a field that is no integer, or below 1."""
         for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise ValueError(f"{name} must be an integer, got {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def _check_flags(self, *names: str) -> None:
+        """Raises ``ValueError`` for a field that is neither True nor False."""
+        for name in names:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+
+    def _check_probabilities(self, *names: str) -> None:
+        """Raises ``ValueError`` for a field that is no number in [0, 1)."""
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")

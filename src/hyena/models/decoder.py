@@ -1,26 +1,32 @@
-"""What a model needs to go on from what came before, and what it can do then.
+"""Base of the models: embedding, blocks, norm and head, over a whole sequence or its next tokens.
 
-Dimensions: B batch, n new positions, D channels (d_model), V vocabulary.
+Dimensions: B batch, L length, n new positions, D channels (d_model), V vocabulary.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+import functools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from hyena.generation import model, text
+from hyena.generation import generate, model
 from hyena.generation.state import ModelState
+from hyena.mixers.masks import keep_from_tokenizer
+from hyena.models.blocks import row_starts
 
 
-class Decoder(nn.Module, ABC):
+class Decoder(nn.Module):
     """Base of models that read tokens in order: embedding, pre-norm blocks, LayerNorm, and a head or none.
 
     Attributes:
         config: with ``l_max`` and ``vocab_size``.
-        embedding, dropout: before the first block.
+        embedding: of the tokens.
+        positions: learned positions that are added to it, or None. They count the kept positions of each row, so that
+            padding and packing change nothing.
+        dropout: before the first block.
         blocks: of :class:`hyena.models.Block`.
         norm: after the last.
         head: to logits, or None.
@@ -28,28 +34,99 @@ class Decoder(nn.Module, ABC):
 
     config: Any
     embedding: nn.Embedding
+    positions: nn.Embedding | None
     dropout: nn.Dropout
     blocks: nn.ModuleList
     norm: nn.LayerNorm
     head: nn.Linear | None
 
-    @abstractmethod
+    generate = generate
+
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> Tensor:
+        """Computes the head's output for each position.
+
+        Args:
+            tokens: ``(B, L)`` integers below ``vocab_size``.
+            mask: ``(B, L)``, True or 1 = keep: a tokenizer's ``attention_mask``. With it a padded row gives what it
+                gives alone, on whichever side the padding is.
+            cu_seqlens: ``(rows + 1,)`` offsets of rows packed into one; then ``B = 1``.
+            max_seqlen: the longest packed row, see :meth:`hyena.HyenaOperator.forward`.
+
+        Returns:
+            Logits ``(B, L, V)`` for the token after each one, or without a head hidden states ``(B, L, D)``. Outputs at
+            positions that are not kept mean nothing.
+
+        Raises:
+            ValueError: an input longer than ``l_max``, or shapes that do not fit.
+        """
+        x = self.hidden_states(tokens, mask, cu_seqlens, max_seqlen)
+        return x if self.head is None else self.head(x)
+
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> Tensor:
+        """Computes the normalised output of the last block, ``(B, L, D)``; arguments as for :meth:`forward`."""
+        if tokens.dim() != 2:
+            raise ValueError(f"tokens must be (B, L), got {tuple(tokens.shape)}")
+        keep = None if mask is None else keep_from_tokenizer(mask, tokens.shape)
+        at = None if self.positions is None else self._count(tokens, keep, cu_seqlens, max_seqlen)
+        mixing = {"mask": keep, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+        x = self.dropout(self.embed(tokens, at))  # (B, L, D)
+        for block in self.blocks:
+            if self.config.gradient_checkpointing and self.training:
+                x = checkpoint(functools.partial(block, **mixing), x, use_reentrant=False)
+            else:
+                x = block(x, **mixing)
+        return self.norm(x.to(self.norm.weight.dtype))
+
     def embed(self, tokens: Tensor, at: Tensor | None) -> Tensor:
-        """What the first block reads, ``(B, n, D)``, without dropout.
+        """Embeds tokens for the first block, ``(B, n, D)``, without dropout.
 
         Args:
             tokens: ``(B, n)``.
-            at: ``(B, n)`` or ``(n,)`` int64, the position of each in its row, padding not counted; models that have no
-                use for it take None.
+            at: ``(B, n)`` or ``(n,)`` int64, the position of each in its row, padding not counted; None in models
+                without learned positions.
+        """
+        x = self.embedding(tokens)
+        return x if self.positions is None else x + self.positions(at)
+
+    def _count(self, tokens: Tensor, keep: Tensor | None, cu_seqlens: Tensor | None, longest: int | None) -> Tensor:
+        """The position of each token in its row, not counting padding: ``(L,)`` or ``(B, L)``."""
+        length, limit = tokens.size(1), self.config.l_max
+        at = torch.arange(length, device=tokens.device)
+        if cu_seqlens is not None:
+            length = int(cu_seqlens.diff().max()) if longest is None else longest
+            at = at - row_starts(cu_seqlens, at.numel())
+        elif keep is not None:
+            at = (keep.cumsum(1) - 1).clamp_min(0)
+        if length > limit:
+            raise ValueError(f"a row of {length} positions is longer than this model's l_max={limit}")
+        return at
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens are expected."""
+        return self.embedding.weight.device
+
+    def check_can_decode(self, *, needs_logits: bool) -> None:
+        """Checks that this model can continue a sequence.
+
+        Raises:
+            ValueError: it has no output for each position, or with ``needs_logits`` no logits for tokens.
         """
 
-    def check_decodes(self, *, logits: bool) -> None:
-        """Raises ValueError if this model has no output for each position; with ``logits``, if it is none of tokens."""
-
     def init_state(self, batch: int, max_length: int | None = None) -> ModelState:
-        """What the layers remember before the first token, as :meth:`hyena.HyenaOperator.init_state`.
-
-        :func:`hyena.generation.state_size` states its bytes beforehand.
+        """Returns the state of all layers before the first token.
 
         Args:
             batch: B.
@@ -61,72 +138,30 @@ class Decoder(nn.Module, ABC):
         """
         return model.init_state(self, batch, max_length)
 
-    def prefill(self, tokens: Tensor, state: ModelState, mask: Tensor | None = None) -> tuple[Tensor, ModelState]:
-        """Logits ``(B, n, V)`` after each of the next tokens ``(B, n)``, those of ``forward`` on all so far.
+    def prefill(
+        self, tokens: Tensor, state: ModelState, mask: Tensor | None = None, *, last: bool = False
+    ) -> tuple[Tensor, ModelState]:
+        """Computes logits after each of the next tokens, those of :meth:`forward` on all so far.
 
-        Without a head they are hidden states ``(B, n, D)``. No gradient passes through; ``state`` is changed in place.
-        ``mask`` ``(B, n)``, True or 1 = keep, is as in ``forward``; rows of different lengths are padded on the left.
+        No gradient passes through.
+
+        Args:
+            tokens: ``(B, n)``, any number of them, also after steps.
+            state: changed in place.
+            mask: ``(B, n)``, True or 1 = keep, as in :meth:`forward`. Rows of different lengths are padded on the left,
+                if they are to be continued.
+            last: only the last position's logits.
+
+        Returns:
+            Logits ``(B, n, V)``, without a head hidden states ``(B, n, D)``, with ``last`` of one position; and the
+            state.
 
         Raises:
             ValueError: more tokens than the state was made for, or shapes that do not fit.
         """
-        return model.advance(self, tokens, state, mask), state
+        return model.advance(self, tokens, state, mask, last=last), state
 
     def step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
-        """:meth:`prefill` of one token a row: ``(B,)`` in, logits ``(B, V)`` out."""
-        return model.advance(self, tokens[:, None], state)[:, 0], state
-
-    def generate(
-        self,
-        prompts: Tensor | Sequence[Sequence[int] | Tensor],
-        max_new_tokens: int,
-        *,
-        mask: Tensor | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        eos: int | None = None,
-        stop: Iterable[Sequence[int]] = (),
-        window: int | None = None,
-        callback: Callable[[Tensor], Any] | None = None,
-        progress: bool = False,
-    ) -> list[Tensor]:
-        """Continues each prompt, a step for each token; :func:`hyena.generation.stream` is the same as an iterator.
-
-        In eval mode and without gradients; the model is left in the mode it was in.
-
-        Args:
-            prompts: ``(B, L)``, or a list of prompts of any lengths.
-            max_new_tokens: how many tokens to add at most.
-            mask: ``(B, L)``, False or 0 where a prompt has padding, on whichever side.
-            temperature, top_k, top_p: see :func:`hyena.generation.sample`; temperature 0 takes the likeliest token.
-            seed: of the random numbers, for the same text every time; torch's own generator if missing.
-            eos: the token that ends a row.
-            stop: sequences of tokens that end a row.
-            window: below ``l_max``; goes on past ``l_max`` by starting again from this many of the last tokens whenever
-                ``l_max`` is reached. The model then forgets what came before them.
-            callback: called with the next token of each row, ``(B,)``, as it is drawn; -1 for rows that have ended.
-            progress: shows a progress bar (with ``tqdm``).
-
-        Returns:
-            For each row the prompt and what was added, ``eos`` or the stop sequence included, without padding.
-
-        Raises:
-            ValueError: prompts and new tokens that do not fit ``l_max``, or arguments out of range.
-        """
-        return text.generate(
-            self,
-            prompts,
-            max_new_tokens,
-            mask=mask,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            eos=eos,
-            stop=stop,
-            window=window,
-            callback=callback,
-            progress=progress,
-        )
+        """Computes :meth:`prefill` of one token a row: ``(B,)`` in, logits ``(B, V)`` out."""
+        logits, state = self.prefill(tokens[:, None], state)
+        return logits[:, 0], state

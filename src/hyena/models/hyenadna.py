@@ -6,14 +6,12 @@ Dimensions: B batch, L length, D channels (d_model), V vocabulary, padded to a m
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hyena.filters import HyenaFilter
 from hyena.mixers.hyena import HyenaOperator
@@ -40,7 +38,7 @@ class HyenaDNAConfig(ModelConfig):
         vocab_size: of the tokenizer: 7 special tokens (0 to 6) and A, C, G, T, N (7 to 11).
         l_max: longest input, and the length at which the filters' time reaches 1.
         d_model: D.
-        n_layer: number of blocks.
+        num_layers: number of blocks.
         d_inner: inner width of the MLP, ``4 * D`` if missing.
         order: of the Hyena operators.
         emb_dim: features of the filters' positional encoding, odd.
@@ -54,7 +52,7 @@ class HyenaDNAConfig(ModelConfig):
             precision.
         head: None for hidden states, ``"lm"`` for next-token logits, ``"classes"`` for one row of class logits, from
             the mean of the hidden states.
-        n_classes: of ``head="classes"``.
+        num_classes: of ``head="classes"``.
         tie_embeddings: the output layer of ``head="lm"`` has the embedding's weight.
         gradient_checkpointing: in training, keep only the blocks' inputs and compute the rest again in the backward
             pass.
@@ -63,7 +61,7 @@ class HyenaDNAConfig(ModelConfig):
     vocab_size: int = 12
     l_max: int = 1026
     d_model: int = 128
-    n_layer: int = 2
+    num_layers: int = 2
     d_inner: int | None = None
     order: int = 2
     emb_dim: int = 5
@@ -75,7 +73,7 @@ class HyenaDNAConfig(ModelConfig):
     pad_vocab_size_multiple: int = 8
     residual_in_fp32: bool = True
     head: str | None = None
-    n_classes: int = 2
+    num_classes: int = 2
     tie_embeddings: bool = True
     gradient_checkpointing: bool = False
 
@@ -87,7 +85,11 @@ class HyenaDNAConfig(ModelConfig):
         """
         if self.head not in (None, "lm", "classes"):
             raise ValueError(f"head must be None, 'lm' or 'classes', got {self.head!r}")
-        self._check_sizes("vocab_size", "l_max", "d_model", "n_layer", "pad_vocab_size_multiple", "n_classes")
+        self._check_sizes("vocab_size", "l_max", "d_model", "num_layers", "pad_vocab_size_multiple", "num_classes")
+        if self.d_inner is not None:
+            self._check_sizes("d_inner")
+        self._check_flags("residual_in_fp32", "tie_embeddings", "gradient_checkpointing")
+        self._check_probabilities("dropout", "embed_dropout")
 
     @property
     def padded_vocab_size(self) -> int:
@@ -99,7 +101,7 @@ class HyenaDNA(Decoder):
     """Embedding, pre-norm Hyena blocks, LayerNorm, and a head if the config asks for one.
 
     Released weights come in with :func:`hyena.checkpoints.hyenadna`. A new model's filters start as this library's
-    do, with unit norm, the rest as in the released code (normal, 0.02; ``1 / sqrt(2 n_layer)`` of that into the
+    do, with unit norm, the rest as in the released code (normal, 0.02; ``1 / sqrt(2 num_layers)`` of that into the
     residual stream).
 
     Args:
@@ -119,10 +121,11 @@ class HyenaDNA(Decoder):
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         c = self.config = config
         if mixers is None:
-            mixers = [_mixer(c, at) for _ in range(c.n_layer)]
-        elif len(mixers) != c.n_layer:
-            raise ValueError(f"n_layer={c.n_layer} blocks need as many mixers, got {len(mixers)}")
+            mixers = [_mixer(c, at) for _ in range(c.num_layers)]
+        elif len(mixers) != c.num_layers:
+            raise ValueError(f"num_layers={c.num_layers} blocks need as many mixers, got {len(mixers)}")
         self.embedding = nn.Embedding(c.padded_vocab_size, c.d_model, **at)
+        self.positions = None
         self.dropout = nn.Dropout(c.embed_dropout)
         self.blocks = nn.ModuleList(
             Block(
@@ -142,7 +145,7 @@ class HyenaDNA(Decoder):
             self.head = nn.Linear(c.d_model, c.padded_vocab_size, bias=False, **at)
             self.tie_embeddings()
         elif c.head == "classes":
-            self.head = nn.Linear(c.d_model, c.n_classes, **at)
+            self.head = nn.Linear(c.d_model, c.num_classes, **at)
         self._reset_own_parameters()
 
     def tie_embeddings(self) -> None:
@@ -160,7 +163,7 @@ class HyenaDNA(Decoder):
         nn.init.normal_(self.embedding.weight, std=INIT_STD)
         for block in cast("list[Block]", self.blocks):
             _reset(block.mlp.fc1, INIT_STD)
-            _reset(block.mlp.fc2, INIT_STD / math.sqrt(2 * self.config.n_layer))
+            _reset(block.mlp.fc2, INIT_STD / math.sqrt(2 * self.config.num_layers))
         self.reset_head()
 
     def forward(
@@ -170,66 +173,34 @@ class HyenaDNA(Decoder):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
     ) -> Tensor:
-        """What the head makes of a sequence.
+        """Computes the head's output: see :meth:`hyena.models.Decoder.forward`.
 
-        Args:
-            tokens: ``(B, L)`` integers below ``vocab_size``.
-            mask: ``(B, L)``, True or 1 = keep: a tokenizer's ``attention_mask``. HyenaDNA's tokenizer pads on the left;
-                with the mask a padded row gives what it gives alone, on either side.
-            cu_seqlens: ``(rows + 1,)`` offsets of rows packed into one; then ``B = 1``.
-            max_seqlen: the longest packed row, see :meth:`hyena.HyenaOperator.forward`.
+        HyenaDNA's tokenizer pads on the left; its mask is to be passed with padded rows.
 
         Returns:
             Without a head, hidden states ``(B, L, D)``; next-token logits ``(B, L, V)``; or class logits
-            ``(B, n_classes)``. What comes out at positions that are not kept means nothing.
-
-        Raises:
-            ValueError: an input longer than ``l_max``, or shapes that do not fit.
+            ``(B, num_classes)``. Outputs at positions that are not kept mean nothing.
         """
-        x = self.hidden_states(tokens, mask, cu_seqlens, max_seqlen)
-        if self.head is None:
-            return x
-        if self.config.head == "classes":
-            if cu_seqlens is not None:
-                raise ValueError(
-                    "head='classes' gives one row of logits for each row of tokens: pad rows, do not pack them"
-                )
-            x = _mean(x, mask)
-        return self.head(x)
-
-    def hidden_states(
-        self,
-        tokens: Tensor,
-        mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None,
-    ) -> Tensor:
-        """The normalised output of the last block ``(B, L, D)``, whatever the head; arguments as in :meth:`forward`."""
-        if tokens.dim() != 2:
-            raise ValueError(f"tokens must be (B, L), got {tuple(tokens.shape)}")
-        keep = None if mask is None else keep_from_tokenizer(mask, tokens.shape)
-        mixing = {"mask": keep, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
-        x = self.dropout(self.embed(tokens, None))  # (B, L, D)
-        for block in self.blocks:
-            if self.config.gradient_checkpointing and self.training:
-                x = checkpoint(functools.partial(block, **mixing), x, use_reentrant=False)
-            else:
-                x = block(x, **mixing)
-        return self.norm(x.to(self.norm.weight.dtype))
+        if self.config.head != "classes":
+            return super().forward(tokens, mask, cu_seqlens, max_seqlen)
+        if cu_seqlens is not None:
+            raise ValueError("head='classes' gives one row of logits a row of tokens: pad rows, do not pack them")
+        assert self.head is not None
+        return self.head(_mean(self.hidden_states(tokens, mask), mask))
 
     def embed(self, tokens: Tensor, at: Tensor | None) -> Tensor:
         """See :meth:`hyena.models.Decoder.embed`."""
-        x = self.embedding(tokens)
+        x = super().embed(tokens, at)
         return x.to(torch.promote_types(x.dtype, torch.float32)) if self.config.residual_in_fp32 else x
 
-    def check_decodes(self, *, logits: bool) -> None:
-        """See :meth:`hyena.models.Decoder.check_decodes`."""
+    def check_can_decode(self, *, needs_logits: bool) -> None:
+        """See :meth:`hyena.models.Decoder.check_can_decode`."""
         if self.config.head == "classes":
             raise ValueError(
                 "head='classes' looks at the whole sequence at once: build the model with head='lm', or head=None for "
                 "hidden states, to go on position by position"
             )
-        if logits and self.config.head is None:
+        if needs_logits and self.config.head is None:
             raise ValueError("this model has head=None and gives hidden states: build it with head='lm' to write text")
 
 
@@ -248,7 +219,7 @@ def _mixer(c: HyenaDNAConfig, at: dict[str, Any]) -> HyenaOperator:
         c.d_model, c.l_max, order=c.order, short_filter_order=c.short_filter_order, filter=long_filters, **at
     )
     _reset(mixer.in_proj, INIT_STD)
-    _reset(mixer.out_proj, INIT_STD / math.sqrt(2 * c.n_layer))
+    _reset(mixer.out_proj, INIT_STD / math.sqrt(2 * c.num_layers))
     return mixer
 
 
