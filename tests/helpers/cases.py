@@ -6,16 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
-from unittest import mock
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.oracle import Rows
 from helpers.tolerances import TOLERANCE, error
+from hyena import ops
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LENGTHS = [1, 2, 3, 17, 63, 64, 65, 127, 1009, 4096, 8209]
@@ -37,23 +35,8 @@ class Tier:
         if self.name != "fallback":
             yield
             return
-        # Second derivatives ask whose layout a spectrum is in.
-        with _Fallback(), mock.patch("hyena.ops.spectrum.has_kernel", return_value=False):
+        with ops.fallback_only():
             yield
-
-
-class _Fallback(TorchDispatchMode):
-    """Sends the library's ops to their plain PyTorch version, whatever kernels are registered."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func.namespace == "hyena":
-            return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def has_kernel(op: str, device: str) -> bool:
-    """Whether a kernel is registered for ``hyena::<op>`` on this kind of device."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"hyena::{op}", device.upper())
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:

@@ -5,6 +5,7 @@ On other machines the same code runs on whatever implements the ops there.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from unittest import mock
 
@@ -19,6 +20,8 @@ from helpers.tolerances import TOLERANCE
 from hyena import HyenaOperator, ops
 from hyena.mixers import hyena as operator
 
+projections = importlib.import_module("hyena.ops.project")  # ops.project is the function
+
 
 def _always(u: Tensor) -> bool:
     return True
@@ -28,7 +31,7 @@ def _always(u: Tensor) -> bool:
 def apart() -> Iterator[mock.Mock]:
     """Has the mixing step add the bias, and counts the biases."""
     with (
-        mock.patch.object(operator, "_does_mixing_add_bias", _always),
+        mock.patch.object(projections, "is_bias_left", _always),
         mock.patch.object(operator.ops, "recurrence", wraps=ops.recurrence) as recurrence,
     ):
         yield recurrence
@@ -102,7 +105,7 @@ def test_where_there_is_none_to_add(config: str, apart: mock.Mock) -> None:
 def test_in_one_graph() -> None:
     m = build("default")
     torch._dynamo.reset()
-    with mock.patch.object(operator, "_does_mixing_add_bias", _always):
+    with mock.patch.object(projections, "is_bias_left", _always):
         compiled = torch.compile(m, fullgraph=True, backend="aot_eager")
         for length in (40, 50, 60):
             u = rand(2, length, D).float().requires_grad_()
@@ -115,6 +118,6 @@ def test_in_one_graph() -> None:
 
 def test_only_a_gpu_with_kernels_has_it_so(device: str) -> None:
     u = torch.zeros(1, 64, D, device=device)
-    assert operator._does_mixing_add_bias(u) == (device == "cuda" and "cuda" in ops.KERNELS["recurrence"])
-    assert not operator._does_mixing_add_bias(u.double())
-    assert not operator._does_mixing_add_bias(u[:, :32])
+    assert projections.is_bias_left(u) == (device == "cuda" and ops.has_kernel("recurrence", u.device))
+    assert not projections.is_bias_left(u.double())
+    assert not projections.is_bias_left(u[:, :32])

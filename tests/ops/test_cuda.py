@@ -31,7 +31,6 @@ from helpers.gpu import (
 )
 from hyena import HyenaOperator, ops
 from hyena.ops._layout import _is_fast
-from hyena.ops._library import has_kernel
 
 pytestmark = pytest.mark.cuda
 
@@ -191,8 +190,8 @@ def test_the_same_bits_twice(length: int) -> None:
 
 def test_float64_goes_to_the_fallback() -> None:
     """Spectra in the fallback's layout, the same bits, and second derivatives."""
-    assert has_kernel("recurrence", torch.device(DEVICE))
-    assert not has_kernel("recurrence", torch.device(DEVICE), torch.float64)
+    assert ops.has_kernel("recurrence", torch.device(DEVICE))
+    assert not ops.has_kernel("recurrence", torch.device(DEVICE), torch.float64)
     x = place(recurrence.inputs(2, 40, 3), GPU, torch.float64)
     dy = rand(2, 40, 3).to(DEVICE)
     results = []

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from helpers.cases import offsets, rand
-from hyena.ops._packing import check_cu_seqlens, map_rows, row_bounds
+from hyena.ops._checks import check_cu_seqlens
+from hyena.ops._packing import map_rows, row_bounds
 
 
 def test_bounds_skip_empty_rows() -> None:

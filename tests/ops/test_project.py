@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import pytest
@@ -158,26 +159,35 @@ def test_other_layers_hooks_and_autocast_work_as_ever(device: str) -> None:
         torch.testing.assert_close(ops.project(u, layer), want + 2)
     finally:
         handle.remove()
-    assert ops.project_apart(u, Doubling(4, 5, device=device))[1] is None
     doubling = Doubling(4, 5, device=device)
     torch.testing.assert_close(ops.project(u, doubling), 2 * F.linear(u, doubling.weight, doubling.bias))
     with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied"):
         ops.project(u[..., :3], layer)
 
 
-def test_the_bias_apart(device: str) -> None:
+def test_the_bias_stays_where_nobody_adds_it(device: str) -> None:
     layer, u = nn.Linear(4, 5, device=device), rand(2, 3, 4).float().to(device)
-    z, bias = ops.project_apart(u, layer)
+    z, bias = ops.project_without_bias(u, layer)
+    assert bias is None
+    torch.testing.assert_close(z, layer(u))
+
+
+def test_the_bias_apart(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # ops.project is the function
+    monkeypatch.setattr(importlib.import_module("hyena.ops.project"), "is_bias_left", lambda u: True)
+    layer, u = nn.Linear(4, 5, device=device), rand(2, 3, 4).float().to(device)
+    z, bias = ops.project_without_bias(u, layer)
     assert strides(z) == natural_strides(laid_out(z, "channel_major"), 5)
     assert bias is layer.bias
     torch.testing.assert_close(z + bias, layer(u))
     with torch.autocast(device, torch.bfloat16):
-        z, bias = ops.project_apart(u, layer)
+        z, bias = ops.project_without_bias(u, layer)
     assert z.dtype == torch.bfloat16
     assert bias is layer.bias  # as exact as it is
     torch.testing.assert_close(z + bias, layer(u), rtol=0.05, atol=0.05)
-    assert ops.project_apart(u, nn.Linear(4, 5, bias=False, device=device))[1] is None
+    assert ops.project_without_bias(u, nn.Linear(4, 5, bias=False, device=device))[1] is None
+    assert ops.project_without_bias(u, Doubling(4, 5, device=device))[1] is None
     layer.register_forward_hook(lambda module, inputs, output: output + 1)
-    z, bias = ops.project_apart(u, layer)
+    z, bias = ops.project_without_bias(u, layer)
     assert bias is None
     torch.testing.assert_close(z, layer(u))

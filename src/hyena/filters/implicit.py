@@ -25,10 +25,6 @@ _NORM_SAMPLES = 1024
 # keeps none at any length.)
 _RECOMPUTE_FROM = 1 << 16
 
-# Where a kernel makes the taps: two to three times as fast in training as the modules, each in turn, which take its
-# place elsewhere.
-_KERNELS = ops.KERNELS["implicit_filter"]
-
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling the module does what its class says: no subclass, no hooks, weights that are plain tensors."""
@@ -144,9 +140,14 @@ class HyenaFilter(Filter):
         return h.view(length, -1, self.channels).transpose(0, 1)
 
     def _fused(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-        """The same by one op, if a kernel has it here and FFN and window are what it knows; any encoding will do."""
+        """The same by one op, if a kernel has it here and FFN and window are what it knows; any encoding will do.
+
+        It is two to three times as fast in training as the modules.
+        """
         ffn, window = self.ffn, self.window
-        if device.type not in _KERNELS or not (_is_plain(ffn, SineFFN) and _is_plain(window, ExponentialWindow)):
+        if not ops.has_kernel("implicit_filter", device):
+            return None
+        if not (_is_plain(ffn, SineFFN) and _is_plain(window, ExponentialWindow)):
             return None
         assert isinstance(ffn, SineFFN)
         assert isinstance(window, ExponentialWindow)

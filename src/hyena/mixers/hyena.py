@@ -20,9 +20,6 @@ from hyena.mixers._arguments import check, find_activation
 if TYPE_CHECKING:  # generation is built on operators; only the methods below reach back, when they are called
     from hyena.generation.state import HyenaState
 
-# Rows of up to this many positions are not worth a matrix product each, which is what another memory order takes.
-_FEW = 32
-
 
 class HyenaOperator(nn.Module):
     """Sub-quadratic sequence mixing in attention's place (Poli et al. 2023, arXiv 2302.10866).
@@ -169,7 +166,7 @@ class HyenaOperator(nn.Module):
             u = u[None]
         longest = self._longest(u, cu_seqlens, max_seqlen)
         if self._needs_parts():
-            z = ops.project(u, self.in_proj, channel_major=_is_channel_major_faster(u))
+            z = ops.project(u, self.in_proj, channel_major=None)
             y = self._mix_in_parts(z, longest, mask, cu_seqlens)
         else:
             y = self._mix(u, longest, mask, cu_seqlens)
@@ -237,10 +234,7 @@ class HyenaOperator(nn.Module):
 
     def _mix(self, u: Tensor, longest: int, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
         """The projection and the fused mixing step, which may have the projection's bias to add."""
-        if _does_mixing_add_bias(u):
-            z, bias = ops.project_apart(u, self.in_proj)
-        else:
-            z, bias = ops.project(u, self.in_proj, channel_major=_is_channel_major_faster(u)), None
+        z, bias = ops.project_without_bias(u, self.in_proj)
         spectrum = self._spectrum(longest)
         return ops.recurrence(z, self.short_weight, self.short_bias, spectrum, self.filter_bias, mask, cu_seqlens, bias)
 
@@ -373,16 +367,3 @@ class HyenaOperator(nn.Module):
             f"d_model={self.d_model}, l_max={self.l_max}, order={self.order}, num_heads={self.num_heads}, "
             f"causal={self.causal}, value_filter={self.value_filter}"
         )
-
-
-def _is_channel_major_faster(u: Tensor) -> bool:
-    return u.is_cuda and u.size(1) > _FEW
-
-
-def _does_mixing_add_bias(u: Tensor) -> bool:
-    """Whether a kernel adds the projection's bias as it reads ``z``.
-
-    Before a batched product on a GPU torch writes the bias to all of ``z``, the operator's largest array, to have it
-    read and written again.
-    """
-    return _is_channel_major_faster(u) and "cuda" in ops.KERNELS["recurrence"] and u.dtype != torch.float64

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hyena.ops.short_conv import check_row
+from hyena.ops._checks import check_row
 
 
 class MLP(nn.Module):

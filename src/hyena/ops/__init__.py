@@ -1,38 +1,40 @@
 """The registered ops (``torch.ops.hyena``), with a checked Python call for each."""
 
+from hyena.ops._extension import EXTENSION
 from hyena.ops._layout import compute_dtype, transform_length
-from hyena.ops._library import KERNELS, find_kernels
+from hyena.ops._library import fallback_only, find_kernels, has_kernel
 from hyena.ops._modules import has_plain_weights, is_hooked, without_autocast
 from hyena.ops._packing import check_longest
 from hyena.ops.add_conv import add_conv_
 from hyena.ops.direct_conv import direct_conv, is_direct
 from hyena.ops.gated_conv import gated_conv
 from hyena.ops.implicit_filter import implicit_filter
-from hyena.ops.project import project, project_apart
+from hyena.ops.project import project, project_without_bias
 from hyena.ops.recurrence import recurrence
+from hyena.ops.report import backend_report
 from hyena.ops.short_conv import short_conv
 from hyena.ops.spectrum import filter_spectrum, move_spectrum
 
-from hyena.ops._extension import backend_report  # isort: skip  (after the ops it implements)
-
+EXTENSION.load()
 find_kernels()
 
 __all__ = [
-    "KERNELS",
     "add_conv_",
     "backend_report",
     "check_longest",
     "compute_dtype",
     "direct_conv",
+    "fallback_only",
     "filter_spectrum",
     "gated_conv",
+    "has_kernel",
     "has_plain_weights",
     "implicit_filter",
     "is_direct",
     "is_hooked",
     "move_spectrum",
     "project",
-    "project_apart",
+    "project_without_bias",
     "recurrence",
     "short_conv",
     "transform_length",

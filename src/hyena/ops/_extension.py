@@ -1,4 +1,4 @@
-"""Loads the compiled kernels, and says which implementation each op has here."""
+"""The compiled kernels: loading them, and which devices and dtypes they take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,94 +26,74 @@ def _newest(name: str) -> Path | None:
     return max(found, key=lambda file: file.stat().st_mtime, default=None)
 
 
-@dataclass(frozen=True)
 class Extension:
-    """The compiled extension: its instruction set on the CPU, or why it is not in use."""
+    """The compiled extension.
 
-    instructions: str | None
-    reason: str
-    cuda_takes: Callable[[int, int], int] | None = None
-    fast_linear: bool = False  # whether hyena::project_backward is faster than torch's matrix products on this CPU
+    Attributes:
+        instructions: its instruction set on the CPU ("emulated CUDA" for CUDA's kernels compiled for the host); None
+            where it is not in use.
+        reason: why it is or is not in use, for :func:`hyena.backend_report`.
+        has_cuda: whether it was built with CUDA kernels.
+        fast_linear: whether ``hyena::project_backward`` is faster than torch's matrix products on this CPU.
+    """
+
+    def __init__(self) -> None:
+        self.instructions: str | None = None
+        self.reason = "not loaded"
+        self.fast_linear = False
+        self._cuda_takes: Callable[[int, int], int] | None = None
+
+    @property
+    def has_cuda(self) -> bool:
+        return self._cuda_takes is not None
+
+    def load(self) -> None:
+        """Loads the library, which registers its kernels: once, when every op has its schema."""
+        if os.environ.get("HYENA_DISABLE_EXT", "0") not in ("", "0"):
+            self.reason = "HYENA_DISABLE_EXT is set"
+            return
+        file = _newest(_LIBRARY)
+        if file is None:
+            missing = _newest(_MISSING)
+            self._go_without(
+                f"there is no {_LIBRARY} in {' or '.join(map(str, _folders()))}: a source tree needs `pip install -e .`"
+                if missing is None
+                else missing.read_text(encoding="utf-8").strip()
+            )
+            return
+        try:
+            torch.ops.load_library(str(file))
+        except OSError as error:
+            self._go_without(f"{file} does not load with torch {torch.__version__}: {error}")
+            return
+        library = ctypes.CDLL(str(file))
+        name = library.hyena_cpu_kernels
+        name.restype = ctypes.c_char_p
+        self.instructions = name().decode()
+        self.reason = f"compiled kernels, {self.instructions} instructions"
+        self._cuda_takes = getattr(library, "hyena_cuda_takes", None)  # only a build with the CUDA kernels has it
+        fast_linear = getattr(library, "hyena_fast_linear", None)  # only a build with the CPU kernels
+        self.fast_linear = fast_linear is not None and bool(fast_linear())
+
+    def _go_without(self, why: str) -> None:
+        warnings.warn(f"hyena runs without compiled kernels, several times slower: {why}", RuntimeWarning, stacklevel=2)
+        self.reason = why
 
     def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether the kernels for this kind of device take tensors there of this dtype, or hand them to the fallback.
 
-        The CPU's take everything. The GPU's want code for the device (8.0 and later, unless the build was narrowed) and
-        no float64.
+        The CPU's take everything. The GPU's need code for the device (8.0 and later, unless the build was narrowed) and
+        take no float64.
         """
         if device.type == "cpu" and self.instructions != "emulated CUDA":
             return True
-        if self.cuda_takes is None:
+        if self._cuda_takes is None:
             return False
         if device == torch.device("cuda"):  # the current one, whichever that is
             if not torch.cuda.is_available():
                 return False
             device = torch.device("cuda", torch.cuda.current_device())
-        return bool(self.cuda_takes(device.index or 0, dtype == torch.float64))
+        return bool(self._cuda_takes(device.index or 0, dtype == torch.float64))
 
 
-def _load() -> Extension:
-    if os.environ.get("HYENA_DISABLE_EXT", "0") not in ("", "0"):
-        return Extension(None, "HYENA_DISABLE_EXT is set")
-    file = _newest(_LIBRARY)
-    if file is None:
-        missing = _newest(_MISSING)
-        return _without_kernels(
-            f"there is no {_LIBRARY} in {' or '.join(map(str, _folders()))}: a source tree needs `pip install -e .`"
-            if missing is None
-            else missing.read_text(encoding="utf-8").strip()
-        )
-    try:
-        torch.ops.load_library(str(file))
-    except OSError as error:
-        return _without_kernels(f"{file} does not load with torch {torch.__version__}: {error}")
-    library = ctypes.CDLL(str(file))
-    name = library.hyena_cpu_kernels
-    name.restype = ctypes.c_char_p
-    # Only a build with the CUDA kernels has it.
-    cuda_takes = getattr(library, "hyena_cuda_takes", None)
-    fast_linear = getattr(library, "hyena_fast_linear", None)  # only a build with the CPU kernels
-    fast = fast_linear is not None and bool(fast_linear())
-    return Extension(name().decode(), f"compiled kernels, {name().decode()} instructions", cuda_takes, fast)
-
-
-def _without_kernels(why: str) -> Extension:
-    warnings.warn(f"hyena runs without compiled kernels, several times slower: {why}", RuntimeWarning, stacklevel=2)
-    return Extension(None, why)
-
-
-EXTENSION = _load()
-
-
-def backend_report() -> str:
-    """Which implementation every op has on this machine, and why.
-
-    Returns:
-        A table to print: one line for each op, with its tier on the CPU and on CUDA.
-    """
-    from hyena.ops._library import OP_NAMES, has_kernel
-
-    lines = [
-        f"hyena on torch {torch.__version__}, {torch.get_num_threads()} CPU threads, "
-        f"CUDA {'available' if torch.cuda.is_available() else 'not available'}",
-        f"extension: {EXTENSION.reason}",
-        f"CUDA kernels: {_cuda_kernels()}",
-        f"{'op':28}{'CPU':12}{'CUDA':12}",
-    ]
-    for name in OP_NAMES:
-        tiers = ["kernel" if has_kernel(name, torch.device(kind)) else "fallback" for kind in ("cpu", "cuda")]
-        lines.append(f"{name:28}{tiers[0]:12}{tiers[1]:12}")
-    return "\n".join(lines)
-
-
-def _cuda_kernels() -> str:
-    if EXTENSION.instructions is None:
-        return "none, for want of the extension"
-    if EXTENSION.cuda_takes is None:
-        return "not built, for want of nvcc or of a torch with CUDA when hyena was installed"
-    if not torch.cuda.is_available():
-        return "built, but torch sees no GPU"
-    major, minor = torch.cuda.get_device_capability()
-    if not EXTENSION.takes(torch.device("cuda", torch.cuda.current_device()), torch.float32):
-        return f"this build has no code for the GPU's compute capability {major}.{minor}"
-    return f"in use for float32, bfloat16 and float16 (compute capability {major}.{minor}); float64 takes the fallback"
+EXTENSION = Extension()

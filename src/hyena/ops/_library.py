@@ -6,16 +6,21 @@ implementation for its device (``CPU`` or ``CUDA``) under the same name, and the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hyena.ops._extension import EXTENSION
 
 LIBRARY = torch.library.Library("hyena", "DEF")
 OP_NAMES: list[str] = []
-KERNELS: dict[str, frozenset[str]] = {}
-"""Kinds of device that have a kernel of each op, once the extension is loaded: for rules that torch.compile traces."""
+# Kinds of device that have a kernel of each op.
+_KERNELS: dict[str, frozenset[str]] = {}
 
 
 def define(
@@ -73,23 +78,61 @@ def _restore(ctx: Any) -> list[Any]:
     return [next(tensors) if t else a for t, a in zip(ctx.is_tensor, ctx.others, strict=True)]
 
 
-def has_kernel(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether ``hyena::<name>`` has a compiled kernel for this kind of device, and it takes this dtype."""
-    # Imported here because the extension is loaded after the ops that it implements.
-    from hyena.ops._extension import EXTENSION
-
-    return _is_registered(name, device.type) and EXTENSION.takes(device, dtype)
-
-
-def _is_registered(name: str, kind: str) -> bool:
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(kind)
-    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"hyena::{name}", key)
-
-
 def find_kernels() -> None:
-    """Fills ``KERNELS``, without a look at any device: importing the library must not start CUDA."""
+    """Looks up which ops the extension implements, for :func:`has_kernel`: once, after it is loaded."""
     for name in OP_NAMES:
-        KERNELS[name] = frozenset(kind for kind in ("cpu", "cuda") if _is_registered(name, kind))
+        keys = {"cpu": "CPU", "cuda": "CUDA"}
+        _KERNELS[name] = frozenset(
+            kind for kind, key in keys.items() if torch._C._dispatch_has_kernel_for_dispatch_key(f"hyena::{name}", key)
+        )
+
+
+def has_kernel(op: str, device: torch.device, dtype: torch.dtype | None = None) -> bool:
+    """Whether ``hyena::<op>`` runs a compiled kernel on this device.
+
+    Args:
+        op: its name, without the namespace.
+        device: only its kind is looked at, if ``dtype`` is missing; ``torch.compile`` can trace the call then, and CUDA
+            is not started.
+        dtype: also asks whether the kernel takes tensors of this dtype on this very device.
+    """
+    if device.type not in _KERNELS[op] or _LOCAL.fallback_only:
+        return False
+    return dtype is None or EXTENSION.takes(device, dtype)
+
+
+class _Local(threading.local):
+    fallback_only = False
+
+
+_LOCAL = _Local()
+
+
+class _FallbackMode(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func.namespace != "hyena":
+            return func(*args, **(kwargs or {}))
+        with _without_kernels():  # in the thread that runs the op, which may be autograd's
+            return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **(kwargs or {}))
+
+
+@contextmanager
+def _without_kernels() -> Iterator[None]:
+    before, _LOCAL.fallback_only = _LOCAL.fallback_only, True
+    try:
+        yield
+    finally:
+        _LOCAL.fallback_only = before
+
+
+@contextmanager
+def fallback_only() -> Iterator[None]:
+    """Runs the ops called inside by their plain PyTorch version, whatever kernels there are: for tests and benchmarks.
+
+    Spectra made outside by a kernel do not fit inside, nor the other way round.
+    """
+    with _without_kernels(), _FallbackMode():
+        yield
 
 
 def _derivative_of(function: Callable[..., Any]) -> Callable[..., Any]:

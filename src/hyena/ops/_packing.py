@@ -13,17 +13,6 @@ import torch
 from torch import Tensor
 
 
-def check_cu_seqlens(cu_seqlens: Tensor, batch: int, total: int) -> None:
-    """Shape and dtype of ``cu_seqlens`` (its values are checked by :func:`row_bounds`)."""
-    if cu_seqlens.dim() != 1 or cu_seqlens.size(0) < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            f"cu_seqlens must be a 1-D int32 or int64 tensor of at least 2 offsets, got {cu_seqlens.dtype} of shape "
-            f"{tuple(cu_seqlens.shape)}"
-        )
-    if batch != 1:
-        raise ValueError(f"packed rows come as one row of shape (1, T, C); got batch {batch} with cu_seqlens")
-
-
 def check_bounds(cu_seqlens: Tensor | None, total: int, longest: int) -> None:
     """:func:`row_bounds` where it waits for no device and breaks no trace."""
     if cu_seqlens is not None and cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():

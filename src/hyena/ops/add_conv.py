@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hyena.ops._checks import check_row, check_spectrum
 from hyena.ops._layout import compute_dtype
 from hyena.ops._library import define
-from hyena.ops.gated_conv import check_spectrum, long_conv_piece, pieces
-from hyena.ops.short_conv import check_row
+from hyena.ops._rfft import long_conv_piece, pieces
 from hyena.ops.spectrum import is_of_kernels, spectrum_rows
 
 # Complex numbers that the fallback transforms at once: 8 MiB in complex64, what a cache may hold.

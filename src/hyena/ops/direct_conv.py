@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hyena.ops._checks import check_gates
 from hyena.ops._layout import compute_dtype, empty_in_order_of, to_order_of
-from hyena.ops._library import KERNELS, define
+from hyena.ops._library import define, has_kernel
 from hyena.ops._packing import check_bounds
-from hyena.ops.gated_conv import check_inputs
 from hyena.ops.short_conv import shifted
 
 
@@ -33,7 +33,7 @@ from hyena.ops.short_conv import shifted
 # So: an eighth of the row, but 32 taps at least and 128 at most.
 def is_direct(taps: int, length: int, device: torch.device) -> bool:
     """Whether rows of ``length`` positions meet a filter of this many taps faster tap by tap than by transforms."""
-    return device.type in KERNELS["direct_conv"] and taps <= max(32, min(length // 8, 128))
+    return has_kernel("direct_conv", device) and taps <= max(32, min(length // 8, 128))
 
 
 def _row_numbers(v: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
@@ -170,7 +170,7 @@ def direct_conv(
     Raises:
         ValueError: shapes or dtypes that do not fit, with the ones found.
     """
-    check_inputs(v, d, pre, post, cu_seqlens)
+    check_gates(v, d, pre, post, cu_seqlens)
     if h.dim() != 2 or h.size(0) < 1 or not h.is_floating_point() or h.device != v.device:
         raise ValueError(
             f"h must be floating point of shape (taps, channels) on {v.device}, got {h.dtype} of shape "

@@ -11,63 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hyena.ops._checks import check_gates, check_spectrum
 from hyena.ops._layout import compute_dtype, empty_in_order_of, points_of, to_order_of
 from hyena.ops._library import define
 from hyena.ops._packing import check_bounds, map_rows, row_bounds
-from hyena.ops.short_conv import check_devices, check_row
+from hyena.ops._rfft import long_conv, long_conv_backward
 from hyena.ops.spectrum import from_fallback_layout, spectrum_gradient, spectrum_rows, to_fallback_layout
-
-# Complex numbers that the fallback holds in one piece of a transform (256 MiB in complex64): more channels than fit are
-# done in turn, so that a million positions need not hold every channel's transform at once.
-_CHUNK = 1 << 25
 
 # Of v, pre, post, spectrum and d.
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-def pieces(batch: int, channels: int, spectrum: Tensor, numbers: int | None = None) -> list[tuple[slice, slice]]:
-    """(filter channels, channels) of each piece of a transform, so that it holds at most ``numbers`` complex ones."""
-    groups, size = spectrum.size(0), spectrum.size(1)
-    width = channels // groups
-    step = max(1, (numbers or _CHUNK) // max(1, batch * width * size))
-    return [(slice(g, g + step), slice(g * width, (g + step) * width)) for g in range(0, groups, step)]
-
-
-def long_conv(x: Tensor, spectrum: Tensor) -> Tensor:
-    """``h conv x``: x (B, C, L) in the compute dtype, spectrum (G, P+1) complex -> (B, C, L)."""
-    if x.numel() == 0:  # FFT libraries refuse empty batches
-        return torch.zeros_like(x)
-    out = [long_conv_piece(x[:, c], spectrum[g]) for g, c in pieces(x.size(0), x.size(1), spectrum)]
-    return out[0] if len(out) == 1 else torch.cat(out, dim=1)
-
-
-def long_conv_piece(x: Tensor, spectrum: Tensor) -> Tensor:
-    """:func:`long_conv` of what is not empty, all at once."""
-    points = 2 * (spectrum.size(1) - 1)
-    product = torch.fft.rfft(x, n=points).unflatten(1, (spectrum.size(0), -1)) * spectrum[:, None]
-    return torch.fft.irfft(product.flatten(1, 2), n=points)[..., : x.size(2)]
-
-
-def long_conv_backward(dy: Tensor, x: Tensor, spectrum: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of the spectrum: (B, C, L) and (G, P+1) complex (real gradient of re and im)."""
-    if x.numel() == 0:
-        return torch.zeros_like(x), torch.zeros_like(spectrum)
-    out = [_long_conv_backward(dy[:, c], x[:, c], spectrum[g]) for g, c in pieces(x.size(0), x.size(1), spectrum)]
-    if len(out) == 1:
-        return out[0]
-    return torch.cat([dx for dx, _ in out], dim=1), torch.cat([ds for _, ds in out], dim=0)
-
-
-def _long_conv_backward(dy: Tensor, x: Tensor, spectrum: Tensor) -> tuple[Tensor, Tensor]:
-    groups, points = spectrum.size(0), 2 * (spectrum.size(1) - 1)
-    dy_f = torch.fft.rfft(dy, n=points).unflatten(1, (groups, -1))
-    x_f = torch.fft.rfft(x, n=points).unflatten(1, (groups, -1))
-    # conj_physical, because a lazy conj is lost inside a TorchDispatchMode (a flop counter, selective checkpointing).
-    dx = torch.fft.irfft((dy_f * spectrum.conj_physical()[:, None]).flatten(1, 2), n=points)[..., : x.size(2)]
-    # irfft reads each inner coefficient twice (once conjugated), the first and the last once.
-    twice = torch.full((spectrum.size(1),), 2.0 / points, dtype=x.dtype, device=x.device)
-    twice[0] = twice[-1] = 1.0 / points
-    return dx, (dy_f * x_f.conj_physical()).sum((0, 2)) * twice
 
 
 def gated_conv_rows(v: Tensor, spectrum: Tensor, d: Tensor | None, pre: Tensor | None, post: Tensor | None) -> Tensor:
@@ -213,47 +165,6 @@ define(
 )
 
 
-def check_spectrum(z: Tensor, spectrum: Tensor, channels: int, packed: bool) -> None:
-    """Whether a ``(G, P+1, 2)`` spectrum serves ``channels`` channels of ``z``.
-
-    Raises:
-        ValueError: wrong shape, dtype or device, or rows longer than ``P``.
-    """
-    dtype = compute_dtype(z)
-    if spectrum.size(-1) != 2 or spectrum.dtype != dtype or spectrum.device != z.device:
-        raise ValueError(
-            f"the spectrum must be a {dtype} tensor of shape (…, G, P + 1, 2) on {z.device}, as filter_spectrum makes "
-            f"it; got {spectrum.dtype} of shape {tuple(spectrum.shape)} on {spectrum.device}"
-        )
-    if spectrum.size(-3) == 0 or channels % spectrum.size(-3) != 0:
-        raise ValueError(f"{channels} channels cannot share {spectrum.size(-3)} filters: not a multiple")
-    if not packed and z.size(1) > spectrum.size(-2) - 1:
-        raise ValueError(
-            f"a row of {z.size(1)} positions needs a spectrum of at least that size; this one was built for "
-            f"{spectrum.size(-2) - 1}"
-        )
-
-
-def check_inputs(
-    v: Tensor, d: Tensor | None, pre: Tensor | None, post: Tensor | None, cu_seqlens: Tensor | None
-) -> None:
-    """What every gated convolution asks of its inputs but the filter.
-
-    Raises:
-        ValueError: shapes or dtypes that do not fit, with the ones found.
-    """
-    check_row(v, None, cu_seqlens)
-    for name, gate in (("pre", pre), ("post", post)):
-        if gate is not None and (gate.shape != v.shape or gate.dtype != v.dtype):
-            raise ValueError(
-                f"{name} must be {v.dtype} of shape {tuple(v.shape)} like v, got {gate.dtype} of shape "
-                f"{tuple(gate.shape)}"
-            )
-    if d is not None and d.shape != v.shape[2:]:
-        raise ValueError(f"d must be ({v.size(2)},), got {tuple(d.shape)}")
-    check_devices(v, pre=pre, post=post, d=d)
-
-
 def gated_conv(
     v: Tensor,
     spectrum: Tensor,
@@ -273,7 +184,7 @@ def gated_conv(
     Raises:
         ValueError: shapes, dtypes or sizes that do not fit, with the ones found.
     """
-    check_inputs(v, d, pre, post, cu_seqlens)
+    check_gates(v, d, pre, post, cu_seqlens)
     check_spectrum(v, spectrum, v.size(2), cu_seqlens is not None)
     if spectrum.dim() != 3:
         raise ValueError(f"gated_conv takes one filter's spectrum, (G, P + 1, 2), got {tuple(spectrum.shape)}")

@@ -1,10 +1,12 @@
 """``hyena::project``, ``project_channel_major``, ``project_from_channel_major``: linear layers around the mixing step.
 
-They are ``F.linear`` in every other respect. On the CPU the kernel of the first puts a long result into huge pages:
-first use of small ones can take as long as the matrix product itself. Where torch's matrix products are slow (MKL on
-processors that are not Intel's, see ``csrc/cpu/kernels/dispatch.cpp``) it also multiplies float32 and float64. The
-other two write and read ``(B, L, C)`` in memory as ``(B, C, L)``, the order that a GPU's kernels want: the same matrix products
-with other layout flags, forward and backward, where ``F.linear`` would copy.
+They are ``F.linear`` in every other respect.
+
+``project`` on the CPU: a long result lies in huge pages (the first touch of small ones can take as long as the matrix
+product), and where torch's matrix products are slow (``csrc/cpu/kernels/dispatch.cpp``) float32 and float64 are
+multiplied by a kernel.
+``project_channel_major`` writes, ``project_from_channel_major`` reads ``(B, L, C)`` in memory as ``(B, C, L)``, the order
+of a GPU's kernels: the same matrix products with other layout flags, where ``F.linear`` would copy.
 
 Dimensions: B batch, L length, D channels in, C channels out.
 """
@@ -17,9 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hyena.ops._extension import EXTENSION
 from hyena.ops._layout import is_channel_major, new_channel_major
-from hyena.ops._library import define
+from hyena.ops._library import define, has_kernel
 from hyena.ops._modules import autocasts, has_plain_weights, is_hooked
+
+# Up to this length one matrix product over the whole batch beats a batched product that writes (B, C, L).
+_SHORT = 32
 
 # Fewer rows are not worth a kernel of the library's own (kLeastRows in csrc/cpu/binding/ops_linear.cpp).
 _LEAST_ROWS = 256
@@ -40,8 +46,6 @@ def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[
 
 
 def _is_for_kernel(rows: Tensor) -> bool:
-    from hyena.ops._extension import EXTENSION  # which is loaded after the ops
-
     return (
         EXTENSION.fast_linear
         and rows.device.type == "cpu"
@@ -123,7 +127,7 @@ define(
 
 
 def _operands(u: Tensor, layer: nn.Module, autocast: bool) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """``u``, weight and bias for an op of this file; None where the layer had better be called.
+    """``u``, weight and bias for an op of this file; None if the layer must be called as a module.
 
     Whatever somebody put in a linear layer's place (an adapter, a quantised layer or weight), whatever hooks there are,
     and autocast work as they do for any layer.
@@ -145,14 +149,31 @@ def _operands(u: Tensor, layer: nn.Module, autocast: bool) -> tuple[Tensor, Tens
     return u, weight, layer.bias
 
 
-def project(u: Tensor, layer: nn.Module, channel_major: bool = False) -> Tensor:
+def is_channel_major_faster(u: Tensor) -> bool:
+    """Whether the ops that read the projection of ``u`` are faster if it lies in memory as ``(B, C, L)``."""
+    return u.is_cuda and u.size(1) > _SHORT
+
+
+def is_bias_left(u: Tensor) -> bool:
+    """Whether the mixing step adds the bias of the projection of ``u`` as it reads it.
+
+    Before a batched product on a GPU torch writes the bias to all of ``z``, an operator's largest array, then reads and
+    writes it again.
+    """
+    return is_channel_major_faster(u) and has_kernel("recurrence", u.device) and u.dtype != torch.float64
+
+
+def project(u: Tensor, layer: nn.Module, channel_major: bool | None = False) -> Tensor:
     """``layer(u)`` for u of shape ``(B, L, D)``, by an op of this file if the layer is a plain ``nn.Linear``.
 
     Args:
         u: ``(B, L, D)``.
         layer: ``nn.Linear``, or what has taken its place.
-        channel_major: whether the result had better lie in memory as ``(B, C, L)``.
+        channel_major: whether the result should lie in memory as ``(B, C, L)``; None: if the ops on sequences, which
+            read it next, are faster then.
     """
+    if channel_major is None:
+        channel_major = is_channel_major_faster(u)
     turns = channel_major or (u.is_cuda and u.dim() == 3 and is_channel_major(u))
     operands = _operands(u, layer, autocast=turns)
     if operands is None:
@@ -166,17 +187,20 @@ def project(u: Tensor, layer: nn.Module, channel_major: bool = False) -> Tensor:
     return torch.ops.hyena.project(u, weight, bias)
 
 
-def project_apart(u: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """``(z, bias)`` with ``z + bias = layer(u)``, for who reads ``z`` next to add what the product would write twice.
+def project_without_bias(u: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The projection without its bias, and the bias: :func:`hyena.ops.recurrence` adds it as it reads the projection.
 
     Args:
         u: ``(B, L, D)``.
         layer: ``nn.Linear``, or what has taken its place.
 
     Returns:
-        ``z``, ``(B, L, C)`` in memory as ``(B, C, L)``, and the bias ``(C,)`` in its own dtype, or None where the layer
-        has none. If it is not a plain ``nn.Linear``, ``layer(u)`` and None.
+        ``z`` ``(B, L, C)`` in the memory order that is fastest for the ops on sequences, and the bias ``(C,)`` in its
+        own dtype. Where leaving the bias out gains nothing, or the layer is not a plain ``nn.Linear``, ``z`` is
+        ``layer(u)`` and the bias None.
     """
+    if not is_bias_left(u):
+        return project(u, layer, channel_major=None), None
     operands = _operands(u, layer, autocast=True)
     if operands is None:
         return layer(u), None

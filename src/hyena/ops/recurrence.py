@@ -14,11 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hyena.ops._checks import check_devices, check_row, check_spectrum
 from hyena.ops._layout import compute_dtype, empty_in_order_of, points_of, to_order_of
 from hyena.ops._library import define
 from hyena.ops._packing import check_bounds, map_rows, row_bounds
-from hyena.ops.gated_conv import check_spectrum, long_conv, long_conv_backward
-from hyena.ops.short_conv import check_devices, check_row, short_conv_rows, short_conv_rows_backward
+from hyena.ops._rfft import long_conv, long_conv_backward
+from hyena.ops.short_conv import short_conv_rows, short_conv_rows_backward
 from hyena.ops.spectrum import from_fallback_layout, spectrum_gradient, spectrum_rows, to_fallback_layout
 
 # Of z, weight, bias, spectrum, d and z_bias; the last of no size where there is none.

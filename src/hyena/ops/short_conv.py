@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hyena.ops._checks import check_devices, check_row
 from hyena.ops._layout import compute_dtype, empty_in_order_of, to_order_of
 from hyena.ops._library import define
-from hyena.ops._packing import check_bounds, check_cu_seqlens, map_rows, row_bounds
+from hyena.ops._packing import check_bounds, map_rows, row_bounds
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -128,36 +129,3 @@ def short_conv(
     check_devices(z, weight=weight, bias=bias)
     check_bounds(cu_seqlens, z.size(1), z.size(1))
     return torch.ops.hyena.short_conv(z, weight, bias, mask, cu_seqlens)
-
-
-def check_devices(z: Tensor, **others: Tensor | None) -> None:
-    """Whether everything is where ``z`` is: a kernel is handed addresses, and would read another device's memory.
-
-    Raises:
-        ValueError: something is elsewhere, with its name.
-    """
-    for name, t in others.items():
-        if t is not None and t.device != z.device:
-            raise ValueError(f"{name} is on {t.device}, but the input on {z.device}: both must be on one device")
-
-
-def check_row(z: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> None:
-    """Checks what every op asks of its sequence input, mask and offsets.
-
-    Raises:
-        ValueError: the shapes or dtypes do not fit, with the ones found.
-    """
-    if z.dim() != 3 or not z.is_floating_point():
-        raise ValueError(
-            f"expected a floating point tensor of shape (B, L, C), got {z.dtype} of shape {tuple(z.shape)}"
-        )
-    if z.size(1) < 1:
-        raise ValueError(f"expected at least one position, got a tensor of shape {tuple(z.shape)}")
-    if mask is not None and (mask.shape != z.shape[:2] or mask.dtype != torch.bool):
-        raise ValueError(
-            f"mask must be a bool tensor of shape {tuple(z.shape[:2])}, True where a position is kept; got "
-            f"{mask.dtype} of shape {tuple(mask.shape)}"
-        )
-    check_devices(z, mask=mask)
-    if cu_seqlens is not None:
-        check_cu_seqlens(cu_seqlens, z.size(0), z.size(1))
