@@ -4,7 +4,8 @@
 
 Compiles ``csrc/cuda/kernels/kernels_<name>.cu`` for one architecture and prints the innermost large loops of every
 kernel in the order of the code: all instructions, and of these arithmetic in float32, accesses to shared, to global and
-to local memory (spilled registers). A loop over butterflies of radix 16 is for 16 points; one with branches counts all of them.
+to local memory (spilled registers). A loop over butterflies of radix 16 is for 16 points; one with branches counts all
+of them.
 """
 
 from __future__ import annotations

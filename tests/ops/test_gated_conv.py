@@ -100,7 +100,7 @@ def test_an_empty_batch(tier: Tier) -> None:
 
 def test_pieces_of_channels_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fallback does channels in turn when their transforms together would take too much memory."""
-    monkeypatch.setattr(sys.modules["hyena.ops.gated_conv"], "_CHUNK", 100)
+    monkeypatch.setattr(sys.modules["hyena.ops._rfft"], "_CHUNK", 100)
     tier = Tier("fallback", "cpu")
     compare(convolve, matrices, inputs(2, 29, 6, 29, 3), rand(2, 29, 6), tier, torch.float32)
     compare(convolve, matrices, inputs(2, 29, 6, 29, 6), rand(2, 29, 6), tier, torch.float32)

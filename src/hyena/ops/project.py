@@ -5,8 +5,8 @@ They are ``F.linear`` in every other respect.
 ``project`` on the CPU: a long result lies in huge pages (the first touch of small ones can take as long as the matrix
 product), and where torch's matrix products are slow (``csrc/cpu/kernels/dispatch.cpp``) float32 and float64 are
 multiplied by a kernel.
-``project_channel_major`` writes, ``project_from_channel_major`` reads ``(B, L, C)`` in memory as ``(B, C, L)``, the order
-of a GPU's kernels: the same matrix products with other layout flags, where ``F.linear`` would copy.
+``project_channel_major`` writes, ``project_from_channel_major`` reads ``(B, L, C)`` in memory as ``(B, C, L)``, the
+order of a GPU's kernels: the same matrix products with other layout flags, where ``F.linear`` would copy.
 
 Dimensions: B batch, L length, D channels in, C channels out.
 """
