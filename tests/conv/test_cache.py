@@ -154,9 +154,7 @@ def window_shift(m: HyenaOperator) -> None:
 
 
 def longer_time(m: HyenaOperator) -> None:
-    stretched = HyenaFilter(8, 400, device=m.short_bias.device)
-    stretched.load_state_dict(m.filter.state_dict())
-    m.filter = stretched
+    m.filter.extend(400, "stretch")
 
 
 def attribute(m: HyenaOperator) -> None:

@@ -147,10 +147,10 @@ class Filter(nn.Module, abc.ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Every cast and move of ``nn.Module`` comes through here, this module's and those of modules around it."""
-        return super()._apply(_keeping_float32(fn) if self.keep_float32 else fn, recurse)
+        return super()._apply(keeping_float32(fn) if self.keep_float32 else fn, recurse)
 
 
-def _keeping_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def keeping_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """``fn`` with casts below float32 made casts to float32, from the numbers before the cast."""
 
     def apply(t: Tensor) -> Tensor:

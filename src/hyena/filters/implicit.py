@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hyena import ops
-from hyena.filters.base import Filter
+from hyena.filters.base import Filter, check_extension
 from hyena.filters.encoding import PositionalEncoding
 from hyena.filters.ffn import SineFFN
 from hyena.filters.window import ExponentialWindow
@@ -41,7 +41,7 @@ class HyenaFilter(Filter):
 
     Args:
         channels: C.
-        l_max: longest filter, the length at which time reaches 1.
+        l_max: most taps that may be asked for.
         num_filters: F.
         causal: lags from 0 on; otherwise two-sided.
         emb_dim: features of the encoding, odd.
@@ -49,6 +49,9 @@ class HyenaFilter(Filter):
         inner_layers: hidden layers of the FFN after the first (``num_inner_mlps``).
         freq: start of the sine's frequency (``w``).
         shift: what the window decays to.
+        time_unit: positions at which time reaches 1, ``l_max`` if missing. It is part of the state dict: weights bring
+            the unit that they were trained with, so that they give the same taps in a filter with another ``l_max``.
+            (State dicts without one are taken to be in this filter's.)
         encoding, ffn, window: parts to use instead of the ones that the numbers above describe.
     """
 
@@ -64,16 +67,21 @@ class HyenaFilter(Filter):
         inner_layers: int = 2,
         freq: float = 10.0,
         shift: float = 0.0,
+        time_unit: int | None = None,
         encoding: nn.Module | None = None,
         ffn: nn.Module | None = None,
         window: nn.Module | None = None,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, l_max, num_filters, causal=causal)
         at: dict[str, Any] = {"device": device, "dtype": self.weight_dtype(dtype)}
         rows = num_filters * (1 if causal else 2)
-        self.encoding: nn.Module = PositionalEncoding(emb_dim, l_max) if encoding is None else encoding
+        self.encoding: nn.Module = (
+            PositionalEncoding(emb_dim, l_max if time_unit is None else time_unit, **at)
+            if encoding is None
+            else encoding
+        )
         self.ffn = (
             SineFFN(emb_dim, width, rows * channels, inner_layers=inner_layers, freq=freq, **at) if ffn is None else ffn
         )
@@ -159,3 +167,29 @@ class HyenaFilter(Filter):
         layers = [(layer.weight.to(dtype), layer.bias.to(dtype)) for layer in hidden]
         rest = (ffn.freq.to(dtype), ffn.out.weight.to(dtype), window.deltas.to(dtype))
         return ops.implicit_filter(features, t, layers, *rest, window.shift, ffn.out.out_features // self.channels)
+
+    def extend(self, l_max: int, mode: str = "continue") -> None:
+        """Changes how many taps may be asked for, in place.
+
+        Training with growing rows is two lines: ``for l_max in (1024, 4096, 16384):``, then extend and train.
+
+        Args:
+            l_max: the new limit, larger or smaller.
+            mode: ``"continue"`` leaves the unit of time and with it every tap as it is: times beyond 1 are new to the
+                FFN, and the window goes on decaying. ``"stretch"`` multiplies the unit by ``new / old`` (to a whole
+                number): the filter keeps its shape over the whole row, as the released code does at another ``l_max``,
+                and its l2 norm grows by the square root of that.
+
+        Raises:
+            ValueError: an encoding that cannot, such as :class:`LearnedEncoding`, a table that ends.
+        """
+        check_extension(l_max, mode)
+        extend = getattr(self.encoding, "extend", None)
+        if extend is not None:
+            extend(self.l_max, l_max, mode)
+        elif l_max > self.l_max or mode != "continue":
+            raise ValueError(
+                f"this filter's encoding ({type(self.encoding).__name__}) does not say how it is used at l_max={l_max} "
+                f"instead of {self.l_max} (mode={mode!r}): it would have to define extend(old, new, mode)"
+            )
+        self.l_max = l_max
