@@ -97,7 +97,9 @@ def test_a_new_start_depends_on_the_seed_alone(config: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_built_in_a_dtype(config: str, dtype: torch.dtype) -> None:
     m = HyenaOperator(D, 96, **CONFIGS[config], dtype=dtype)
-    assert {t.dtype for t in m.state_dict().values()} == {dtype}
+    # Filters keep float32 weights.
+    for name, t in m.state_dict().items():
+        assert t.dtype == (torch.float32 if name.startswith("filter.") and dtype == torch.bfloat16 else dtype), name
     assert m(rand(2, 22, D).to(dtype)).dtype == dtype
 
 
