@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from helpers.released import random_state
 from hyena import HyenaFilter, HyenaOperator
 from hyena.checkpoints import operator_from_safari
-from hyena.filters import ExponentialWindow, LearnedEncoding
+from hyena.filters import ExponentialWindow, Filter, LearnedEncoding
 from hyena.models import CausalLM, CausalLMConfig, HyenaDNA, HyenaDNAConfig
 from hyena.optim import param_groups
 
@@ -226,6 +227,49 @@ def test_empty_groups_warn() -> None:
 
 
 @pytest.mark.parametrize("name", ["lr", "weight_decay", "filter_lr", "encoding_lr"])
-def test_negative_numbers_raise(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must not be negative, got -1"):
-        param_groups(model(), **{"lr": 1e-3, "weight_decay": 0.1, name: -1})
+def test_numbers_that_raise(name: str) -> None:
+    for value in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"{name} must be finite and not negative, got {value}"):
+            param_groups(model(), **{"lr": 1e-3, "weight_decay": 0.1, name: value})
+    for value in ("0.1", True, [1e-3], torch.ones(2)):
+        with pytest.raises(TypeError, match=f"{name} must be a number, got "):
+            param_groups(model(), **{"lr": 1e-3, "weight_decay": 0.1, name: value})
+
+
+def test_weight_decay_has_a_default() -> None:
+    decays = {g["name"]: g["weight_decay"] for g in param_groups(with_table(), lr=torch.tensor(1e-3))}
+    assert decays == {"decay": 0.1, "no_decay": 0.0, "filters": 0.0, "encodings": 0.0}
+
+
+class _Declares(nn.Module):
+    """A mixer of one's own that says what of it does not decay."""
+
+    no_decay = ("mixing", "gates", "not_there")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixing = nn.Parameter(torch.eye(4))
+        self.gates = nn.Linear(4, 4)
+        self.out = nn.Linear(4, 4)
+
+
+def test_modules_declare_what_does_not_decay() -> None:
+    m = nn.Sequential(_Declares(), nn.Linear(4, 4))
+    m[1].no_decay = nn.Linear(2, 2)  # a submodule of that name is none of it
+    groups = by_group(m, _quietly(m))
+    assert groups["decay"] == {"0.out.weight", "1.weight", "1.no_decay.weight"}
+    assert {"0.mixing", "0.gates.weight"} < groups["no_decay"]
+
+
+class _OwnFilter(Filter):
+    def __init__(self) -> None:
+        super().__init__(4, 12)
+        self.taps = nn.Parameter(torch.randn(1, 12, 4))
+
+    def forward(self, length: int) -> Tensor:
+        return self.taps[:, :length]
+
+
+def test_every_filter_is_one_wherever_it_is() -> None:
+    m = nn.ModuleList([_OwnFilter(), nn.Linear(4, 4)])
+    assert by_group(m, _quietly(m))["filters"] == {"0.taps"}

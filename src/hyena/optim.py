@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from hyena.filters import HyenaFilter, LearnedEncoding
+from hyena.filters import Filter, LearnedEncoding
 from hyena.mixers.hyena import HyenaOperator
 
 # The released code's learning rate for trained positions (lr_pos_emb of its HyenaFilter).
@@ -26,12 +28,12 @@ _NORMS = (
 def param_groups(
     model: nn.Module,
     lr: float,
-    weight_decay: float,
+    weight_decay: float = 0.1,
     *,
     filter_lr: float | None = None,
     encoding_lr: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups for any ``torch.optim`` optimizer: ``AdamW(param_groups(model, lr=6e-4, weight_decay=0.1))``.
+    """Groups for any ``torch.optim`` optimizer: ``AdamW(param_groups(model, lr=6e-4))``.
 
     Parameters are told apart by the modules that hold them, so deep copies (EMA), compiled, wrapped and adapted models
     get the same groups. Every parameter that requires a gradient is in one group, shared ones too; frozen ones are in
@@ -41,9 +43,10 @@ def param_groups(
     name            learning rate    weight decay      what
     ==============  ===============  ================  ======================================================
     ``decay``       ``lr``           ``weight_decay``  matrices and other weights, the short convolution's too
-    ``no_decay``    ``lr``           0                 biases, norms, embeddings, anything of one dimension, and an
-                                                       operator's head mixing (which starts as the identity)
-    ``filters``     ``filter_lr``    0                 what is inside a Hyena filter: FFN, sine frequency, window
+    ``no_decay``    ``lr``           0                 biases, norms, embeddings, anything of one dimension, and what
+                                                       a module names in its class's ``no_decay``
+    ``filters``     ``filter_lr``    0                 what is inside a long filter, of this library or one's own: FFN,
+                                                       sine frequency, window, taps, poles
     ``encodings``   ``encoding_lr``  0                 trained positions inside a filter (:class:`LearnedEncoding`)
     ==============  ===============  ================  ======================================================
 
@@ -52,10 +55,13 @@ def param_groups(
     No decay of biases, norms and embeddings is what its image models ask for; its language models decay them. An output
     layer that shares the embedding's weight is treated as the embedding.
 
+    A layer of one's own keeps a matrix from decaying by naming it: ``no_decay = ("mixing",)`` in its class body, for a
+    parameter, or a submodule and all in it.
+
     Args:
         model: any module, whole or wrapped.
-        lr: of the ``decay`` and ``no_decay`` groups.
-        weight_decay: of the ``decay`` group.
+        lr: of the ``decay`` and ``no_decay`` groups; a number, or a tensor where the optimizer takes one.
+        weight_decay: of the ``decay`` group. The released language models are trained with 0.1, the default.
         filter_lr: of the ``filters`` group; ``lr`` if missing.
         encoding_lr: of the ``encodings`` group; 1e-5 if missing.
 
@@ -68,7 +74,8 @@ def param_groups(
             positions although ``encoding_lr`` was given.
 
     Raises:
-        ValueError: a negative number, or a model without any trainable parameter.
+        TypeError: something else than numbers.
+        ValueError: a number that is negative or not finite, or a model without any trainable parameter.
     """
     rates = {
         "decay": (lr, weight_decay),
@@ -78,8 +85,8 @@ def param_groups(
     }
     given = {"lr": lr, "weight_decay": weight_decay, "filter_lr": filter_lr, "encoding_lr": encoding_lr}
     for name, value in given.items():
-        if value is not None and value < 0:
-            raise ValueError(f"{name} must not be negative, got {value}")
+        if value is not None:
+            _check_number(name, value)
 
     params: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
     for p, group in _assigned(model):
@@ -92,6 +99,14 @@ def param_groups(
         for name, (rate, decay) in rates.items()
         if params[name]
     ]
+
+
+def _check_number(name: str, value: Any) -> None:
+    is_number = isinstance(value, numbers.Real) or (isinstance(value, Tensor) and value.numel() == 1)
+    if isinstance(value, bool) or not is_number:
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {value}")
 
 
 def _assigned(model: nn.Module) -> Iterator[tuple[nn.Parameter, str]]:
@@ -117,14 +132,19 @@ def _claims(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """What a module says about the parameters in it."""
     if isinstance(module, LearnedEncoding):
         yield from (("encodings", p) for p in module.parameters())
-    if isinstance(module, HyenaFilter):
+    if isinstance(module, Filter):
         yield from (("filters", p) for p in module.parameters())
-    if isinstance(module, HyenaOperator):
+    if isinstance(module, HyenaOperator) and module.filter is not None:
         # Whatever a user put in a filter's place is one.
-        if module.filter is not None:
-            yield from (("filters", p) for p in module.filter.parameters())
-        if isinstance(module.head_mixing, nn.Parameter):
-            yield "no_decay", module.head_mixing
+        yield from (("filters", p) for p in module.filter.parameters())
+    if isinstance(module, HyenaOperator) and isinstance(module.head_mixing, nn.Parameter):
+        yield "no_decay", module.head_mixing
+    for name in getattr(type(module), "no_decay", ()):
+        part = getattr(module, name, None)
+        if isinstance(part, nn.Module):
+            yield from (("no_decay", p) for p in part.parameters())
+        elif isinstance(part, nn.Parameter):
+            yield "no_decay", part
     undecayed = isinstance(module, (nn.Embedding, nn.EmbeddingBag, *_NORMS))
     for name, p in module.named_parameters(recurse=False):
         if undecayed or p.dim() < 2 or name.endswith("bias"):
