@@ -93,7 +93,7 @@ def test_loss_is_measured_over_the_whole_validation_split(text: Path, tmp_path: 
     held_out = corpus.encode(content[split:])
     losses = []
     for start in range(0, len(held_out) - 8, 8):
-        logits, _ = trainer.model.eval()(held_out[None, start : start + 8])
+        logits = trainer.model.eval()(held_out[None, start : start + 8])
         losses += F.cross_entropy(logits[0], held_out[start + 1 : start + 9], reduction="none").tolist()
     assert trainer.evaluate() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     assert trainer.validation_losses[-1][0] == 0
