@@ -220,8 +220,53 @@ def test_class_logits() -> None:
     assert torch.equal(fresh.head.bias, torch.zeros(5))
     with pytest.raises(ValueError, match=r"head\.output_transform\.weight is \(3, 32\), the config makes it \(4, 32\)"):
         hyenadna(state, changed(use_head=True, n_classes=4))
+    del state["head.output_transform.bias"]
+    with pytest.raises(ValueError, match=r"missing keys: head\.output_transform\.bias"):
+        hyenadna(state, changed(use_head=True, n_classes=3))
+    state["head.output_transform.bias"] = bias
     with pytest.raises(ValueError, match=r"fit nowhere: head\.output_transform\.bias, head\.output_transform\.weight"):
         hyenadna(state, GOLDEN.config)
+
+
+@pytest.mark.parametrize("labels", [{"num_labels": 3}, {"id2label": {"0": "a", "1": "b", "2": "c"}}])
+def test_a_sequence_classifier_of_the_hf_code(labels: dict[str, Any], tmp_path: Path) -> None:
+    """As transformers saves a fine-tuned ``HyenaDNAForSequenceClassification``."""
+    weight = torch.randn(3, 32)
+    state = {key: t for key, t in hf_state().items() if key != "lm_head.weight"} | {"score.weight": weight}
+    config = HF | {"architectures": ["HyenaDNAForSequenceClassification"]} | labels
+    save_file({key: t.contiguous() for key, t in state.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = hyenadna(tmp_path).eval()
+    assert model.head.bias is None
+    assert deviation(model(TOKENS), WANT[:, -1] @ weight.T) < 1e-5
+
+    # Padded on either side, a row is read at the last of its own positions.
+    row, padding = TOKENS[:1, :9], torch.full((1, 3), 4)
+    alone = model(row)
+    for tokens, mask in (
+        (torch.cat([padding, row], dim=1), [0] * 3 + [1] * 9),
+        (torch.cat([row, padding], dim=1), [1] * 9 + [0] * 3),
+    ):
+        for m in (torch.tensor([mask]), torch.tensor([mask]).bool()):
+            assert deviation(model(tokens, m), alone) < 1e-5
+
+    with pytest.raises(ValueError, match=r"score\.weight is \(3, 32\), the config makes it \(5, 32\)"):
+        hyenadna(state, {**config, "num_labels": 5, "id2label": None})
+    with pytest.raises(ValueError, match="num_labels=5, but id2label names 3 classes"):
+        hyenadna(state, {**config, "num_labels": 5, "id2label": {"0": "a", "1": "b", "2": "c"}})
+    for bad in (0, 2.5, "3", True):
+        with pytest.raises(ValueError, match=f"num_labels={bad!r} cannot be loaded"):
+            hyenadna(state, {**config, "num_labels": bad, "id2label": None})
+    with pytest.raises(ValueError, match=r"fit nowhere: score\.weight"):
+        hyenadna(state, config, head=None)
+
+
+def test_a_classifier_that_is_new_has_as_many_classes_as_the_config_says() -> None:
+    with pytest.warns(UserWarning, match="starts at random"):
+        model = hyenadna(hf_state(), HF | {"num_labels": 4}, head="classes")
+    assert model(TOKENS).shape == (2, 4)
+    with pytest.warns(UserWarning, match="starts at random"):
+        assert hyenadna(hf_state(), HF, head="classes")(TOKENS).shape == (2, 2)
 
 
 def test_keys_that_do_not_fit_are_listed() -> None:

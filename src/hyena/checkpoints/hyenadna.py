@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -146,10 +146,12 @@ def load_hyenadna(
             them. Names may have prefixes (``model.``, ``module.``, ``hyena.``, ``backbone.``) and the ``.layer.`` of
             activation checkpointing.
         config: the settings as a dict, or the path of the ``config.json``; found beside the weights if missing.
+            ``num_labels`` and ``id2label`` of an ``-hf`` config count with ``head="classes"`` only.
         head: what the model returns: None for hidden states, ``"lm"`` for next-token logits, ``"classes"`` for class
             logits. ``"auto"`` does what the released code does with the config: classes if it says ``use_head`` or its
             ``architectures`` name a sequence classifier, logits if they name a causal language model, else hidden
-            states.
+            states. Classes are read from the mean of the hidden states in an original model, and from the last position
+            in an ``-hf`` one (``score.weight``).
         learned_encoding: as for :func:`load_safari_operator`. The ``-hf`` code makes positions trainable that were not
             trained; by default they are computed unless the checkpoint's have been trained.
         layout: how filters are laid out from order 3 on: ``"standalone"`` as in ``standalone_hyenadna.py``,
@@ -181,7 +183,7 @@ def load_hyenadna(
     for part in layers.values():
         operator.check_sizes(part)
     used, output = _without_output_layer(tensors, model_config)
-    check_names(used, *_shapes(model_config, operator))
+    check_names(used, *_shapes(model_config, operator, used))
     dtype = check_values(tensors)
     if output is not None and model_config.head == "lm" and not torch.equal(output, tensors[_EMBEDDING]):
         raise ValueError(
@@ -198,7 +200,7 @@ def load_hyenadna(
     for i, (mixer, positions) in enumerate(zip(mixers, each, strict=True)):
         state |= {f"blocks.{i}.mixer.{name}": t for name, t in operator.state(layers[i], positions).items()}
         operator.freeze(mixer, positions)
-    if model_config.head == "classes" and "head.weight" not in state:
+    if model_config.head == "classes" and not any(name.startswith("head.") for name in state):
         warnings.warn("the checkpoint has no classification head: the model's starts at random", stacklevel=2)
         model.reset_head()
         assert model.head is not None  # for mypy: there is one with head="classes"
@@ -261,7 +263,8 @@ def _hf(config: dict[str, Any], head: str | None, layout: str) -> tuple[HyenaDNA
         operator, layout, shift=WINDOW_SHIFT, lr_pos_emb=0.0, train_freq=c.get("train_freq", True)
     )
     if head == "auto":
-        head = "lm" if any(name.endswith("ForCausalLM") for name in c.get("architectures") or ()) else None
+        named = " ".join(c.get("architectures") or ())
+        head = "lm" if "ForCausalLM" in named else "classes" if "ForSequenceClassification" in named else None
     return (
         _model_config(
             settings,
@@ -273,9 +276,22 @@ def _hf(config: dict[str, Any], head: str | None, layout: str) -> tuple[HyenaDNA
             pad_vocab_size_multiple=c["pad_vocab_size_multiple"],
             residual_in_fp32=True,
             tie_embeddings=c["tie_word_embeddings"],
+            num_classes=_num_labels(c),
+            pooling="last",
+            head_bias=False,
         ),
         settings,
     )
+
+
+def _num_labels(config: Mapping[str, Any]) -> int:
+    """The number of classes: transformers' configs have it, or names for the classes, or neither if there are two."""
+    names, number = config.get("id2label"), config.get("num_labels")
+    if names is not None and not isinstance(names, Mapping):
+        raise ValueError(f"id2label={names!r} cannot be loaded: it must be an object with a name for each class")
+    if names is not None and number is not None and len(names) != number:
+        raise ValueError(f"num_labels={number}, but id2label names {len(names)} classes")
+    return check_integer("num_labels", number, 1) if number is not None else len(names or "") or 2
 
 
 def _model_config(s: SafariConfig, head: str | None, **others: Any) -> HyenaDNAConfig:
@@ -301,14 +317,14 @@ def _model_config(s: SafariConfig, head: str | None, **others: Any) -> HyenaDNAC
 
 
 def _canonical(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names as in the original model: ``backbone.…``, ``lm_head.weight`` and ``head.output_transform.…``."""
+    """Names without prefixes: ``backbone.…``, ``lm_head.weight``, ``score.weight`` and ``head.output_transform.…``."""
     tensors = rename(tensors, lambda name: re.sub(r"\.(mixer|mlp)\.layer\.", r".\1.", name))
     table = _EMBEDDING.removeprefix("backbone.")
     prefixes = [name.removesuffix(table) for name in tensors if name == table or name.endswith("." + table)]
     if len(prefixes) > 1:
         raise ValueError(f"the state dict holds {len(prefixes)} models, under {', '.join(sorted(prefixes))}; pass one")
     backbone = prefixes[0] if prefixes else "backbone."
-    heads = re.compile(r"(?:^|.*\.)(lm_head\.weight|head\.output_transform\.(?:weight|bias))")
+    heads = re.compile(r"(?:^|.*\.)(lm_head\.weight|score\.weight|head\.output_transform\.(?:weight|bias))")
 
     def canonical(name: str) -> str:
         if match := heads.fullmatch(name):
@@ -339,8 +355,11 @@ def _layers(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     return layers
 
 
-def _shapes(c: HyenaDNAConfig, operator: ReleasedOperator) -> tuple[Shapes, Shapes]:
-    """Names and shapes of a model's weights: those that must be there, and those that can be computed."""
+def _shapes(c: HyenaDNAConfig, operator: ReleasedOperator, held: Container[str]) -> tuple[Shapes, Shapes]:
+    """Names and shapes of a model's weights: those that must be there, and those that can be computed.
+
+    The layer of classes may be missing, but not a part of it if another is among the names ``held``.
+    """
     d, inner = c.d_model, c.d_inner or 4 * c.d_model
     required: Shapes = {
         _EMBEDDING: (c.padded_vocab_size, d),
@@ -359,8 +378,17 @@ def _shapes(c: HyenaDNAConfig, operator: ReleasedOperator) -> tuple[Shapes, Shap
     if c.head == "lm" and not c.tie_embeddings:
         required["lm_head.weight"] = (c.padded_vocab_size, d)
     if c.head == "classes":
-        optional |= {"head.output_transform.weight": (c.num_classes, d), "head.output_transform.bias": (c.num_classes,)}
+        shapes = {"weight": (c.num_classes, d), "bias": (c.num_classes,)}
+        layer = {theirs: shapes[ours] for ours, theirs in _class_layer(c).items()}
+        (required if any(name in held for name in layer) else optional).update(layer)
     return required, optional
+
+
+def _class_layer(c: HyenaDNAConfig) -> dict[str, str]:
+    """Our names of the layer of ``head="classes"``, and the names in the checkpoint."""
+    if not c.head_bias:
+        return {"weight": "score.weight"}  # of the -hf models
+    return {kind: f"head.output_transform.{kind}" for kind in ("weight", "bias")}
 
 
 def _our_names(tensors: Mapping[str, Tensor], c: HyenaDNAConfig) -> dict[str, Tensor]:
@@ -371,7 +399,6 @@ def _our_names(tensors: Mapping[str, Tensor], c: HyenaDNAConfig) -> dict[str, Te
         ours |= {f"blocks.{i}.{part}": tensors[f"{_LAYERS}{i}.{part}"] for part in _BLOCK_PARTS}
     if c.head == "lm":
         ours["head.weight"] = tensors[_EMBEDDING if c.tie_embeddings else "lm_head.weight"]
-    for kind in ("weight", "bias"):
-        if f"head.output_transform.{kind}" in tensors:
-            ours[f"head.{kind}"] = tensors[f"head.output_transform.{kind}"]
+    if c.head == "classes":
+        ours |= {f"head.{kind}": tensors[name] for kind, name in _class_layer(c).items() if name in tensors}
     return ours
