@@ -5,6 +5,7 @@ Dimensions: F filters (one for each long convolution), C channels, K taps.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from hyena import ops
 from hyena.filters.base import Filter, check_extension
 from hyena.filters.encoding import PositionalEncoding
-from hyena.filters.ffn import SineFFN
+from hyena.filters.ffn import FilterLinear, SineFFN
 from hyena.filters.window import ExponentialWindow
 
 # Positions at which the norm of a filter is estimated when it is initialised: enough for its smooth window.
@@ -24,11 +25,6 @@ _NORM_SAMPLES = 1024
 # they are ten arrays of (taps, width), 2.5 GB for a million taps, held while everything else needs memory. (The kernel
 # keeps none at any length.)
 _RECOMPUTE_FROM = 1 << 16
-
-
-def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling the module does what its class says: no subclass, no hooks, weights that are plain tensors."""
-    return type(module) is kind and not ops.is_hooked(module) and ops.has_plain_weights(module)
 
 
 class HyenaFilter(Filter):
@@ -125,20 +121,28 @@ class HyenaFilter(Filter):
             ValueError: ``length`` is more than ``l_max``.
         """
         self.check_length(length)
-        # Not next(parameters()), which is empty in nn.DataParallel's copies.
-        weight = self.ffn.out.weight if isinstance(self.ffn, SineFFN) else next(self.ffn.parameters())
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        fused = self._fused(length, weight.device, dtype)
+        device, dtype = self._place()
+        fused = self._fused(length, device, dtype)
         if fused is not None:
             h = fused
         elif length >= _RECOMPUTE_FROM and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            h = checkpoint(self._taps, length, weight.device, dtype, use_reentrant=False)
+            h = checkpoint(self._taps, length, device, dtype, use_reentrant=False)
         else:
-            h = self._taps(length, weight.device, dtype)
+            h = self._taps(length, device, dtype)
         if self.causal:
             return h
         ahead, behind = h[: self.num_filters], h[self.num_filters :]
         return torch.cat([behind[:, 1:].flip(1), ahead], dim=1)
+
+    def _place(self) -> tuple[torch.device, torch.dtype]:
+        """Where the taps are computed, and in which dtype: the FFN's, at least float32."""
+        weight = getattr(getattr(self.ffn, "out", None), "weight", None)
+        if not isinstance(weight, Tensor):  # an FFN of the user's own, or a quantised layer
+            weight = next(chain(self.ffn.parameters(), self.parameters(), self.buffers()), torch.empty(0))
+        device = weight.device
+        if weight.is_meta:  # offloaded, perhaps, until the layer is called; then buffers say where that will be
+            device = next((t.device for t in chain(self.buffers(), self.parameters()) if not t.is_meta), device)
+        return device, ops.compute_dtype(weight)
 
     def _taps(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """All taps of all lags: (F, K, C), two-sided (2 F, K, C)."""
@@ -155,15 +159,15 @@ class HyenaFilter(Filter):
         ffn, window = self.ffn, self.window
         if not ops.has_kernel("implicit_filter", device):
             return None
-        if not (_is_plain(ffn, SineFFN) and _is_plain(window, ExponentialWindow)):
+        if not (ops.is_plain(ffn, SineFFN) and ops.is_plain(window, ExponentialWindow)):
             return None
-        assert isinstance(ffn, SineFFN)
-        assert isinstance(window, ExponentialWindow)
-        if not all(_is_plain(layer, nn.Linear) for layer in [*ffn.hidden, ffn.out]):
+        hidden: list[Any] = list(ffn.hidden)
+        if not all(ops.is_plain(layer, FilterLinear) for layer in [*hidden, ffn.out]):
+            return None
+        if ffn.out.bias is not None or any(layer.bias is None for layer in hidden):
             return None
         with ops.without_autocast(device):
             features, t = self.encoding(length, device, dtype)
-        hidden: list[Any] = list(ffn.hidden)
         layers = [(layer.weight.to(dtype), layer.bias.to(dtype)) for layer in hidden]
         rest = (ffn.freq.to(dtype), ffn.out.weight.to(dtype), window.deltas.to(dtype))
         return ops.implicit_filter(features, t, layers, *rest, window.shift, ffn.out.out_features // self.channels)

@@ -10,7 +10,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from hyena import ops
 
+
+@ops.fusible
 class ExponentialWindow(nn.Module):
     """``exp(-t |delta_c|) + shift``: some channels forget fast, others slowly (arXiv 2302.10866, section 3.3).
 

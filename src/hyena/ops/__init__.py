@@ -3,7 +3,7 @@
 from hyena.ops._extension import EXTENSION
 from hyena.ops._layout import compute_dtype, transform_length
 from hyena.ops._library import fallback_only, find_kernels, has_kernel
-from hyena.ops._modules import has_plain_weights, is_hooked, without_autocast
+from hyena.ops._modules import fusible, has_plain_weights, is_hooked, is_plain, without_autocast
 from hyena.ops._packing import check_longest
 from hyena.ops.add_conv import add_conv_
 from hyena.ops.direct_conv import direct_conv, is_direct
@@ -26,12 +26,14 @@ __all__ = [
     "direct_conv",
     "fallback_only",
     "filter_spectrum",
+    "fusible",
     "gated_conv",
     "has_kernel",
     "has_plain_weights",
     "implicit_filter",
     "is_direct",
     "is_hooked",
+    "is_plain",
     "move_spectrum",
     "project",
     "project_without_bias",

@@ -1,12 +1,47 @@
-"""What an op must know of a module before it computes in its place."""
+"""Whether an op may stand in for calling a module: known code, no hooks, plain weights."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+from typing_extensions import TypeGuard
+
+Kind = TypeVar("Kind", bound=type[nn.Module])
+Module = TypeVar("Module", bound=nn.Module)
+
+# What `forward` of each class was when it was defined: the code that ops know how to stand in for.
+_FORWARDS: dict[type[nn.Module], Callable] = {nn.Linear: nn.Linear.forward}
+
+
+def fusible(kind: Kind) -> Kind:
+    """Class decorator: an op computes what ``forward`` of this class does, see :func:`is_plain`."""
+    _FORWARDS[kind] = kind.forward
+    return kind
+
+
+def is_plain(module: nn.Module, kind: type[Module]) -> TypeGuard[Module]:
+    """Whether calling the module runs ``kind``'s own ``forward`` on plain weights, and nothing else.
+
+    So an op may read the weights instead. Not so with hooks (global ones too), a ``forward`` replaced on the instance
+    (accelerate's offloading) or on the class, a subclass (parametrisations, FSDP2), a module in its place (adapters,
+    quantised layers), or weights that are tensor subclasses.
+
+    Args:
+        module: the module that would be called.
+        kind: ``nn.Linear`` or a class marked with :func:`fusible`.
+    """
+    return (
+        type(module) is kind
+        and kind.forward is _FORWARDS[kind]
+        and "forward" not in module.__dict__
+        and not is_hooked(module)
+        and has_plain_weights(module)
+    )
 
 
 def is_hooked(module: nn.Module) -> bool:

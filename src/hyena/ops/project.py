@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from hyena.ops._extension import EXTENSION
 from hyena.ops._layout import is_channel_major, new_channel_major
 from hyena.ops._library import define, has_kernel
-from hyena.ops._modules import autocasts, has_plain_weights, is_hooked
+from hyena.ops._modules import autocasts, is_plain
 
 # Up to this length one matrix product over the whole batch beats a batched product that writes (B, C, L).
 _SHORT = 32
@@ -136,7 +136,7 @@ def _operands(u: Tensor, layer: nn.Module, autocast: bool) -> tuple[Tensor, Tens
         u, layer: as in :func:`project`.
         autocast: whether an op may do what autocast would: ``u`` and weight come in its dtype then.
     """
-    if type(layer) is not nn.Linear or is_hooked(layer) or not has_plain_weights(layer):
+    if not is_plain(layer, nn.Linear):
         return None
     weight: Tensor = layer.weight
     if autocasts(u.device):
