@@ -93,7 +93,9 @@ def check_causal_mask(mask: Tensor, batch: int, heads: int, length: int) -> None
     )
 
 
-def keep_from_model_mask(mask: Tensor, batch: int, queries: int, keys: int, causal: bool) -> Tensor:
+def keep_from_model_mask(
+    mask: Tensor, batch: int, queries: int, keys: int, causal: bool, window: bool = False
+) -> Tensor:
     """The ``(B, S)`` padding, True = keep, inside the mask that a ``transformers`` model hands its attention.
 
     Args:
@@ -103,6 +105,8 @@ def keep_from_model_mask(mask: Tensor, batch: int, queries: int, keys: int, caus
         queries: Q, the last positions of S.
         keys: S.
         causal: whether the model's attention is causal, and the mask with it.
+        window: whether the model's attention here had a window, which may be in the mask as well and is ignored: what
+            takes the place of local attention need not be local.
 
     Raises:
         ValueError: a mask that is more than padding and causality.
@@ -121,12 +125,18 @@ def keep_from_model_mask(mask: Tensor, batch: int, queries: int, keys: int, caus
             f"of {keys}: expected {(batch, keys)} or {(batch, 1, queries, keys)}"
         )
     attend = mask if mask.dtype == torch.bool else mask == 0
-    keep = attend[:, 0, -1].expand(batch, -1)  # (B, S): the last position may attend to all that is kept
+    window = window and mask.size(2) == keys
+    # The last position may attend to all that is kept, and with a window every position to itself.
+    keep = (attend[:, 0].diagonal(dim1=1, dim2=2) if window else attend[:, 0, -1]).expand(batch, -1)  # (B, S)
 
     def is_padding() -> Tensor:
         want = keep[:, None, None]
         if causal and mask.size(2) > 1:
             want = want & torch.ones(queries, keys, dtype=torch.bool, device=mask.device).tril(keys - queries)
+        if window:
+            at = torch.arange(keys, device=mask.device)
+            distance = (at - at[:, None]).abs()
+            want = want & (distance <= (attend * distance).amax())
         good = (attend == want).all()
         if mask.dtype != torch.bool:
             good = good & (attend | (mask <= torch.finfo(mask.dtype).min)).all()

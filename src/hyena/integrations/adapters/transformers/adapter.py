@@ -27,6 +27,7 @@ class TransformersAdapter(nn.Module):
         layer_idx: the layer's place in the cache.
         output_dropout: dropout on the output, where the replaced module had one.
         parameters: names of the positional arguments.
+        window: whether the replaced module attended to a window, which its masks may contain.
         results: what ``forward`` returns: "output", "none", or the name of an argument that is handed on.
     """
 
@@ -39,11 +40,12 @@ class TransformersAdapter(nn.Module):
         output_dropout: nn.Module | None = None,
         parameters: tuple[str, ...] = ("hidden_states",),
         results: tuple[str, ...] = ("output", "none"),
+        window: bool = False,
     ) -> None:
         super().__init__()
         self.operator, self.output_dropout = operator, output_dropout
         self.model_causal, self.layer_idx = model_causal, layer_idx
-        self.parameter_names, self.results = parameters, results
+        self.parameter_names, self.results, self.window = parameters, results, window
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Mixes ``hidden_states`` ``(B, L, D)``.
@@ -73,7 +75,9 @@ class TransformersAdapter(nn.Module):
         return past.extend(self.operator, x, self._keep(mask, x, past.length + x.size(1)), mask)
 
     def _keep(self, mask: Tensor | None, x: Tensor, seen: int) -> Tensor | None:
-        return None if mask is None else keep_from_model_mask(mask, x.size(0), x.size(1), seen, self.model_causal)
+        if mask is None:
+            return None
+        return keep_from_model_mask(mask, x.size(0), x.size(1), seen, self.model_causal, self.window)
 
     def _check_direction(self, is_causal: bool | None) -> None:
         if is_causal is not None and is_causal != self.model_causal:

@@ -55,6 +55,7 @@ def _build(site: AttentionSite, found: structure.Structure, l_max: int | None) -
         output_dropout=found.output_dropout,
         parameters=found.parameters,
         results=found.results,
+        window=found.window,
     )
 
 

@@ -40,6 +40,7 @@ class Structure(NamedTuple):
         parameters: names of the positional arguments.
         results: see :class:`TransformersAdapter`.
         weight: the name of a weight.
+        window: whether it attends to a window.
     """
 
     d_model: int
@@ -53,6 +54,7 @@ class Structure(NamedTuple):
     parameters: tuple[str, ...]
     results: tuple[str, ...]
     weight: str
+    window: bool
 
 
 def is_self_attention(module: nn.Module) -> bool:
@@ -96,6 +98,7 @@ def read(site: AttentionSite) -> Structure:
         parameters=parameters,
         results=_results(old),
         weight=f"{projection}.weight",
+        window=_has_window(old),
     )
 
 
@@ -141,6 +144,11 @@ def _is_causal(site: AttentionSite) -> bool:
     if site.config("is_causal") is False:
         return False
     return bool(getattr(old, "is_causal", getattr(old, "is_decoder", False)))
+
+
+def _has_window(module: Any) -> bool:
+    config = getattr(module, "config", None)
+    return getattr(module, "sliding_window", getattr(config, "sliding_window", None)) is not None
 
 
 def _probability(module: nn.Module) -> float:
