@@ -4,10 +4,16 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
+#include <iomanip>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+// In torch 2.13 and later, null otherwise.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 namespace hyena {
 
@@ -15,13 +21,71 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
+// Unless `holds`, throws std::invalid_argument, a ValueError in Python, with all the parts in a row.
+template <class... Parts>
+void require(bool holds, const Parts&... parts) {
+    if (holds) return;
+    std::ostringstream text;
+    text << "hyena: ";
+    ((text << parts), ...);
+    throw std::invalid_argument(text.str());
+}
+
+// What torch says of the last error in this thread; only later ones than the oldest that this is built for do.
+inline std::string torch_error() {
+    if (torch_exception_get_what_without_backtrace == nullptr) return "";
+    const char* what = torch_exception_get_what_without_backtrace();
+    return what == nullptr ? "" : what;
+}
+
 // Calls an op; arguments in, results out of the stack.
 inline void call_op(const char* name, const char* overload, StableIValue* stack) {
-#if defined(STABLE_TORCH_ERROR_CODE_CHECK)  // which later torches have: it keeps the message
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION));
-#else
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION));
-#endif
+    if (torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS) return;
+    const std::string what = torch_error();
+    throw std::runtime_error(what.empty() ? std::string("hyena: ") + name + " failed" : what);
+}
+
+// make(), which is to give a tensor of so many elements. If torch cannot, the error says how many bytes were asked for.
+template <class Make>
+Tensor made(double elements, ScalarType type, Make&& make) {
+    try {
+        return make();
+    } catch (const std::exception&) {
+        const double bytes = elements * (type == ScalarType::Double || type == ScalarType::Long ? 8
+                                         : type == ScalarType::Float                            ? 4
+                                                                                                : 2);
+        std::ostringstream text;
+        text << std::fixed << std::setprecision(0) << "hyena: out of memory: could not make a tensor of " << bytes
+             << " bytes. " << torch_error();
+        throw std::runtime_error(text.str());
+    }
+}
+
+// torch's new_empty, new_zeros, contiguous and to.
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+inline double elements_of(const Sizes& sizes) {
+    double count = 1;
+    for (const int64_t n : sizes) count *= double(n);
+    return count;
+}
+inline Tensor allocate(const Tensor& like, Sizes sizes, std::optional<ScalarType> type = std::nullopt) {
+    return made(elements_of(sizes), type.value_or(like.scalar_type()),
+                [&] { return torch::stable::new_empty(like, sizes, type); });
+}
+inline Tensor zeros(const Tensor& like, Sizes sizes, std::optional<ScalarType> type = std::nullopt) {
+    return made(elements_of(sizes), type.value_or(like.scalar_type()),
+                [&] { return torch::stable::new_zeros(like, sizes, type); });
+}
+inline Tensor dense(const Tensor& t) {
+    return made(double(t.numel()), t.scalar_type(), [&] { return torch::stable::contiguous(t); });
+}
+inline Tensor converted(const Tensor& t, ScalarType type) {
+    return made(double(t.numel()), type, [&] { return torch::stable::to(t, type); });
+}
+
+// The dtype of the arithmetic.
+inline ScalarType compute_type(const Tensor& t) {
+    return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 // Whether z of shape (B, L, C) lies in memory as (B, C, L).
@@ -35,14 +99,13 @@ constexpr int64_t kRowStep = 8;
 // Uninitialised (B, L, C) that lies in memory as (B, C, L).
 inline Tensor new_channel_major(const Tensor& like, int64_t batch, int64_t length, int64_t channels,
                                 std::optional<ScalarType> type = std::nullopt) {
-    Tensor room =
-        torch::stable::new_empty(like, {batch, channels, (length + kRowStep - 1) / kRowStep * kRowStep}, type);
+    Tensor room = allocate(like, {batch, channels, (length + kRowStep - 1) / kRowStep * kRowStep}, type);
     return torch::stable::transpose(torch::stable::narrow(room, 2, 0, length), 1, 2);
 }
 
 // Parameters in arithmetic precision, contiguous.
 inline Tensor parameter(const Tensor& t, ScalarType type) {
-    return torch::stable::contiguous(t.scalar_type() == type ? t : torch::stable::to(t, type));
+    return dense(t.scalar_type() == type ? t : converted(t, type));
 }
 inline Optional parameter(const Optional& t, ScalarType type) {
     if (!t) return t;
@@ -51,7 +114,7 @@ inline Optional parameter(const Optional& t, ScalarType type) {
 
 // A gradient in the dtype of what it is of.
 inline Tensor back(const Tensor& gradient, const Tensor& like) {
-    return gradient.scalar_type() == like.scalar_type() ? gradient : torch::stable::to(gradient, like.scalar_type());
+    return gradient.scalar_type() == like.scalar_type() ? gradient : converted(gradient, like.scalar_type());
 }
 inline Tensor back(const Tensor& gradient, const Optional& like) { return like ? back(gradient, *like) : gradient; }
 

@@ -1,6 +1,10 @@
 #include "arrays.h"
 
+#include <atomic>
 #include <cstring>
+#include <exception>
+#include <stdexcept>
+#include <string>
 
 #include "../kernels/memory.h"
 
@@ -13,7 +17,7 @@ Storage storage_of(const Tensor& t) {
         case ScalarType::Double: return Storage::kDouble;
         case ScalarType::BFloat16: return Storage::kBFloat16;
         case ScalarType::Half: return Storage::kFloat16;
-        default: STD_TORCH_CHECK(false, "hyena: expected float64, float32, bfloat16 or float16");
+        default: throw std::invalid_argument("hyena: expected float64, float32, bfloat16 or float16");
     }
 }
 
@@ -24,19 +28,24 @@ int64_t element_size(const Tensor& t) {
 
 }  // namespace
 
-ScalarType compute_type(const Tensor& t) {
-    return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 Pool pool() {
     return {int(torch::stable::get_num_threads()), [](int64_t count, void (*body)(void*, int64_t), void* context) {
+                // An exception must not cross torch's C interface, which would put a message of its own in its place.
+                std::exception_ptr error;
+                std::atomic<bool> failed{false};
                 torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-                    for (int64_t i = begin; i < end; ++i) body(context, i);
+                    try {
+                        for (int64_t i = begin; i < end && !failed.load(std::memory_order_relaxed); ++i)
+                            body(context, i);
+                    } catch (...) {
+                        if (!failed.exchange(true)) error = std::current_exception();
+                    }
                 });
+                if (error) std::rethrow_exception(error);
             }};
 }
 
-Tensor channels_last(const Tensor& t) { return t.size(2) == 1 || t.stride(2) == 1 ? t : torch::stable::contiguous(t); }
+Tensor channels_last(const Tensor& t) { return t.size(2) == 1 || t.stride(2) == 1 ? t : dense(t); }
 Optional channels_last(const Optional& t) {
     if (!t) return std::nullopt;
     return channels_last(*t);
@@ -51,7 +60,7 @@ Tensor with_huge_pages(Tensor t) {
 }
 
 Tensor empty(const Tensor& like, int64_t channels) {
-    return with_huge_pages(torch::stable::new_empty(like, {like.size(0), like.size(1), channels}));
+    return with_huge_pages(allocate(like, {like.size(0), like.size(1), channels}));
 }
 
 Tensor in_order_of(const Tensor& y, const Tensor& z) {
@@ -68,21 +77,20 @@ SequenceRows::SequenceRows(const Tensor& z, const Optional& given, const Optiona
         Tensor offsets = parameter(*cu_seqlens, ScalarType::Long);
         const int64_t* at = static_cast<const int64_t*>(offsets.const_data_ptr());
         const int64_t count = offsets.size(0);
-        STD_TORCH_CHECK(batch == 1 && count >= 2 && at[0] == 0 && at[count - 1] == length,
-                        "hyena: cu_seqlens must rise from 0 to the packed length ", length, " of one row");
+        require(at[0] == 0 && at[count - 1] == length, "cu_seqlens must rise from 0 to the packed length ", length,
+                " of one row");
         for (int64_t i = 0; i + 1 < count; ++i) {
-            STD_TORCH_CHECK(at[i] <= at[i + 1] && at[i + 1] - at[i] <= longest, "hyena: cu_seqlens holds a row of ",
-                            at[i + 1] - at[i], " positions, but its spectrum serves rows of 0 to ", longest);
+            require(at[i] <= at[i + 1] && at[i + 1] - at[i] <= longest, "cu_seqlens holds a row of ", at[i + 1] - at[i],
+                    " positions, but its spectrum serves rows of 0 to ", longest);
             if (at[i] < at[i + 1]) rows.push_back({0, at[i], at[i + 1] - at[i]});
         }
     } else {
-        STD_TORCH_CHECK(length <= longest, "hyena: a row of ", length, " positions needs a spectrum of that size, not ",
-                        longest);
+        require(length <= longest, "a row of ", length, " positions needs a spectrum of that size, not ", longest);
         for (int64_t b = 0; b < batch; ++b) rows.push_back({b, 0, length});
     }
     const uint8_t* keep = nullptr;
     if (given) {
-        mask = torch::stable::contiguous(*given);
+        mask = dense(*given);
         keep = static_cast<const uint8_t*>(mask.const_data_ptr());
     }
     sequence = {rows.data(), int64_t(rows.size()), keep, length, storage_of(z), pool()};
@@ -94,7 +102,7 @@ Spectra spectra(const Tensor& t, int64_t filters) {
 }
 
 Tensor empty_spectrum(const Tensor& like, int64_t filters, int64_t channels, int64_t size) {
-    Tensor t = with_huge_pages(torch::stable::new_empty(like, {filters, channels, size + 1, 2}));
+    Tensor t = with_huge_pages(allocate(like, {filters, channels, size + 1, 2}));
     const int64_t used = channels * points_of(size) * 2, all = channels * (size + 1) * 2, bytes = element_size(t);
     for (int64_t f = 0; f < filters; ++f)
         std::memset(static_cast<char*>(t.data_ptr()) + (f * all + used) * bytes, 0, (all - used) * bytes);
@@ -105,8 +113,19 @@ ShortFilter short_filter(const Tensor& weight, const Tensor& bias) {
     return {weight.data_ptr(), bias.data_ptr(), weight.size(1)};
 }
 
+ChannelBiasArgs channel_bias_args(const Tensor& x) {
+    ChannelBiasArgs args{};
+    args.x = array(x);
+    args.batch = x.size(0);
+    args.length = x.size(1);
+    args.channels = x.size(2);
+    args.storage = storage_of(x);
+    args.pool = pool();
+    return args;
+}
+
 Tensor bias_or_zeros(const Optional& bias, const Tensor& weight, ScalarType type) {
-    return bias ? parameter(*bias, type) : torch::stable::new_zeros(weight, {weight.size(0)}, type);
+    return bias ? parameter(*bias, type) : zeros(weight, {weight.size(0)}, type);
 }
 
 }  // namespace hyena

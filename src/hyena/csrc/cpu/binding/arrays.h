@@ -10,9 +10,6 @@
 
 namespace hyena {
 
-// The dtype of the arithmetic.
-ScalarType compute_type(const Tensor& t);
-
 // torch's threads.
 Pool pool();
 
@@ -51,6 +48,7 @@ Spectra spectra(const Tensor& t, int64_t filters);
 Tensor empty_spectrum(const Tensor& like, int64_t filters, int64_t channels, int64_t size);
 
 ShortFilter short_filter(const Tensor& weight, const Tensor& bias);
+ChannelBiasArgs channel_bias_args(const Tensor& x);
 Tensor bias_or_zeros(const Optional& bias, const Tensor& weight, ScalarType type);
 
 }  // namespace hyena

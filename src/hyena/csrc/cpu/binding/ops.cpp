@@ -3,6 +3,9 @@
 
 #include "ops.h"
 
+#include "../fft/plan.h"
+#include "../kernels/memory.h"
+
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_IMPL(hyena, CPU, m) {
@@ -21,4 +24,16 @@ STABLE_TORCH_LIBRARY_IMPL(hyena, CPU, m) {
     m.impl("recurrence_backward", TORCH_BOX(&hyena::recurrence_backward));
     m.impl("implicit_filter", TORCH_BOX(&hyena::implicit_filter));
     m.impl("implicit_filter_backward", TORCH_BOX(&hyena::implicit_filter_backward));
+}
+
+// For Python: frees the tables of transforms and the working memory that are kept between calls, as far as they are not
+// in use.
+extern "C" __attribute__((visibility("default"))) void hyena_clear_tables() noexcept {
+    hyena::clear_plans();
+    hyena::clear_memory();
+}
+
+// For Python: bytes of the tables of transforms that are kept.
+extern "C" __attribute__((visibility("default"))) int64_t hyena_table_bytes() noexcept {
+    return hyena::bytes_of_plans();
 }

@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "../../checks.h"
 #include "arrays.h"
 
 namespace hyena {

@@ -5,6 +5,7 @@ namespace hyena {
 
 Tensor short_conv(const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in, const Optional& mask,
                   const Optional& cu_seqlens) {
+    check_short_conv(z_in, weight_in, bias_in, mask, cu_seqlens);
     const Tensor z = channels_last(z_in), weight = parameter(weight_in, compute_type(z_in));
     const Tensor bias = bias_or_zeros(bias_in, weight, compute_type(z_in));
     Tensor y = empty(z, z.size(2));
@@ -21,11 +22,12 @@ Tensor short_conv(const Tensor& z_in, const Tensor& weight_in, const Optional& b
 
 Three short_conv_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_in, const Optional& mask,
                           const Optional& cu_seqlens) {
+    check_short_conv_backward(dy_in, z_in, weight_in, mask, cu_seqlens);
     const ScalarType type = compute_type(z_in);
     const Tensor z = channels_last(z_in), dy = channels_last(dy_in), weight = parameter(weight_in, type);
     Tensor dz = empty(z, z.size(2));
-    Tensor dweight = torch::stable::new_zeros(weight, weight.sizes(), type);
-    Tensor dbias = torch::stable::new_zeros(weight, {weight.size(0)}, type);
+    Tensor dweight = zeros(weight, weight.sizes(), type);
+    Tensor dbias = zeros(weight, {weight.size(0)}, type);
     const SequenceRows rows(z, mask, cu_seqlens, kAnyLength);
     ShortConvArgs args{};
     args.seq = rows.sequence;
@@ -72,7 +74,7 @@ struct ConvInputs {
 struct GatedInputs : ConvInputs<GatedConvArgs> {
     GatedInputs(const Tensor& v, const Tensor& spectrum, const Optional& d, const Optional& pre, const Optional& post,
                 const Optional& cu_seqlens)
-        : ConvInputs(v, torch::stable::contiguous(spectrum), d, pre, post, cu_seqlens, spectra(spectrum, 1).points) {
+        : ConvInputs(v, dense(spectrum), d, pre, post, cu_seqlens, spectra(spectrum, 1).points) {
         args.spectra = spectra(filter, 1);
     }
 };
@@ -98,7 +100,7 @@ struct ConvGradients {
           dv(empty(in.v, in.v.size(2))),
           dpre(empty(in.v, in.pre ? in.v.size(2) : 0)),
           dpost(empty(in.v, in.post ? in.v.size(2) : 0)),
-          dd(torch::stable::new_zeros(in.filter, {in.d ? in.v.size(2) : 0}, compute_type(in.v))) {
+          dd(zeros(in.filter, {in.d ? in.v.size(2) : 0}, compute_type(in.v))) {
         in.args.dy = array(dy);
         in.args.dv = array(dv);
         in.args.dpre = in.pre ? array(dpre) : Array{};
@@ -111,6 +113,7 @@ struct ConvGradients {
 
 Tensor gated_conv(const Tensor& v, const Tensor& spectrum, const Optional& d, const Optional& pre, const Optional& post,
                   const Optional& cu_seqlens) {
+    check_gated_conv(v, spectrum, d, pre, post, cu_seqlens);
     GatedInputs in(v, spectrum, d, pre, post, cu_seqlens);
     Tensor y = empty(in.v, v.size(2));
     in.args.y = array(y);
@@ -120,6 +123,7 @@ Tensor gated_conv(const Tensor& v, const Tensor& spectrum, const Optional& d, co
 
 Five gated_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& spectrum, const Optional& d,
                          const Optional& pre, const Optional& post, const Optional& cu_seqlens) {
+    check_gated_conv_backward(dy, v, spectrum, d, pre, post, cu_seqlens);
     GatedInputs in(v, spectrum, d, pre, post, cu_seqlens);
     const ConvGradients to(in, dy);
     Tensor dspectrum = empty_spectrum(in.filter, 1, spectrum.size(0), spectrum.size(1) - 1);
@@ -130,6 +134,7 @@ Five gated_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& spectr
 }
 
 void add_conv(const Tensor& y, const Tensor& v, const Tensor& spectrum) {
+    check_add_conv(y, v, spectrum);
     if (y.numel() == 0) return;
     GatedInputs in(v, spectrum, std::nullopt, std::nullopt, std::nullopt, std::nullopt);
     Tensor sum = channels_last(y);  // y itself, unless its channels lie apart
@@ -144,6 +149,7 @@ void add_conv(const Tensor& y, const Tensor& v, const Tensor& spectrum) {
 
 Tensor direct_conv(const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre, const Optional& post,
                    const Optional& cu_seqlens, bool causal) {
+    check_direct_conv(v, h, d, pre, post, cu_seqlens, causal);
     DirectInputs in(v, h, d, pre, post, cu_seqlens, causal);
     Tensor y = empty(in.v, v.size(2));
     in.args.y = array(y);
@@ -153,9 +159,10 @@ Tensor direct_conv(const Tensor& v, const Tensor& h, const Optional& d, const Op
 
 Five direct_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre,
                           const Optional& post, const Optional& cu_seqlens, bool causal) {
+    check_direct_conv_backward(dy, v, h, d, pre, post, cu_seqlens, causal);
     DirectInputs in(v, h, d, pre, post, cu_seqlens, causal);
     const ConvGradients to(in, dy);
-    const Tensor dh = torch::stable::new_zeros(in.filter, in.filter.sizes());
+    const Tensor dh = zeros(in.filter, in.filter.sizes());
     in.args.dh = dh.data_ptr();
     kernels().direct_conv_backward(in.args);
     return {in_order_of(to.dv, v), back(dh, h), back(to.dd, d), in_order_of(to.dpre, pre), in_order_of(to.dpost, post)};

@@ -21,16 +21,18 @@ SpectrumArgs spectrum_args(const Tensor& h, const Tensor& spectrum, bool causal)
 }  // namespace
 
 Tensor filter_spectrum(const Tensor& h_in, int64_t size, bool causal) {
+    check_filter_spectrum(h_in, size, causal);
     const Tensor h = parameter(h_in, compute_type(h_in));
     Tensor spectrum = empty_spectrum(h, h.size(0), h.size(2), size);
-    kernels().spectrum(spectrum_args(h, spectrum, causal));
+    if (spectrum.numel() > 0) kernels().spectrum(spectrum_args(h, spectrum, causal));
     return spectrum;
 }
 
-Tensor filter_spectrum_backward(const Tensor& ds_in, const Tensor& h_in, int64_t, bool causal) {
-    const Tensor ds = torch::stable::contiguous(ds_in);
-    Tensor dh = with_huge_pages(torch::stable::new_empty(ds, h_in.sizes()));
-    kernels().spectrum_backward(spectrum_args(dh, ds, causal));
+Tensor filter_spectrum_backward(const Tensor& ds_in, const Tensor& h_in, int64_t size, bool causal) {
+    check_filter_spectrum_backward(ds_in, h_in, size, causal);
+    const Tensor ds = dense(ds_in);
+    Tensor dh = with_huge_pages(allocate(ds, h_in.sizes()));
+    if (dh.numel() > 0) kernels().spectrum_backward(spectrum_args(dh, ds, causal));
     return back(dh, h_in);
 }
 
@@ -42,7 +44,7 @@ struct FilterTensors {
     ImplicitFilterArgs args{};
 
     FilterTensors(std::array<Tensor, 8> given, double shift, int64_t filters) : all(std::move(given)) {
-        for (Tensor& t : all) t = torch::stable::contiguous(t);
+        for (Tensor& t : all) t = dense(t);
         const auto& [features, time, first, inner, biases, freq, out, deltas] = all;
         args.taps = features.size(0);
         args.features = features.size(1);
@@ -69,8 +71,9 @@ struct FilterTensors {
 Tensor implicit_filter(const Tensor& features, const Tensor& time, const Tensor& first, const Tensor& inner,
                        const Tensor& biases, const Tensor& freq, const Tensor& out, const Tensor& deltas, double shift,
                        int64_t filters) {
+    check_implicit_filter(features, time, first, inner, biases, freq, out, deltas, filters);
     FilterTensors f({features, time, first, inner, biases, freq, out, deltas}, shift, filters);
-    Tensor h = with_huge_pages(torch::stable::new_empty(features, {filters, f.args.taps, f.args.channels}));
+    Tensor h = with_huge_pages(allocate(features, {filters, f.args.taps, f.args.channels}));
     f.args.h = h.data_ptr();
     kernels().implicit_filter(f.args);
     return h;
@@ -79,14 +82,16 @@ Tensor implicit_filter(const Tensor& features, const Tensor& time, const Tensor&
 Eight implicit_filter_backward(const Tensor& dh_in, const Tensor& features, const Tensor& time, const Tensor& first,
                                const Tensor& inner, const Tensor& biases, const Tensor& freq, const Tensor& out,
                                const Tensor& deltas, double shift, bool with_inputs) {
+    check_implicit_filter_backward(dh_in, features, time, first, inner, biases, freq, out, deltas);
     FilterTensors f({features, time, first, inner, biases, freq, out, deltas}, shift, dh_in.size(0));
-    const Tensor dh = torch::stable::contiguous(dh_in);
-    const auto zeros = [&](int i, bool wanted) {
-        return wanted ? torch::stable::new_zeros(f.all[i], f.all[i].sizes()) : torch::stable::new_zeros(f.all[i], {0});
+    const Tensor dh = dense(dh_in);
+    const auto zeros_of = [&](int i, bool wanted) {
+        return wanted ? zeros(f.all[i], f.all[i].sizes()) : zeros(f.all[i], {0});
     };
-    Tensor dfeatures = zeros(0, with_inputs), dtime = zeros(1, with_inputs), dfirst = zeros(2, true),
-           dinner = zeros(3, true);
-    Tensor dbiases = zeros(4, true), dfreq = zeros(5, true), dout = zeros(6, true), ddeltas = zeros(7, with_inputs);
+    Tensor dfeatures = zeros_of(0, with_inputs), dtime = zeros_of(1, with_inputs), dfirst = zeros_of(2, true),
+           dinner = zeros_of(3, true);
+    Tensor dbiases = zeros_of(4, true), dfreq = zeros_of(5, true), dout = zeros_of(6, true),
+           ddeltas = zeros_of(7, with_inputs);
     f.args.dh = dh.const_data_ptr();
     if (with_inputs) {
         f.args.dinput = dfeatures.data_ptr();

@@ -34,19 +34,20 @@ LinearArgs linear_args(const Tensor& u, const Tensor& y) {
 
 Tensor as_rows(const Tensor& t) {
     Tensor flat = torch::stable::reshape(t, {t.size(0) * t.size(1), t.size(2)});
-    return is_row_major(flat) ? flat : torch::stable::contiguous(flat);
+    return is_row_major(flat) ? flat : dense(flat);
 }
 
 }  // namespace
 
 // F.linear, its result in huge pages.
 Tensor project(const Tensor& u_in, const Tensor& weight, const Optional& bias_in) {
+    check_project(u_in, weight, bias_in);
     const Tensor u = as_rows(u_in);
-    Tensor z = with_huge_pages(torch::stable::new_empty(u, {u_in.size(0), u_in.size(1), weight.size(0)}));
+    Tensor z = with_huge_pages(allocate(u, {u_in.size(0), u_in.size(1), weight.size(0)}));
     Tensor flat = torch::stable::view(z, {u.size(0), weight.size(0)});
     if (takes_linear(u, weight)) {
         Optional bias;
-        if (bias_in) bias = torch::stable::contiguous(*bias_in);
+        if (bias_in) bias = dense(*bias_in);
         LinearArgs args = linear_args(u, flat);
         args.weight = weight.data_ptr();
         args.weight_output_stride = weight.stride(0);
@@ -64,10 +65,11 @@ Tensor project(const Tensor& u_in, const Tensor& weight, const Optional& bias_in
 
 // Gradients of weight and bias. Always by the kernel: who calls it asks hyena_fast_linear first.
 std::tuple<Tensor, Tensor> project_backward(const Tensor& dy_in, const Tensor& u_in) {
+    check_project_backward(dy_in, u_in);
     const ScalarType type = compute_type(u_in);
     const Tensor dy = as_rows(parameter(dy_in, type)), u = as_rows(parameter(u_in, type));
-    Tensor dweight = torch::stable::new_empty(u, {dy.size(1), u.size(1)});
-    Tensor dbias = torch::stable::new_empty(u, {dy.size(1)});
+    Tensor dweight = allocate(u, {dy.size(1), u.size(1)});
+    Tensor dbias = allocate(u, {dy.size(1)});
     LinearArgs args = linear_args(u, dy);
     args.dweight = dweight.data_ptr();
     args.dbias = dbias.data_ptr();

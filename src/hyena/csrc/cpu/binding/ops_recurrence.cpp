@@ -1,9 +1,6 @@
 // The mixing step.
 #include "ops.h"
 
-#include <algorithm>
-#include <vector>
-
 namespace hyena {
 namespace {
 
@@ -19,45 +16,25 @@ RecurrenceArgs recurrence_args(const Tensor& z, const Tensor& weight, const Tens
     return args;
 }
 
-// fn(a value of the C++ type), for the types of the arithmetic.
-template <class Fn>
-void with_compute_type(const Tensor& t, Fn&& fn) {
-    if (t.scalar_type() == ScalarType::Double)
-        fn(double{});
-    else
-        fn(float{});
-}
-
-// z + z_bias, contiguous, in the precision of the arithmetic. Kernels on the CPU know of no such bias: the projections
-// there add their own as they write.
-Tensor with_bias(const Tensor& z, const Tensor& z_bias) {
-    const ScalarType type = compute_type(z);
-    Tensor sum = torch::stable::new_empty(z, {z.size(0), z.size(1), z.size(2)}, type);
-    torch::stable::copy_(sum, z);
-    const Tensor bias = parameter(z_bias, type);
-    with_compute_type(sum, [&](auto tag) {
-        using T = decltype(tag);
-        T* to = static_cast<T*>(sum.data_ptr());
-        const T* b = static_cast<const T*>(bias.const_data_ptr());
-        const int64_t channels = z.size(2);
-        for (int64_t i = 0; i < sum.numel(); i += channels)
-            for (int64_t c = 0; c < channels; ++c) to[i + c] += b[c];
-    });
+// z + z_bias, contiguous, in the precision of the arithmetic. Kernels of the recurrence on the CPU know of no such
+// bias: the projections there add their own as they write.
+Tensor with_bias(const Tensor& z_in, const Tensor& z_bias) {
+    const ScalarType type = compute_type(z_in);
+    const Tensor z = channels_last(z_in), bias = parameter(z_bias, type);
+    const Tensor sum = with_huge_pages(allocate(z, {z.size(0), z.size(1), z.size(2)}, type));
+    ChannelBiasArgs args = channel_bias_args(z);
+    args.y = array(sum);
+    args.bias = bias.const_data_ptr();
+    kernels().channel_bias(args);
     return sum;
 }
 
-// The sum of a contiguous (B, L, C) over all but its channels.
+// The sum of (B, L, C) over all but its channels.
 Tensor sum_of_rows(const Tensor& t) {
-    Tensor sum = torch::stable::new_empty(t, {t.size(2)});
-    with_compute_type(t, [&](auto tag) {
-        using T = decltype(tag);
-        const int64_t channels = t.size(2);
-        std::vector<double> sums(static_cast<size_t>(channels));
-        const T* from = static_cast<const T*>(t.const_data_ptr());
-        for (int64_t i = 0; i < t.numel(); i += channels)
-            for (int64_t c = 0; c < channels; ++c) sums[size_t(c)] += from[i + c];
-        std::copy(sums.begin(), sums.end(), static_cast<T*>(sum.data_ptr()));
-    });
+    const Tensor x = channels_last(t), sum = allocate(t, {t.size(2)}, compute_type(t));
+    ChannelBiasArgs args = channel_bias_args(x);
+    args.dbias = sum.data_ptr();
+    kernels().channel_bias_backward(args);
     return sum;
 }
 
@@ -65,6 +42,7 @@ Tensor sum_of_rows(const Tensor& t) {
 
 Tensor recurrence(const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in, const Tensor& spectrum_in,
                   const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias) {
+    check_recurrence(z_in, weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, z_bias);
     if (z_bias) {
         const Tensor y =
             recurrence(with_bias(z_in, *z_bias), weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, std::nullopt);
@@ -73,7 +51,7 @@ Tensor recurrence(const Tensor& z_in, const Tensor& weight_in, const Optional& b
     const ScalarType type = compute_type(z_in);
     const Tensor z = channels_last(z_in), weight = parameter(weight_in, type),
                  bias = bias_or_zeros(bias_in, weight, type);
-    const Tensor spectrum = torch::stable::contiguous(spectrum_in), d = parameter(d_in, type);
+    const Tensor spectrum = dense(spectrum_in), d = parameter(d_in, type);
     Tensor y = empty(z, d.size(1));
     RecurrenceArgs args = recurrence_args(z, weight, bias, spectrum, d);
     const SequenceRows rows(z, mask, cu_seqlens, args.spectra.points);
@@ -86,21 +64,22 @@ Tensor recurrence(const Tensor& z_in, const Tensor& weight_in, const Optional& b
 Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in,
                         const Tensor& spectrum_in, const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens,
                         const Optional& z_bias) {
+    check_recurrence_backward(dy_in, z_in, weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, z_bias);
     const ScalarType type = compute_type(z_in);
     if (z_bias) {
-        const Tensor dy = torch::stable::to(dy_in, type), z = with_bias(z_in, *z_bias);
+        const Tensor dy = converted(dy_in, type), z = with_bias(z_in, *z_bias);
         auto [dz, dweight, dbias, dspectrum, dd, none] =
             recurrence_backward(dy, z, weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, std::nullopt);
         return {in_order_of(back(dz, z_in), z_in), dweight, dbias, dspectrum, dd, back(sum_of_rows(dz), *z_bias)};
     }
     const Tensor dy = channels_last(dy_in), z = channels_last(z_in), weight = parameter(weight_in, type);
     const Tensor bias = bias_or_zeros(bias_in, weight, type);
-    const Tensor spectrum = torch::stable::contiguous(spectrum_in), d = parameter(d_in, type);
+    const Tensor spectrum = dense(spectrum_in), d = parameter(d_in, type);
     Tensor dz = empty(z, z.size(2));
-    Tensor dweight = torch::stable::new_zeros(weight, weight.sizes(), type);
-    Tensor dbias = torch::stable::new_zeros(weight, {weight.size(0)}, type);
+    Tensor dweight = zeros(weight, weight.sizes(), type);
+    Tensor dbias = zeros(weight, {weight.size(0)}, type);
     Tensor dspectrum = empty_spectrum(spectrum, spectrum.size(0), spectrum.size(1), spectrum.size(2) - 1);
-    Tensor dd = torch::stable::new_zeros(d, d.sizes(), type);
+    Tensor dd = zeros(d, d.sizes(), type);
     RecurrenceArgs args = recurrence_args(z, weight, bias, spectrum, d);
     const SequenceRows rows(z, mask, cu_seqlens, args.spectra.points);
     args.seq = rows.sequence;
@@ -111,9 +90,8 @@ Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& w
     args.dspectra = spectra(dspectrum, d.size(0));
     args.dd = dd.data_ptr();
     kernels().recurrence_backward(args);
-    return {in_order_of(dz, z_in),  back(dweight, weight_in),
-            back(dbias, weight_in), dspectrum,
-            back(dd, d_in),         torch::stable::new_empty(weight_in, {0})};
+    return {in_order_of(dz, z_in), back(dweight, weight_in), back(dbias, weight_in), dspectrum,
+            back(dd, d_in),        allocate(weight_in, {0})};
 }
 
 }  // namespace hyena

@@ -1,9 +1,13 @@
 #include "plan.h"
 
+#include <pthread.h>
+
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -21,6 +25,12 @@ template <class T>
 struct Tables {
     Plan<T> plan;
     std::vector<std::vector<T>> arrays;
+
+    int64_t bytes() const {
+        int64_t sum = 0;
+        for (const auto& array : arrays) sum += int64_t(array.size() * sizeof(T));
+        return sum;
+    }
 
     T* table(size_t complex_numbers) {
         arrays.emplace_back(2 * complex_numbers);
@@ -102,14 +112,26 @@ std::vector<int64_t> order_of(const Factors<T>& f) {
     return frequency;
 }
 
+// In rising order.
+std::vector<int64_t> divisors_of(int64_t n) {
+    std::vector<int64_t> low, high;
+    for (int64_t d = 1; d * d <= n; ++d) {
+        if (n % d != 0) continue;
+        low.push_back(d);
+        if (d * d < n) high.push_back(n / d);
+    }
+    low.insert(low.end(), high.rbegin(), high.rend());
+    return low;
+}
+
 // The number of points of a column transform: the divisor nearest to the square root, preferring multiples of 8.
 int64_t columns_of(int64_t points) {
     if (points <= kSingleRow) return 1;
     const double root = std::sqrt((double)points);
     int64_t best = 1;
     double worst = 1e300;
-    for (int64_t d = 2; d <= points / 2; ++d) {
-        if (points % d != 0) continue;
+    for (const int64_t d : divisors_of(points)) {
+        if (d == 1 || d == points) continue;
         const double off =
             std::abs(std::log((double)d / root)) + (d % 8 == 0 ? 0.0 : 0.5) + ((points / d) % 8 == 0 ? 0.0 : 0.5);
         if (off < worst) {
@@ -144,19 +166,130 @@ std::unique_ptr<Tables<T>> make(int64_t points) {
     return tables;
 }
 
+// Plans that nobody uses at the moment are kept up to so many bytes of tables, of float32 and float64 together: a
+// transform of 1M points has 8 MiB in float32. The last one used stays whatever its size, or a loop over one long row
+// would make it each time.
+constexpr int64_t kKeptTables = int64_t(64) << 20;
+
+template <class T>
+struct Known {
+    std::unique_ptr<Tables<T>> tables;
+    int users = 0;
+    int64_t used_at = 0;
+};
+
+// Everything about the plans that there are. Never destroyed, since threads may outlive static destruction; the mutex
+// is a constant initialisation, so that no fork can find it half made.
+struct Plans {
+    std::map<int64_t, Known<float>> of_float;
+    std::map<int64_t, Known<double>> of_double;
+    int64_t bytes = 0, clock = 0;
+
+    template <class T>
+    std::map<int64_t, Known<T>>& of() {
+        if constexpr (sizeof(T) == sizeof(float))
+            return of_float;
+        else
+            return of_double;
+    }
+
+    // Frees what is not in use, the longest unused first, until `most` bytes are left; the plan used at `except` stays.
+    void shrink(int64_t most, int64_t except) {
+        while (bytes > most) {
+            int64_t oldest = INT64_MAX;
+            for_each([&](auto&, auto& entry) {
+                if (entry.second.users == 0 && entry.second.used_at != except)
+                    oldest = std::min(oldest, entry.second.used_at);
+            });
+            if (oldest == INT64_MAX) return;
+            drop(of_float, oldest);
+            drop(of_double, oldest);
+        }
+    }
+
+    template <class F>
+    void for_each(F&& f) {
+        for (auto& entry : of_float) f(of_float, entry);
+        for (auto& entry : of_double) f(of_double, entry);
+    }
+
+  private:
+    template <class Map>
+    void drop(Map& plans, int64_t used_at) {
+        for (auto it = plans.begin(); it != plans.end(); ++it)
+            if (it->second.used_at == used_at) {
+                bytes -= it->second.tables->bytes();
+                plans.erase(it);
+                return;
+            }
+    }
+};
+
+std::mutex mutex;
+
+Plans& plans() {
+    static Plans& all = *new Plans;
+    return all;
+}
+
+// A fork waits until no thread is inside, so that the child finds plans and lock as they should be. Threads that had
+// plans are not there in the child: nobody uses any.
+[[maybe_unused]] const int at_fork =
+    pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); },
+                   [] {
+                       plans().for_each([](auto&, auto& entry) { entry.second.users = 0; });
+                       mutex.unlock();
+                   });
+
 }  // namespace
 
 template <class T>
-const Plan<T>& plan_for(int64_t points) {
-    static std::mutex mutex;
-    static std::map<int64_t, std::unique_ptr<Tables<T>>> plans;
+const Plan<T>& take_plan(int64_t points) {
     std::lock_guard<std::mutex> lock(mutex);
-    auto& slot = plans[points];
-    if (!slot) slot = make<T>(points);
-    return slot->plan;
+    Plans& all = plans();
+    Known<T>& known = all.of<T>()[points];
+    if (!known.tables) {
+        try {
+            known.tables = make<T>(points);
+        } catch (const std::bad_alloc&) {
+            all.of<T>().erase(points);
+            throw std::runtime_error("hyena: out of memory: the tables of a transform of " + std::to_string(points) +
+                                     " points take about " + std::to_string(2 * points * int64_t(sizeof(T))) +
+                                     " bytes");
+        } catch (...) {
+            all.of<T>().erase(points);
+            throw;
+        }
+        all.bytes += known.tables->bytes();
+    }
+    ++known.users;
+    known.used_at = ++all.clock;
+    all.shrink(kKeptTables, known.used_at);
+    return known.tables->plan;
 }
 
-template const Plan<float>& plan_for<float>(int64_t);
-template const Plan<double>& plan_for<double>(int64_t);
+template <class T>
+void give_back_plan(const Plan<T>& plan) {
+    std::lock_guard<std::mutex> lock(mutex);
+    Plans& all = plans();
+    Known<T>& known = all.of<T>()[plan.size];
+    --known.users;
+    all.shrink(kKeptTables, all.clock);
+}
+
+void clear_plans() {
+    std::lock_guard<std::mutex> lock(mutex);
+    plans().shrink(0, -1);
+}
+
+int64_t bytes_of_plans() {
+    std::lock_guard<std::mutex> lock(mutex);
+    return plans().bytes;
+}
+
+template const Plan<float>& take_plan<float>(int64_t);
+template const Plan<double>& take_plan<double>(int64_t);
+template void give_back_plan<float>(const Plan<float>&);
+template void give_back_plan<double>(const Plan<double>&);
 
 }  // namespace hyena

@@ -31,8 +31,17 @@ struct Plan {
     const T* between = nullptr;  // P complex, [position of k1][n2]: exp(i pi n2 / (2 P)) exp(-2 i pi n2 k1 / P)
 };
 
-// The plan for P points (2^a 3^b 5^c), made at the first call and kept; safe to call from several threads.
+// The plan for P points (2^a 3^b 5^c), made at the first call and kept for the next, as long as all plans kept are no
+// larger than a few long ones (kKeptTables in plan.cpp): those longest unused go first, and never one that is in use.
+// Every take_plan needs its give_back_plan; safe to call from several threads, and in the child of a fork.
 template <class T>
-const Plan<T>& plan_for(int64_t points);
+const Plan<T>& take_plan(int64_t points);
+template <class T>
+void give_back_plan(const Plan<T>& plan);
+
+// Frees all plans that are not in use.
+void clear_plans();
+// Bytes of all plans that there are.
+int64_t bytes_of_plans();
 
 }  // namespace hyena

@@ -37,6 +37,21 @@ struct Ahead {
 // How far ahead of a short transform, which has one row and reads in order.
 constexpr int64_t kReadAhead = 12;
 
+// A plan that stays as long as this does. (No smart pointer of the standard library: its functions would be compiled
+// for this instruction set, and could be linked into code for another.)
+template <class T>
+class HeldPlan {
+  public:
+    explicit HeldPlan(int64_t points) : plan_(take_plan<T>(points)) {}
+    ~HeldPlan() { give_back_plan(plan_); }
+    HeldPlan(const HeldPlan&) = delete;
+    HeldPlan& operator=(const HeldPlan&) = delete;
+    const Plan<T>& operator*() const { return plan_; }
+
+  private:
+    const Plan<T>& plan_;
+};
+
 // Rows of the plan's P1 x P2 matrix hold points [i * P2, (i + 1) * P2) of the spectrum and of the buffer.
 template <class T>
 struct Passes {

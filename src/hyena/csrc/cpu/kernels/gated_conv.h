@@ -10,11 +10,12 @@ template <class T, class IO>
 struct GatedConv {
     static constexpr int W = Simd<T>::W, S = 2 * W;
     const GatedConvArgs& a;
+    const HeldPlan<T> plan;
     const Passes<T> passes;
     const Blocks<T> blocks;
 
     explicit GatedConv(const GatedConvArgs& args)
-        : a(args), passes{plan_for<T>(args.spectra.points)}, blocks{args.channels, args.spectra.channels} {}
+        : a(args), plan(args.spectra.points), passes{*plan}, blocks{args.channels, args.spectra.channels} {}
 
     Products<T> products_of(int64_t block, Group group) const {
         return {passes, SpectrumOf<T>(a.spectra, 0, blocks, block, group), skip_of<T>(a.d, 0, group, passes.plan.size)};

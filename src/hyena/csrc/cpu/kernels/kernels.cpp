@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "channel_bias.h"
 #include "direct_conv.h"
 #include "gated_conv.h"
 #include "implicit_filter.h"
@@ -70,6 +71,18 @@ void linear_backward(const LinearArgs& args) {
     Linear<float>{args}.backward();
 }
 
+void channel_bias(const ChannelBiasArgs& args) {
+    with_types(args.storage, [&](auto* t, auto* io) {
+        ChannelBias<std::remove_pointer_t<decltype(t)>, std::remove_pointer_t<decltype(io)>>{args}.forward();
+    });
+}
+
+void channel_bias_backward(const ChannelBiasArgs& args) {
+    with_types(args.storage, [&](auto* t, auto* io) {
+        ChannelBias<std::remove_pointer_t<decltype(t)>, std::remove_pointer_t<decltype(io)>>{args}.backward();
+    });
+}
+
 }  // namespace
 
 #define HYENA_STRING_(x) #x
@@ -79,9 +92,9 @@ void linear_backward(const LinearArgs& args) {
 
 const Kernels& HYENA_JOIN(kernels_, HYENA_ISA)() {
     static constexpr Kernels table = {
-        HYENA_STRING(HYENA_ISA),  short_conv, short_conv_backward, spectrum,    spectrum_backward,    gated_conv,
-        gated_conv_backward,      recurrence, recurrence_backward, direct_conv, direct_conv_backward, implicit_filter,
-        implicit_filter_backward, linear,     linear_backward,
+        HYENA_STRING(HYENA_ISA),  short_conv, short_conv_backward, spectrum,     spectrum_backward,     gated_conv,
+        gated_conv_backward,      recurrence, recurrence_backward, direct_conv,  direct_conv_backward,  implicit_filter,
+        implicit_filter_backward, linear,     linear_backward,     channel_bias, channel_bias_backward,
     };
     return table;
 }

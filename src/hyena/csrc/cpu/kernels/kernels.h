@@ -135,6 +135,16 @@ struct LinearArgs {
     Pool pool;
 };
 
+// y = x + bias for every position of x, in arithmetic precision; dbias is the sum of x, which holds a gradient then.
+struct ChannelBiasArgs {
+    Array x, y;
+    int64_t batch, length, channels;
+    Storage storage;  // of x
+    const void* bias;
+    void* dbias;
+    Pool pool;
+};
+
 struct Kernels {
     const char* name;  // the instruction set
     void (*short_conv)(const ShortConvArgs&);
@@ -151,6 +161,8 @@ struct Kernels {
     void (*implicit_filter_backward)(const ImplicitFilterArgs&);
     void (*linear)(const LinearArgs&);
     void (*linear_backward)(const LinearArgs&);
+    void (*channel_bias)(const ChannelBiasArgs&);
+    void (*channel_bias_backward)(const ChannelBiasArgs&);
 };
 
 // The table for the best instruction set of this machine; HYENA_CPU=avx512|avx2|baseline asks for a lesser one.

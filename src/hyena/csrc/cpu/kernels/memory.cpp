@@ -1,9 +1,12 @@
 #include "memory.h"
 
+#include <pthread.h>
+
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
-#include <new>
+#include <stdexcept>
+#include <string>
 #include <vector>
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -28,12 +31,16 @@ size_t rounded(size_t bytes) {
     return (bytes + unit - 1) / unit * unit;
 }
 
-std::mutex mutex;
+std::mutex mutex;  // a constant initialisation: no fork can find it half made
 std::vector<Block>& kept_blocks() {
     static auto* blocks = new std::vector<Block>;  // never destroyed: threads may outlive static destruction
     return *blocks;
 }
 size_t kept_bytes = 0;
+
+// A fork waits until no thread is inside, so that the child finds the lock open and the list whole.
+[[maybe_unused]] const int at_fork =
+    pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
 
 }  // namespace
 
@@ -51,7 +58,9 @@ void* take_memory(size_t wanted) {
             }
     }
     void* data = std::aligned_alloc(bytes >= 2 * kHuge ? kHuge : 64, bytes);
-    if (!data) throw std::bad_alloc();
+    if (!data)
+        throw std::runtime_error("hyena: out of memory: a kernel asked for " + std::to_string(bytes) +
+                                 " bytes of working memory");
     ask_for_huge_pages(data, bytes);
     return data;
 }
@@ -73,6 +82,16 @@ void give_back_memory(void* data, size_t wanted) {
         }
     }
     for (void* block : surplus) std::free(block);
+}
+
+void clear_memory() {
+    std::vector<Block> blocks;
+    {
+        std::lock_guard<std::mutex> lock(mutex);
+        blocks.swap(kept_blocks());
+        kept_bytes = 0;
+    }
+    for (const Block& block : blocks) std::free(block.data);
 }
 
 void ask_for_huge_pages(void* data, size_t bytes) {

@@ -5,12 +5,15 @@
 
 namespace hyena {
 
-// At least `bytes` bytes at a multiple of 64, not initialised; huge pages where they are long. Thread-safe.
-// Throws std::bad_alloc.
+// At least `bytes` bytes at a multiple of 64, not initialised; huge pages where they are long. Thread-safe, and safe to
+// call in the child of a fork. Throws std::runtime_error with the number of bytes where there is no memory.
 void* take_memory(size_t bytes);
 
 // Gives back what take_memory(bytes) returned.
 void give_back_memory(void* data, size_t bytes);
+
+// Frees what is kept for the next call.
+void clear_memory();
 
 // Asks for huge pages (2 MiB) inside [data, data + bytes), if there is room for a few. A column of a long transform
 // touches a page a point, and new memory costs one fault a page.

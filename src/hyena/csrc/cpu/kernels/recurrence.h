@@ -20,13 +20,15 @@ template <class T, class IO>
 struct Recurrence {
     static constexpr int W = Simd<T>::W, S = 2 * W;
     const RecurrenceArgs& a;
+    const HeldPlan<T> plan;
     const Passes<T> passes;
     const Blocks<T> blocks;
     const bool value_filter;
 
     explicit Recurrence(const RecurrenceArgs& args)
         : a(args),
-          passes{plan_for<T>(args.spectra.points)},
+          plan(args.spectra.points),
+          passes{*plan},
           blocks{args.channels, args.spectra.channels},
           value_filter(args.spectra.filters == args.order) {}
 

@@ -11,11 +11,12 @@ template <class T>
 struct FilterSpectrum {
     static constexpr int W = Simd<T>::W, S = 2 * W;
     const SpectrumArgs& a;
+    const HeldPlan<T> plan;
     const Passes<T> passes;
     const Blocks<T> blocks;
 
     explicit FilterSpectrum(const SpectrumArgs& args)
-        : a(args), passes{plan_for<T>(args.spectra.points)}, blocks{args.spectra.channels, args.spectra.channels} {}
+        : a(args), plan(args.spectra.points), passes{*plan}, blocks{args.spectra.channels, args.spectra.channels} {}
 
     struct WorkMemory {
         Memory<T> buffer, local;

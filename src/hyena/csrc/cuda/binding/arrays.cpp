@@ -1,6 +1,7 @@
 #include "arrays.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace hyena::cuda {
 namespace {
@@ -10,7 +11,7 @@ Storage storage_of(const Tensor& t) {
         case ScalarType::BFloat16: return Storage::kBFloat16;
         case ScalarType::Half: return Storage::kFloat16;
         case ScalarType::Float: return Storage::kFloat;
-        default: STD_TORCH_CHECK(false, "hyena: expected float32, bfloat16 or float16 beside an input of one of them");
+        default: throw std::invalid_argument("hyena: expected float32, bfloat16 or float16");
     }
 }
 
@@ -38,7 +39,7 @@ Tensor empty(const Tensor& like, int64_t channels, std::optional<ScalarType> typ
     return new_channel_major(like, like.size(0), like.size(1), channels, type);
 }
 
-Tensor in_order_of(const Tensor& y, const Tensor& z) { return is_channel_major(z) ? y : torch::stable::contiguous(y); }
+Tensor in_order_of(const Tensor& y, const Tensor& z) { return is_channel_major(z) ? y : dense(y); }
 Tensor in_order_of(const Tensor& y, const Optional& z) { return z ? in_order_of(y, *z) : y; }
 
 Tensor spectrum_memory(const Tensor& t) {
@@ -69,23 +70,19 @@ Input::Input(const Tensor& z, const Optional& given, const Optional& cu_seqlens,
     Sequences s;
     s.count = z.size(0);
     s.length = s.longest = z.size(1);
-    STD_TORCH_CHECK(s.length <= INT32_MAX / 2, "hyena: rows of ", s.length, " positions are longer than kernels take, ",
-                    INT32_MAX / 2);
+    require(s.length <= INT32_MAX / 2, "rows of ", s.length, " positions are longer than kernels take, ",
+            INT32_MAX / 2);
     if (cu_seqlens) {
-        STD_TORCH_CHECK(s.count == 1 && cu_seqlens->size(0) >= 2,
-                        "hyena: packed rows come as one row with at least 2 offsets, got batch ", s.count, " and ",
-                        cu_seqlens->size(0), " offsets");
-        offsets = torch::stable::contiguous(torch::stable::to(*cu_seqlens, z.device()));
+        offsets = dense(torch::stable::to(*cu_seqlens, z.device()));
         offsets = parameter(offsets, ScalarType::Long);
         s.offsets = static_cast<const int64_t*>(offsets.const_data_ptr());
         s.count = offsets.size(0) - 1;
         s.longest = std::min(s.longest, longest);
     } else {
-        STD_TORCH_CHECK(s.length <= longest, "hyena: a row of ", s.length,
-                        " positions needs a spectrum of that size, not ", longest);
+        require(s.length <= longest, "a row of ", s.length, " positions needs a spectrum of that size, not ", longest);
     }
     if (given) {
-        mask = torch::stable::contiguous(*given);
+        mask = dense(*given);
         s.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
     }
     call = {device_of(z), z, s, channels};

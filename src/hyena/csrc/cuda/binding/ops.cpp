@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include "../../checks.h"
 #include "arrays.h"
 #include "fallback.h"
 #include "recurrence.h"
@@ -13,6 +14,7 @@ namespace {
 
 Tensor short_conv(const Tensor& z_in, const Tensor& weight, const Optional& bias, const Optional& mask,
                   const Optional& cu_seqlens) {
+    check_short_conv(z_in, weight, bias, mask, cu_seqlens);
     if (!takes(z_in)) return fallback<Tensor>("hyena::short_conv_fallback", z_in, weight, bias, mask, cu_seqlens);
     const Guard guard(z_in);
     const Tensor z = positions_last(z_in), y = empty(z, z.size(2));
@@ -24,14 +26,15 @@ Tensor short_conv(const Tensor& z_in, const Tensor& weight, const Optional& bias
 
 std::tuple<Tensor, Tensor, Tensor> short_conv_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight,
                                                        const Optional& mask, const Optional& cu_seqlens) {
+    check_short_conv_backward(dy_in, z_in, weight, mask, cu_seqlens);
     if (!takes(z_in))
         return fallback<std::tuple<Tensor, Tensor, Tensor>>("hyena::short_conv_backward_fallback", dy_in, z_in, weight,
                                                             mask, cu_seqlens);
     const Guard guard(z_in);
     const Tensor z = positions_last(z_in), dy = positions_last(dy_in), dz = empty(z, z.size(2));
     const Projections parts(z, weight, std::nullopt);
-    const Tensor dweight = torch::stable::new_empty(parts.weight, parts.weight.sizes());
-    const Tensor dbias = torch::stable::new_empty(parts.weight, {z.size(2)});
+    const Tensor dweight = allocate(parts.weight, parts.weight.sizes());
+    const Tensor dbias = allocate(parts.weight, {z.size(2)});
     const Input input(z, mask, cu_seqlens, kAnyLength, z.size(2));
     short_conv_gradient(input.call, parts.from(0), operand(dy), array(dz), floats(dweight), floats(dbias));
     return {in_order_of(dz, z_in), back(dweight, weight), back(dbias, weight)};
@@ -68,29 +71,31 @@ void transform_filters(const Taps& taps, const Tensor& spectra, int64_t filters,
 }
 
 Tensor filter_spectrum(const Tensor& h_in, int64_t size, bool causal) {
+    check_filter_spectrum(h_in, size, causal);
     if (!takes(h_in)) return fallback<Tensor>("hyena::filter_spectrum_fallback", h_in, size, causal);
     const Guard guard(h_in);
     const int64_t filters = h_in.size(0) * h_in.size(2), points = points_of(size),
                   lags = causal ? h_in.size(1) : (h_in.size(1) + 1) / 2;
-    STD_TORCH_CHECK(lags <= points, "hyena: a filter of ", lags, " lags does not fit a transform of ", points);
-    const Tensor h = torch::stable::contiguous(torch::stable::transpose(parameter(h_in, kCompute), 1, 2));
-    const Tensor spectrum = torch::stable::new_empty(h, {h_in.size(0), h_in.size(2), size + 1, 2});
+    const Tensor h = dense(torch::stable::transpose(parameter(h_in, kCompute), 1, 2));
+    const Tensor spectrum = allocate(h, {h_in.size(0), h_in.size(2), size + 1, 2});
     if (filters > 0) transform_filters<false>({floats(h), lags, points, causal}, spectrum, filters, size + 1);
     return spectrum;
 }
 
 Tensor filter_spectrum_backward(const Tensor& ds_in, const Tensor& h, int64_t size, bool causal) {
+    check_filter_spectrum_backward(ds_in, h, size, causal);
     if (!takes(h)) return fallback<Tensor>("hyena::filter_spectrum_backward_fallback", ds_in, h, size, causal);
     const Guard guard(h);
     const int64_t filters = h.size(0) * h.size(2), points = points_of(size),
                   lags = causal ? h.size(1) : (h.size(1) + 1) / 2;
-    const Tensor ds = spectrum_memory(ds_in), dh = torch::stable::new_empty(ds, {h.size(0), h.size(2), h.size(1)});
+    const Tensor ds = spectrum_memory(ds_in), dh = allocate(ds, {h.size(0), h.size(2), h.size(1)});
     if (filters > 0 && lags > 0) transform_filters<true>({floats(dh), lags, points, causal}, ds, filters, size + 1);
-    return back(torch::stable::contiguous(torch::stable::transpose(dh, 1, 2)), h);
+    return back(dense(torch::stable::transpose(dh, 1, 2)), h);
 }
 
 Tensor gated_conv(const Tensor& v_in, const Tensor& spectrum_in, const Optional& d_in, const Optional& pre_in,
                   const Optional& post_in, const Optional& cu_seqlens) {
+    check_gated_conv(v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens);
     if (!takes(v_in))
         return fallback<Tensor>("hyena::gated_conv_fallback", v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens);
     const Guard guard(v_in);
@@ -108,6 +113,7 @@ using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Five gated_conv_backward(const Tensor& dy_in, const Tensor& v_in, const Tensor& spectrum_in, const Optional& d_in,
                          const Optional& pre_in, const Optional& post_in, const Optional& cu_seqlens) {
+    check_gated_conv_backward(dy_in, v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens);
     if (!takes(v_in))
         return fallback<Five>("hyena::gated_conv_backward_fallback", dy_in, v_in, spectrum_in, d_in, pre_in, post_in,
                               cu_seqlens);
@@ -115,11 +121,11 @@ Five gated_conv_backward(const Tensor& dy_in, const Tensor& v_in, const Tensor& 
     const Tensor dy = positions_last(dy_in), v = positions_last(v_in), spectrum = spectrum_memory(spectrum_in);
     const Optional pre = positions_last(pre_in), post = positions_last(post_in), d = parameter(d_in, kCompute);
     const int64_t channels = v.size(2);
-    const Tensor dv = empty(v, channels), none = torch::stable::new_empty(v, {v.size(0), v.size(1), 0});
+    const Tensor dv = empty(v, channels), none = allocate(v, {v.size(0), v.size(1), 0});
     const Tensor dpre = pre ? empty(v, channels) : none;
-    const Tensor dpost = post ? empty(v, channels) : torch::stable::new_empty(v, {v.size(0), v.size(1), 0});
-    const Tensor dspectrum = torch::stable::new_empty(spectrum, spectrum.sizes());
-    const Tensor dd = torch::stable::new_empty(spectrum, {d ? channels : 0});
+    const Tensor dpost = post ? empty(v, channels) : allocate(v, {v.size(0), v.size(1), 0});
+    const Tensor dspectrum = allocate(spectrum, spectrum.sizes());
+    const Tensor dd = allocate(spectrum, {d ? channels : 0});
     const Input input(v, std::nullopt, cu_seqlens, size_of(spectrum), channels);
     const auto prepared = prepare(size_of(spectrum), channels, spectrum, input.call.device);
     StepGradients to{array(dv),         pre ? array(dpre) : Array{}, post ? array(dpost) : Array{},

@@ -24,8 +24,8 @@ void* current_stream(int device) {
                                                            : dlsym(library, "aoti_torch_get_current_cuda_stream"));
     }();
     void* stream = nullptr;
-    STD_TORCH_CHECK(getter != nullptr && getter(device, &stream) == 0,
-                    "hyena: this torch tells no current CUDA stream");
+    if (getter == nullptr || getter(device, &stream) != 0)
+        throw std::runtime_error("hyena: this torch tells no current CUDA stream");
     return stream;
 }
 #endif
@@ -55,7 +55,7 @@ std::shared_ptr<const Prepared> prepare(int64_t points, int64_t channels, const 
     const bool keeps = memory != nullptr;
     Tensor tables;
     if (!keeps) {
-        tables = torch::stable::new_empty(like, {plan.table_bytes / 4}, ScalarType::Float);
+        tables = allocate(like, {plan.table_bytes / 4}, ScalarType::Float);
         memory = tables.data_ptr();
     }
     for (const Region& region : plan.regions)

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "../../checks.h"
 #include "arrays.h"
 #include "fallback.h"
 
@@ -35,6 +36,7 @@ struct Recurrence {
 
 Tensor recurrence(const Tensor& z_in, const Tensor& weight, const Optional& bias, const Tensor& spectrum_in,
                   const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias) {
+    check_recurrence(z_in, weight, bias, spectrum_in, d_in, mask, cu_seqlens, z_bias);
     if (!takes(z_in))
         return fallback<Tensor>("hyena::recurrence_fallback", z_in, weight, bias, spectrum_in, d_in, mask, cu_seqlens,
                                 z_bias);
@@ -84,6 +86,7 @@ Tensor recurrence(const Tensor& z_in, const Tensor& weight, const Optional& bias
 Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_in, const Optional& bias,
                         const Tensor& spectrum_in, const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens,
                         const Optional& z_bias) {
+    check_recurrence_backward(dy_in, z_in, weight_in, bias, spectrum_in, d_in, mask, cu_seqlens, z_bias);
     if (!takes(z_in))
         return fallback<Six>("hyena::recurrence_backward_fallback", dy_in, z_in, weight_in, bias, spectrum_in, d_in,
                              mask, cu_seqlens, z_bias);
@@ -93,11 +96,10 @@ Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& w
     const Projections parts(z, weight_in, bias, z_bias);
     const Recurrence recurrence(parts, z.size(2), d);
     const int64_t channels = recurrence.channels, filters = recurrence.filters, room = spectrum.size(2);
-    const Tensor dz = empty(z, z.size(2)), dspectrum = torch::stable::new_empty(spectrum, spectrum.sizes());
-    const Tensor dweight = torch::stable::new_empty(parts.weight, parts.weight.sizes());
-    const Tensor dbias = torch::stable::new_empty(parts.weight, {z.size(2)}),
-                 dd = torch::stable::new_empty(d, d.sizes());
-    const Tensor dz_bias = torch::stable::new_empty(parts.weight, {z_bias ? z.size(2) : 0});
+    const Tensor dz = empty(z, z.size(2)), dspectrum = allocate(spectrum, spectrum.sizes());
+    const Tensor dweight = allocate(parts.weight, parts.weight.sizes());
+    const Tensor dbias = allocate(parts.weight, {z.size(2)}), dd = allocate(d, d.sizes());
+    const Tensor dz_bias = allocate(parts.weight, {z_bias ? z.size(2) : 0});
     float* to_z_bias = z_bias ? floats(dz_bias) : nullptr;
     const Input input(z, mask, cu_seqlens, size_of(spectrum), channels);
     const Call& call = input.call;

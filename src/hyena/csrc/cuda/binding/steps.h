@@ -15,7 +15,7 @@ struct Call {
     Sequences sequences;
     int64_t channels;
 
-    Tensor scratch(int64_t floats) const { return torch::stable::new_empty(like, {floats}, ScalarType::Float); }
+    Tensor scratch(int64_t floats) const { return allocate(like, {floats}, ScalarType::Float); }
     template <class Program>
     void run(const char* name, const Program& program, int threads = 128, int64_t shared = 0) const {
         launch(name, program, threads, shared, device);

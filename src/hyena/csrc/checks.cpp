@@ -1,0 +1,323 @@
+#include "checks.h"
+
+#include <algorithm>
+#include <array>
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace hyena {
+namespace {
+
+constexpr int64_t kAny = -1;  // a size that another argument does not fix
+
+// The most points of a transform: indices of its table are 32 bits wide in some places.
+constexpr int64_t kMostPoints = int64_t(1) << 30;
+
+std::string name_of(ScalarType type) {
+    switch (type) {
+        case ScalarType::Float: return "float32";
+        case ScalarType::Double: return "float64";
+        case ScalarType::Half: return "float16";
+        case ScalarType::BFloat16: return "bfloat16";
+        case ScalarType::Bool: return "bool";
+        case ScalarType::Int: return "int32";
+        case ScalarType::Long: return "int64";
+        default: return torch::headeronly::toString(type);
+    }
+}
+
+template <class Sizes>
+std::string shape_of(const Sizes& sizes) {
+    std::ostringstream text;
+    text << '(';
+    int64_t count = 0;
+    for (const int64_t n : sizes) {
+        text << (count++ > 0 ? ", " : "");
+        if (n == kAny)
+            text << "any";
+        else
+            text << n;
+    }
+    text << (count == 1 ? ",)" : ")");
+    return text.str();
+}
+
+std::string device_of(const Tensor& t) {
+    const auto device = t.device();
+    std::string name;
+    switch (device.type()) {
+        case torch::headeronly::DeviceType::CPU: return "cpu";
+        case torch::headeronly::DeviceType::CUDA: name = "cuda"; break;
+        case torch::headeronly::DeviceType::Meta: return "meta";
+        default: name = "device type " + std::to_string(int(device.type())); break;
+    }
+    return name + ":" + std::to_string(int(device.index()));
+}
+
+bool same_device(const Tensor& a, const Tensor& b) {
+    return a.device().type() == b.device().type() && a.get_device_index() == b.get_device_index();
+}
+
+// Whether every element lies inside the tensor's storage, which another view may have emptied.
+bool has_memory(const Tensor& t) {
+    if (t.numel() == 0) return true;
+    int64_t last = t.storage_offset(), bytes = 0;
+    for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+    return (last + 1) * int64_t(t.element_size()) <= bytes;
+}
+
+bool is_float(ScalarType type) {
+    return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
+           type == ScalarType::Half;
+}
+
+// What a dtype must be: any that the kernels read, or one of a few.
+struct Types {
+    std::string text;
+    std::array<ScalarType, 2> allowed;  // unless any_float
+    bool any_float = false;
+
+    bool take(ScalarType type) const { return any_float ? is_float(type) : type == allowed[0] || type == allowed[1]; }
+};
+const Types kFloats{"float64, float32, bfloat16 or float16", {}, true};
+const Types kBool{"bool", {ScalarType::Bool, ScalarType::Bool}};
+const Types kOffsets{"int32 or int64", {ScalarType::Int, ScalarType::Long}};
+const Types kWide{"float32 or float64", {ScalarType::Float, ScalarType::Double}};
+Types only(ScalarType type) { return {name_of(type), {type, type}}; }
+
+// An argument's shape, dtype, device (that of `beside`) and memory.
+void expect(const char* name, const Tensor& t, std::initializer_list<int64_t> sizes, const Types& types,
+            const Tensor& beside) {
+    bool fits = t.dim() == int64_t(sizes.size()) && types.take(t.scalar_type()) && same_device(t, beside);
+    int64_t i = 0;
+    if (fits)
+        for (const int64_t n : sizes) fits = (n == kAny || t.size(i) == n) && fits, ++i;
+    if (!fits)
+        require(false, name, " must be ", types.text, " of shape ", shape_of(sizes), " on ", device_of(beside),
+                ", got ", name_of(t.scalar_type()), " of shape ", shape_of(t.sizes()), " on ", device_of(t));
+    if (!has_memory(t))
+        require(false, name, " of shape ", shape_of(t.sizes()),
+                " has no memory for its elements: its storage was resized");
+}
+void expect(const char* name, const Optional& t, std::initializer_list<int64_t> sizes, const Types& types,
+            const Tensor& beside) {
+    if (t) expect(name, *t, sizes, types, beside);
+}
+
+// A sequence (B, L, C).
+void expect_sequence(const char* name, const Tensor& t) { expect(name, t, {kAny, kAny, kAny}, kFloats, t); }
+
+// Another of the same shape and dtype.
+void expect_like(const char* name, const Tensor& t, const Tensor& z) {
+    expect(name, t, {z.size(0), z.size(1), z.size(2)}, only(z.scalar_type()), z);
+}
+void expect_like(const char* name, const Optional& t, const Tensor& z) {
+    if (t) expect_like(name, *t, z);
+}
+
+void expect_mask(const Optional& mask, const Tensor& z) { expect("mask", mask, {z.size(0), z.size(1)}, kBool, z); }
+
+// Offsets of packed rows; their values are checked where they are read. On a GPU they may come from the host.
+void expect_offsets(const Optional& cu_seqlens, const Tensor& z) {
+    if (!cu_seqlens) return;
+    expect("cu_seqlens", *cu_seqlens, {kAny}, kOffsets, cu_seqlens->is_cpu() ? *cu_seqlens : z);
+    if (cu_seqlens->size(0) < 2) require(false, "cu_seqlens must hold at least 2 offsets, got ", cu_seqlens->size(0));
+    if (z.size(0) != 1)
+        require(false, "packed rows come as one row of shape (1, T, C), got batch ", z.size(0), " with cu_seqlens");
+}
+
+// (channels, taps).
+void expect_short_filter(const Tensor& weight, const Tensor& z) {
+    expect("weight", weight, {z.size(2), kAny}, kFloats, z);
+    if (weight.size(1) < 1) require(false, "weight must have at least one tap, got shape ", shape_of(weight.sizes()));
+}
+
+void expect_size(int64_t size) {
+    if (size < 1 || size > kMostPoints)
+        require(false, "size, the length of a transform, must be from 1 to ", kMostPoints, ", got ", size);
+}
+
+// (…, G, size + 1, 2) for rows of z with so many channels, which share filters evenly.
+void expect_spectrum(const char* name, const Tensor& spectrum, std::initializer_list<int64_t> sizes, const Tensor& z,
+                     int64_t channels, bool packed) {
+    expect(name, spectrum, sizes, only(compute_type(z)), z);
+    const int64_t groups = spectrum.size(spectrum.dim() - 3), size = spectrum.size(spectrum.dim() - 2) - 1;
+    if (size < 1 || size > kMostPoints)
+        require(false, name, " must be (…, G, size + 1, 2) with a size from 1 to ", kMostPoints, ", got shape ",
+                shape_of(spectrum.sizes()));
+    if (groups == 0 || channels % groups != 0)
+        require(false, name, " of ", groups, " filters does not serve ", channels, " channels: not a multiple");
+    if (!packed && z.size(1) > points_of(size))
+        require(false, "a row of ", z.size(1), " positions needs a ", name,
+                " of at least that size; this one serves rows of up to ", points_of(size));
+}
+
+void expect_gates(const Tensor& v, const Optional& d, const Optional& pre, const Optional& post,
+                  const Optional& cu_seqlens) {
+    expect("d", d, {v.size(2)}, kFloats, v);
+    expect_like("pre", pre, v);
+    expect_like("post", post, v);
+    expect_offsets(cu_seqlens, v);
+}
+
+// Taps (F, K, G), or two-sided (F, 2K - 1, G), that fit a transform.
+void expect_taps(const char* name, const Tensor& h, int64_t size, bool causal) {
+    expect(name, h, {kAny, kAny, kAny}, kFloats, h);
+    expect_size(size);
+    if (!causal && h.size(1) % 2 == 0)
+        require(false, name, " is two-sided and must have an odd number of taps, lags -(K - 1) … K - 1, got ",
+                h.size(1));
+    const int64_t lags = causal ? h.size(1) : (h.size(1) + 1) / 2;
+    if (lags > points_of(size))
+        require(false, name, " of ", lags, " lags does not fit a transform of ", points_of(size),
+                " points, the longest fast length in size ", size);
+}
+
+}  // namespace
+
+void check_short_conv(const Tensor& z, const Tensor& weight, const Optional& bias, const Optional& mask,
+                      const Optional& cu_seqlens) {
+    expect_sequence("z", z);
+    expect_short_filter(weight, z);
+    expect("bias", bias, {z.size(2)}, kFloats, z);
+    expect_mask(mask, z);
+    expect_offsets(cu_seqlens, z);
+}
+
+void check_short_conv_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& mask,
+                               const Optional& cu_seqlens) {
+    check_short_conv(z, weight, std::nullopt, mask, cu_seqlens);
+    expect_like("dy", dy, z);
+}
+
+void check_filter_spectrum(const Tensor& h, int64_t size, bool causal) { expect_taps("h", h, size, causal); }
+
+void check_filter_spectrum_backward(const Tensor& ds, const Tensor& h, int64_t size, bool causal) {
+    expect_taps("h", h, size, causal);
+    expect("ds", ds, {h.size(0), h.size(2), size + 1, 2}, only(compute_type(h)), h);
+}
+
+void check_gated_conv(const Tensor& v, const Tensor& spectrum, const Optional& d, const Optional& pre,
+                      const Optional& post, const Optional& cu_seqlens) {
+    expect_sequence("v", v);
+    expect_spectrum("spectrum", spectrum, {kAny, kAny, 2}, v, v.size(2), cu_seqlens.has_value());
+    expect_gates(v, d, pre, post, cu_seqlens);
+}
+
+void check_gated_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& spectrum, const Optional& d,
+                               const Optional& pre, const Optional& post, const Optional& cu_seqlens) {
+    check_gated_conv(v, spectrum, d, pre, post, cu_seqlens);
+    expect_like("dy", dy, v);
+}
+
+void check_add_conv(const Tensor& y, const Tensor& v, const Tensor& spectrum) {
+    expect_sequence("v", v);
+    expect_spectrum("spectrum", spectrum, {kAny, kAny, 2}, v, v.size(2), false);
+    expect("y", y, {v.size(0), kAny, v.size(2)}, only(v.scalar_type()), v);
+    if (y.size(1) > v.size(1))
+        require(false, "y of ", y.size(1), " positions is longer than v of ", v.size(1), ": the result has no more");
+    if (y.numel() == 0) return;
+    // What is written several times would be added to several times: from the innermost dimension on, each begins
+    // behind the last.
+    std::array<std::pair<int64_t, int64_t>, 3> dims;
+    for (int64_t i = 0; i < 3; ++i) dims[size_t(i)] = {y.stride(i), y.size(i)};
+    std::sort(dims.begin(), dims.end());
+    int64_t reach = 0;
+    for (const auto& [stride, size] : dims) {
+        if (size > 1 && stride <= reach)
+            require(false, "y of shape ", shape_of(y.sizes()), " and strides ", shape_of(y.strides()),
+                    " has elements that share memory, and is written: pass a copy");
+        reach += (size - 1) * stride;
+    }
+}
+
+void check_direct_conv(const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre, const Optional& post,
+                       const Optional& cu_seqlens, bool causal) {
+    expect_sequence("v", v);
+    expect("h", h, {kAny, kAny}, kFloats, v);
+    if (h.size(0) < 1 || (!causal && h.size(0) % 2 == 0))
+        require(false, "h must be (K, G) with at least one tap", causal ? "" : " and, two-sided, an odd number of them",
+                ", got shape ", shape_of(h.sizes()));
+    if (h.size(1) == 0 || v.size(2) % h.size(1) != 0)
+        require(false, "h of ", h.size(1), " filters does not serve ", v.size(2), " channels: not a multiple");
+    expect_gates(v, d, pre, post, cu_seqlens);
+}
+
+void check_direct_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& h, const Optional& d,
+                                const Optional& pre, const Optional& post, const Optional& cu_seqlens, bool causal) {
+    check_direct_conv(v, h, d, pre, post, cu_seqlens, causal);
+    expect_like("dy", dy, v);
+}
+
+void check_recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum,
+                      const Tensor& d, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias) {
+    expect_sequence("z", z);
+    expect("d", d, {kAny, kAny}, kFloats, z);
+    const int64_t filters = d.size(0), channels = d.size(1), order = channels > 0 ? z.size(2) / channels - 1 : 0;
+    if (order < 1 || z.size(2) != (order + 1) * channels || (filters != order - 1 && filters != order))
+        require(false, "z of ", z.size(2), " channels is not (N + 1) C for d of shape (F, C) = ", shape_of(d.sizes()),
+                " and an order N with F = N - 1 or N filters");
+    expect_short_filter(weight, z);
+    expect("bias", bias, {z.size(2)}, kFloats, z);
+    expect_spectrum("spectrum", spectrum, {filters, kAny, kAny, 2}, z, channels, cu_seqlens.has_value());
+    expect_mask(mask, z);
+    expect_offsets(cu_seqlens, z);
+    expect("z_bias", z_bias, {z.size(2)}, kFloats, z);
+}
+
+void check_recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias,
+                               const Tensor& spectrum, const Tensor& d, const Optional& mask,
+                               const Optional& cu_seqlens, const Optional& z_bias) {
+    check_recurrence(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias);
+    expect("dy", dy, {z.size(0), z.size(1), d.size(1)}, only(z.scalar_type()), z);
+}
+
+void check_implicit_filter(const Tensor& features, const Tensor& time, const Tensor& first, const Tensor& inner,
+                           const Tensor& biases, const Tensor& freq, const Tensor& out, const Tensor& deltas,
+                           int64_t filters) {
+    expect("features", features, {kAny, kAny}, kWide, features);
+    const Types type = only(features.scalar_type());
+    expect("freq", freq, {kAny}, type, features);
+    const int64_t width = freq.size(0);
+    if (features.size(1) < 1 || width < 1)
+        require(false, "features and freq must have at least one entry, got shapes ", shape_of(features.sizes()),
+                " and ", shape_of(freq.sizes()));
+    expect("time", time, {features.size(0)}, type, features);
+    expect("first", first, {width, features.size(1)}, type, features);
+    expect("inner", inner, {kAny, width, width}, type, features);
+    expect("biases", biases, {1 + inner.size(0), width}, type, features);
+    expect("out", out, {kAny, width}, type, features);
+    expect("deltas", deltas, {out.size(0)}, type, features);
+    if (filters < 1 || out.size(0) % filters != 0)
+        require(false, "out has ", out.size(0), " rows, which must be a multiple of filters, and that at least 1; got ",
+                filters);
+}
+
+void check_implicit_filter_backward(const Tensor& dh, const Tensor& features, const Tensor& time, const Tensor& first,
+                                    const Tensor& inner, const Tensor& biases, const Tensor& freq, const Tensor& out,
+                                    const Tensor& deltas) {
+    expect("features", features, {kAny, kAny}, kWide, features);
+    expect("dh", dh, {kAny, features.size(0), kAny}, only(features.scalar_type()), features);
+    check_implicit_filter(features, time, first, inner, biases, freq, out, deltas, dh.size(0));
+    if (dh.size(0) * dh.size(2) != out.size(0))
+        require(false, "dh of shape (F, K, C) = ", shape_of(dh.sizes()), " does not fit out of ", out.size(0),
+                " rows, which must be F C");
+}
+
+void check_project(const Tensor& u, const Tensor& weight, const Optional& bias) {
+    expect_sequence("u", u);
+    const Types type = only(u.scalar_type());
+    expect("weight", weight, {kAny, u.size(2)}, type, u);
+    expect("bias", bias, {weight.size(0)}, type, u);
+}
+
+void check_project_backward(const Tensor& dy, const Tensor& u) {
+    expect_sequence("u", u);
+    expect("dy", dy, {u.size(0), u.size(1), kAny}, only(u.scalar_type()), u);
+}
+
+}  // namespace hyena
