@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -12,19 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import hyena
 from hyena import ops
+from hyena.ops._kept import table_bytes
+from hyena.ops._library import has_kernel
 
-LIBRARY = Path(hyena.__file__).parent / "_kernels.so"
 MOST = 64 << 20  # kKeptTables in csrc/cpu/fft/plan.cpp
 
-
-def library() -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(LIBRARY)) if LIBRARY.exists() else None
-    if loaded is None or not hasattr(loaded, "hyena_table_bytes"):
-        pytest.skip("there are no CPU kernels here")
-    loaded.hyena_table_bytes.restype = ctypes.c_int64
-    return loaded
+pytestmark = pytest.mark.skipif(
+    not has_kernel("filter_spectrum", torch.device("cpu")), reason="there are no CPU kernels here"
+)
 
 
 def spectrum_of(points: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -42,7 +37,6 @@ def fast_lengths(most: int) -> list[int]:
 
 
 def test_tables_of_many_lengths_stay_within_the_bound() -> None:
-    kernels = library()
     ops.clear_tables()
     lengths = fast_lengths(1 << 20)[-60:]
     assert sum(8 * n for n in lengths) > 4 * MOST
@@ -50,26 +44,24 @@ def test_tables_of_many_lengths_stay_within_the_bound() -> None:
     before = resident()
     for n in lengths:
         spectrum_of(n)
-        assert kernels.hyena_table_bytes() <= MOST
-    assert kernels.hyena_table_bytes() > MOST // 2  # what fits is kept
+        assert table_bytes() <= MOST
+    assert table_bytes() > MOST // 2  # what fits is kept
     if sys.platform == "linux":
         assert resident() - before < 3 * MOST  # tables, working memory, and torch's own
 
 
 def test_clearing_frees_all_tables() -> None:
-    kernels = library()
     for dtype in (torch.float32, torch.float64):
         spectrum_of(4096, dtype)
-    assert kernels.hyena_table_bytes() >= 4096 * (8 + 16)
+    assert table_bytes() >= 4096 * (8 + 16)
     ops.clear_tables()
-    assert kernels.hyena_table_bytes() == 0
+    assert table_bytes() == 0
     first, second = spectrum_of(4096), spectrum_of(4096)
     assert torch.equal(first, second)
 
 
 def test_a_table_in_use_stays() -> None:
     """Calls of many lengths from several threads, while another clears: every result is what it is alone."""
-    library()
     lengths = [96, 1000, 2000, 4096, 5000, 8192]
     x = torch.randn(1, 90, 2, generator=torch.Generator().manual_seed(0))
     want = {n: ops.gated_conv(x, ops.filter_spectrum(x, n)[0]) for n in lengths}
@@ -142,6 +134,5 @@ sys.exit(f"{failed} children failed" if failed else 0)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_fork_while_other_threads_are_inside() -> None:
-    library()
     run = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-2000:]

@@ -1,6 +1,7 @@
 """The registered ops (``torch.ops.hyena``), with a checked Python call for each."""
 
 from hyena.ops._extension import EXTENSION
+from hyena.ops._kept import check_instructions, clear_tables
 from hyena.ops._layout import compute_dtype, transform_length
 from hyena.ops._library import fallback_only, find_kernels, has_kernel
 from hyena.ops._modules import fusible, has_plain_weights, is_hooked, is_plain, without_autocast
@@ -17,11 +18,13 @@ from hyena.ops.spectrum import filter_spectrum, move_spectrum
 
 EXTENSION.load()
 find_kernels()
+check_instructions()
 
 __all__ = [
     "add_conv_",
     "backend_report",
     "check_longest",
+    "clear_tables",
     "compute_dtype",
     "direct_conv",
     "fallback_only",

@@ -1,0 +1,50 @@
+"""What the compiled kernels keep for the process: tables of transforms, working memory, and the instruction set."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import warnings
+
+from hyena.ops._extension import _LIBRARY, EXTENSION, _newest
+
+_INSTRUCTIONS = ("baseline", "avx2", "avx512")  # each has what those before it have
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    file = _newest(_LIBRARY) if EXTENSION.instructions is not None else None
+    return None if file is None else ctypes.CDLL(str(file))
+
+
+def clear_tables() -> None:
+    """Frees the tables of transforms and the working memory that kernels keep between calls on the CPU.
+
+    They are made again when needed, and never take more than 64 MiB each. What another thread is using at the moment
+    stays. A GPU's tables stay too: they are smaller (under 1 MiB for 2^20 points), and recorded CUDA graphs read them.
+    """
+    clear = getattr(_library(), "hyena_clear_tables", None)
+    if clear is not None:
+        clear()
+
+
+def table_bytes() -> int:
+    """Bytes of the tables of transforms that kernels keep on the CPU."""
+    count = getattr(_library(), "hyena_table_bytes", None)
+    if count is None:
+        return 0
+    count.restype = ctypes.c_int64
+    return int(count())
+
+
+def check_instructions() -> None:
+    """Warns if ``HYENA_CPU`` asks for what there is not, and says what runs instead."""
+    asked, found = os.environ.get("HYENA_CPU"), EXTENSION.instructions
+    if asked is None or found not in _INSTRUCTIONS or asked == found:
+        return
+    if asked in _INSTRUCTIONS:
+        why = f"HYENA_CPU={asked} asks for instructions that this processor or this build does not have"
+    else:
+        why = f"HYENA_CPU={asked!r} is none of {', '.join(_INSTRUCTIONS)}"
+    warnings.warn(f"{why}: the kernels for {found} run", RuntimeWarning, stacklevel=2)
