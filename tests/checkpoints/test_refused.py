@@ -175,6 +175,47 @@ def test_every_flag_of_a_model(name: str) -> None:
         refused(lambda v=value: model(DNA.state, DNA.config | {name: v}), f"{name}={value!r} cannot be loaded")
 
 
+HF: dict[str, Any] = {
+    "d_model": 32,
+    "n_layer": 2,
+    "d_inner": 128,
+    "vocab_size": 12,
+    "max_seq_len": 66,
+    "emb_dim": 5,
+    "filter_order": 16,
+    "activation_freq": 10,
+    "num_inner_mlps": 2,
+}
+
+
+@pytest.mark.parametrize("name", [*HF, "pad_vocab_size_multiple", "hyena_order", "short_filter_order"])
+def test_every_size_of_an_hf_model(name: str) -> None:
+    load_hyenadna(DNA.state, HF)
+    for value in (-1.5, "2", True, [2], math.nan):
+        if name != "activation_freq" or value != -1.5:
+            refused(lambda v=value: load_hyenadna(DNA.state, HF | {name: v}), f"={value!r} cannot be loaded")
+    if name != "activation_freq":
+        for value in (10**8 + 1, 10**12 + 1):
+            refused(lambda v=value: load_hyenadna(DNA.state, HF | {name: v}))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"embed_dropout": 2},
+        {"hyena_dropout": "0"},
+        {"tie_word_embeddings": "no"},
+        {"train_freq": 1},
+        {"architectures": "HyenaDNAForCausalLM"},
+        {"architectures": [1]},
+        {"id2label": ["a", "b"]},
+    ],
+)
+def test_other_values_of_an_hf_model(wrong: dict[str, Any]) -> None:
+    (value,) = wrong.values()
+    refused(lambda: load_hyenadna(DNA.state, HF | wrong), f"={value!r} cannot be loaded")
+
+
 def test_numbers_of_layers_are_compared_with_the_weights_first() -> None:
     refused(
         lambda: operator(STATE, CONFIG | {"num_inner_mlps": 10**8}),

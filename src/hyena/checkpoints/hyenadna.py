@@ -254,16 +254,22 @@ def _hf(config: dict[str, Any], head: str | None, layout: str) -> tuple[HyenaDNA
         "an -hf HyenaDNA model",
     )
     c = {**_HF_DEFAULTS, **config}
+    for name in ("d_model", "max_seq_len", "n_layer", "vocab_size", "pad_vocab_size_multiple"):
+        check_integer(name, c[name], 1)
+    check_flag("tie_word_embeddings", c["tie_word_embeddings"])
     # Other values run into that code's constants: filters for one order only, a padding of 2, LayerNorms of 1e-5.
     for name, value in (("hyena_order", 2), ("short_filter_order", 3), ("layer_norm_epsilon", 1e-5)):
         if c.get(name, value) != value:
-            raise ValueError(f"{name}={c[name]} cannot be loaded, only {value}: the -hf code works with no other")
+            raise ValueError(f"{name}={c[name]!r} cannot be loaded, only {value}: the -hf code works with no other")
     operator = {ours: c[theirs] for theirs, ours in _HF_OPERATOR.items() if theirs in c}
     settings = SafariConfig.from_keywords(
         operator, layout, shift=WINDOW_SHIFT, lr_pos_emb=0.0, train_freq=c.get("train_freq", True)
     )
+    architectures = c.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ValueError(f"architectures={architectures!r} cannot be loaded: it must be a list of names")
     if head == "auto":
-        named = " ".join(c.get("architectures") or ())
+        named = " ".join(architectures)
         head = "lm" if "ForCausalLM" in named else "classes" if "ForSequenceClassification" in named else None
     return (
         _model_config(
