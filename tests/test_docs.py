@@ -1,0 +1,43 @@
+"""README and docs: every Python block runs, the Quick start is two commands, and links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_quick_start_is_two_commands() -> None:
+    quick_start = README.read_text(encoding="utf-8").split("## Quick start")[1].split("\n## ")[0]
+    commands = blocks(README, "bash")
+    assert len(commands) == 2
+    for command in commands:
+        assert f"```bash\n{command}```" in quick_start
+        assert len(command.splitlines()) == 1
+    goals = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert all(command.split()[0] == "make" and command.split()[1] in goals for command in commands)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_python_blocks_run(page: Path) -> None:
+    """In order, later ones with the names of earlier ones; the README's each for itself."""
+    names: dict[str, object] = {}
+    for number, block in enumerate(blocks(page, "python")):
+        if page == README:
+            names = {}
+        exec(compile(block, f"{page.name}, Python block {number + 1}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
