@@ -6,18 +6,23 @@ scikit-build-core and ``src/hyena/csrc/CMakeLists.txt`` do the work. What is add
   that hyena depends on anyway. Without a C++ compiler it does not, since nothing could be compiled against it.
 - pip and uv show nothing of a build that succeeds, and this one takes minutes: its progress goes to their own error
   stream, if that is a terminal or a pipe.
+- An editable install is a path to ``src``, where its library is put too.
 - The build folder is kept (``build/``), so that installing again compiles only what has changed.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import re
 import shutil
 import stat
 import sys
+import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +40,9 @@ import find_torch
 
 TORCH = "torch>=2.11"
 """What hyena depends on, as in pyproject.toml."""
+
+_COMPILED = ("hyena/_kernels.so", "hyena/_kernels_missing.txt")
+"""What CMake installs: the library, or why there is none."""
 
 _Settings = dict[str, Any] | None
 _HEARTBEAT = 30.0  # seconds without a word
@@ -58,8 +66,38 @@ def build_wheel(directory: str, config_settings: _Settings = None, metadata_dire
 
 
 def build_editable(directory: str, config_settings: _Settings = None, metadata_directory: str | None = None) -> str:
-    """Builds the wheel of an editable install, and says how it goes."""
-    return _build(skbuild.build_editable, directory, config_settings, metadata_directory)
+    """Builds the library into the source tree, and the wheel of an editable install, which has the way there only.
+
+    A path in a ``.pth`` file, not the import hook of scikit-build-core: PYTHONPATH still comes before it, and
+    type checkers follow it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        name = _build(skbuild.build_wheel, folder, config_settings, metadata_directory)
+        _make_editable(Path(folder, name), Path(directory, name), Path.cwd() / "src")
+    return name
+
+
+def _make_editable(built: Path, editable: Path, source: Path) -> None:
+    for name in _COMPILED:
+        (source / name).unlink(missing_ok=True)
+    record = []
+    with zipfile.ZipFile(built) as old, zipfile.ZipFile(editable, "w", zipfile.ZIP_DEFLATED) as new:
+        kept = {name: old.read(name) for name in old.namelist() if ".dist-info/" in name}
+        kept["_hyena_editable.pth"] = f"{source}\n".encode()
+        for name, content in kept.items():
+            if name.endswith(".dist-info/RECORD"):
+                record.append(name)
+                continue
+            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            record.append(f"{name},sha256={digest},{len(content)}")
+            new.writestr(name, content)
+        (place,) = (name for name in kept if name.endswith(".dist-info/RECORD"))
+        new.writestr(place, "".join(f"{line},,\n" if line == place else f"{line}\n" for line in record))
+        for name in set(_COMPILED) & set(old.namelist()):
+            # By another name first: a program that runs keeps the library that it has loaded.
+            part = source / f"{name}.part"
+            part.write_bytes(old.read(name))
+            part.replace(source / name)
 
 
 def _torch_requirement(config_settings: _Settings) -> list[str]:
@@ -124,10 +162,10 @@ class Console:
         """Opens it, if there is one to write to."""
         self._stream: int | None = None
         for process in find_torch.frontends():
-            shows_all = {"-v", "-vv", "-vvv", "--verbose"} & set(process.arguments) or (
-                process.is_uv and process.arguments[1:2] == ["build"]
-            )
-            if shows_all or {"-q", "-qq", "-qqq", "--quiet"} & set(process.arguments):
+            options, environment = set(process.arguments), process.environment
+            shows_all = {"-v", "-vv", "-vvv", "--verbose"} & options or "PIP_VERBOSE" in environment
+            shows_all = shows_all or (process.is_uv and process.arguments[1:2] == ["build"])
+            if shows_all or {"-q", "-qq", "-qqq", "--quiet"} & options or "PIP_QUIET" in environment:
                 return
             if process.installs or "build" in process.arguments:
                 self._stream = _open_errors(process.pid)

@@ -1,4 +1,4 @@
-"""The search for the torch that the kernels are compiled against, from inside what build tools make of an environment."""
+"""The search for a torch to compile against, in the environments that build tools make."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_python(folder: Path, packages: Path | None = None) -> Path:
 
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Process]:
-    """The build's interpreter has no torch, nor has any on the PATH; the processes that started it are to be filled in."""
+    """The processes that started a build, to fill in; its own interpreter has no torch, nor has any on the PATH."""
     processes: list[Process] = []
     monkeypatch.setattr(find_torch.sys, "executable", str(make_python(tmp_path / "isolated")))
     monkeypatch.setattr(find_torch, "frontends", lambda: iter(processes))
@@ -102,7 +102,9 @@ def test_pip_with_prefix(tmp_path: Path, started: list[Process]) -> None:
     assert find() == torch
 
 
-@pytest.mark.parametrize("named", ["--python", "-p", "UV_PYTHON", "VIRTUAL_ENV", "CONDA_PREFIX", "UV_PROJECT_ENVIRONMENT"])
+@pytest.mark.parametrize(
+    "named", ["--python", "-p", "UV_PYTHON", "VIRTUAL_ENV", "CONDA_PREFIX", "UV_PROJECT_ENVIRONMENT"]
+)
 def test_uv(tmp_path: Path, started: list[Process], named: str) -> None:
     torch = make_torch(tmp_path / "packages")
     make_python(tmp_path / "venv", tmp_path / "packages")
@@ -119,7 +121,9 @@ def test_uv_with_a_venv_above(tmp_path: Path, started: list[Process]) -> None:
     assert find() == torch
 
 
-def test_where_processes_cannot_be_seen(tmp_path: Path, started: list[Process], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_processes_cannot_be_seen(
+    tmp_path: Path, started: list[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without /proc: what pip did to the environment is undone, then the active environment and the PATH are asked."""
     torch = make_torch(tmp_path / "packages")
     make_python(tmp_path / "venv", tmp_path / "packages")
@@ -165,7 +169,9 @@ def test_processes_that_started_this_one(tmp_path: Path) -> None:
         f"import json, sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import find_torch; "
         "p = next(find_torch.frontends()); print(json.dumps([p.arguments, p.environment, str(p.folder), p.name]))"
     )
-    frontend = f"import os, subprocess, sys; os.environ['MARK'] = 'changed'; subprocess.run([sys.executable, '-c', {ask!r}])"
+    frontend = (
+        f"import os, subprocess, sys; os.environ['MARK'] = 'changed'; subprocess.run([sys.executable, '-c', {ask!r}])"
+    )
     answer = subprocess.run(
         [PYTHON, "-c", frontend, "an argument"],
         cwd=tmp_path,

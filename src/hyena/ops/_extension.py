@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+_FOLDER = Path(__file__).resolve().parent.parent
 _LIBRARY = "_kernels.so"
 _MISSING = "_kernels_missing.txt"  # written by the build where it could not make the library
-
-
-def _folders() -> list[Path]:
-    """The package's folders. An editable install has two: the source tree, and what was built for it."""
-    return [Path(folder) for folder in sys.modules[__name__.partition(".")[0]].__path__]
-
-
-def _newest(name: str) -> Path | None:
-    """The file of this name in the package's folders; if there are two, the one that was built last."""
-    found = [folder / name for folder in _folders() if (folder / name).exists()]
-    return max(found, key=lambda file: file.stat().st_mtime, default=None)
 
 
 class Extension:
@@ -52,13 +41,12 @@ class Extension:
         if os.environ.get("HYENA_DISABLE_EXT", "0") not in ("", "0"):
             self.reason = "HYENA_DISABLE_EXT is set"
             return
-        file = _newest(_LIBRARY)
-        if file is None:
-            missing = _newest(_MISSING)
+        file, missing = _FOLDER / _LIBRARY, _FOLDER / _MISSING
+        if not file.exists():
             self._go_without(
-                f"there is no {_LIBRARY} in {' or '.join(map(str, _folders()))}: a source tree needs `pip install -e .`"
-                if missing is None
-                else missing.read_text(encoding="utf-8").strip()
+                missing.read_text(encoding="utf-8").strip()
+                if missing.exists()
+                else f"there is no {_LIBRARY} in {_FOLDER}: a source tree needs `pip install -e .`"
             )
             return
         try:
