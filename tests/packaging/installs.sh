@@ -11,7 +11,12 @@ readonly ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 readonly ENVIRONMENT=$(realpath -s "$1") TOOLS=$(realpath -s "$2")
 mkdir -p "$3"
 cd "$3"
-readonly PACKAGES=$("$ENVIRONMENT/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+# Where an environment has its packages.
+packages() {
+    "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+}
+readonly PACKAGES=$(packages "$ENVIRONMENT")
 
 # A new environment without torch.
 new() {
@@ -32,7 +37,7 @@ print(f"{hyena.__file__}: {EXTENSION.reason}")
 }
 
 new pth "pip, torch in another folder that a .pth file names"
-echo "$PACKAGES" > "$(echo pth/lib*/python3*/site-packages)/other.pth"
+echo "$PACKAGES" > "$(packages pth)/other.pth"
 pth/bin/pip install --no-deps "$ROOT"
 pth/bin/pip install -q einops opt_einsum
 check "$PWD/pth/bin/python"
@@ -59,17 +64,17 @@ check "$PWD/user/bin/python"
 unset PYTHONUSERBASE
 
 new editable "pip --editable"
-echo "$PACKAGES" > "$(echo editable/lib*/python3*/site-packages)/other.pth"
+echo "$PACKAGES" > "$(packages editable)/other.pth"
 editable/bin/pip install --no-deps --editable "$ROOT"
 check "$PWD/editable/bin/python"
 
 new uv "uv pip install --python"
-echo "$PACKAGES" > "$(echo uv/lib*/python3*/site-packages)/other.pth"
+echo "$PACKAGES" > "$(packages uv)/other.pth"
 "$TOOLS/bin/uv" pip install --no-deps --python uv/bin/python "$ROOT"
 check "$PWD/uv/bin/python"
 
 new project/.venv "uv pip install, into the .venv of a folder above"
-echo "$PACKAGES" > "$(echo project/.venv/lib*/python3*/site-packages)/other.pth"
+echo "$PACKAGES" > "$(packages project/.venv)/other.pth"
 mkdir -p project/src
 (cd project/src && "$TOOLS/bin/uv" pip install --no-deps "$ROOT")
 check "$PWD/project/.venv/bin/python"
@@ -90,6 +95,6 @@ for program in cmake ninja git uname; do
     if command -v "$program" > /dev/null; then ln -s "$(command -v "$program")" programs/; fi
 done
 CXX=no-such-compiler PATH=$PWD/programs bare/bin/pip install --no-deps --config-settings=build-dir="$PWD/bare-build" "$ROOT"
-reason=$(cat bare/lib*/python3*/site-packages/hyena/_kernels_missing.txt)
+reason=$(cat "$(packages bare)/hyena/_kernels_missing.txt")
 echo "$reason"
 grep -q "no torch 2.11 or later was found when hyena was built; looked at .*bare/bin/python.* (no torch)" <<< "$reason"
