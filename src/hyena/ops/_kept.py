@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import warnings
 
-from hyena.ops._extension import _LIBRARY, EXTENSION, _newest
+from hyena.ops._extension import EXTENSION
 
 _INSTRUCTIONS = ("baseline", "avx2", "avx512")  # each has what those before it have
-
-
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    file = _newest(_LIBRARY) if EXTENSION.instructions is not None else None
-    return None if file is None else ctypes.CDLL(str(file))
 
 
 def clear_tables() -> None:
@@ -24,14 +17,14 @@ def clear_tables() -> None:
     They are made again when needed, and never take more than 64 MiB each. What another thread is using at the moment
     stays. A GPU's tables stay too: they are smaller (under 1 MiB for 2^20 points), and recorded CUDA graphs read them.
     """
-    clear = getattr(_library(), "hyena_clear_tables", None)
+    clear = getattr(EXTENSION.library, "hyena_clear_tables", None)
     if clear is not None:
         clear()
 
 
 def table_bytes() -> int:
     """Bytes of the tables of transforms that kernels keep on the CPU."""
-    count = getattr(_library(), "hyena_table_bytes", None)
+    count = getattr(EXTENSION.library, "hyena_table_bytes", None)
     if count is None:
         return 0
     count.restype = ctypes.c_int64
