@@ -11,18 +11,22 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from hyena import HyenaFilter, HyenaOperator
 from hyena.conv.cache import SpectrumCache, may_cache
 from hyena.filters import ExponentialWindow
 
+# Lengths that each Counting filter was asked for. Not in the filter: an attribute that changes is a change of it.
+ASKED: dict[int, list[int]] = {}
+
 
 class Counting(HyenaFilter):
     """A filter that counts how often it was generated."""
 
-    def __init__(self, *args: int, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
-        self.asked: list[int] = []
+    @property
+    def asked(self) -> list[int]:
+        return ASKED.setdefault(id(self), [])
 
     @property
     def calls(self) -> int:
@@ -35,6 +39,7 @@ class Counting(HyenaFilter):
 
 def operator(**settings: object) -> tuple[HyenaOperator, Counting]:
     counting = Counting(8, 200)
+    counting.asked.clear()
     return HyenaOperator(8, 200, filter=counting, **settings), counting
 
 
@@ -165,6 +170,27 @@ def swap_tensors(m: HyenaOperator) -> None:
     torch.utils.swap_tensors(m.filter.ffn.out.weight, nn.Parameter(torch.randn_like(m.filter.ffn.out.weight)))
 
 
+def hook(m: HyenaOperator) -> None:
+    m.filter.register_forward_hook(lambda module, args, h: 2 * h)
+
+
+def hook_of_a_part(m: HyenaOperator) -> None:
+    m.filter.ffn.out.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+
+
+def replaced_forward(m: HyenaOperator) -> None:
+    forward = m.filter.window.forward
+    m.filter.window.forward = lambda t: 2 * forward(t)
+
+
+def parametrised(m: HyenaOperator) -> None:
+    parametrizations.weight_norm(m.filter.ffn.out).parametrizations.weight.original0.mul_(2)
+
+
+def unit_of_time(m: HyenaOperator) -> None:
+    m.filter.encoding.time_unit.fill_(100)
+
+
 CHANGES = [
     step,
     fused_step,
@@ -183,6 +209,11 @@ CHANGES = [
     swap_tensors,
     longer_time,
     attribute,
+    hook,
+    hook_of_a_part,
+    replaced_forward,
+    parametrised,
+    unit_of_time,
 ]
 
 

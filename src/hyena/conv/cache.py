@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor, nn
 
+from hyena.conv.watch import Watched, watch
+
 # Spectra kept for different transform lengths: enough for a few bucketed lengths, and a bound on the memory.
 _KEPT = 4
-
-# Attributes that are compared: what a filter's numbers are kept in.
-_PLAIN = {bool, int, float, str, tuple}
 
 
 class SpectrumCache:
@@ -22,10 +23,11 @@ class SpectrumCache:
     On the CPU the weights are compared by value with a copy (a filter has few: about 20 microseconds for 60K), so even
     a write through ``.data``, which autograd's version counter does not see, is noticed. On other devices a comparison
     would wait for the device; there the version counter and the address of every weight are compared, and after a write
-    through ``.data`` :meth:`clear` must be called. Which modules the filter is made of and their plain attributes (a
-    window's ``shift``) are compared everywhere.
+    through ``.data`` :meth:`clear` must be called. Which modules the filter is made of, their classes and attributes
+    (a window's ``shift``) are compared everywhere; see :mod:`hyena.conv.watch`.
 
-    Copies and pickles of a module start with an empty cache. Threads may share a module.
+    Copies and pickles of a module start with an empty cache. Threads may share a module, and a process that forks
+    while one of them is in here leaves the child an empty cache.
     """
 
     def __init__(self) -> None:
@@ -33,6 +35,7 @@ class SpectrumCache:
         self._settings: list[object] = []
         self._weights: list[tuple[object, Tensor]] = []
         self._lock = threading.Lock()
+        _CACHES.add(self)
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -46,23 +49,33 @@ class SpectrumCache:
     def __len__(self) -> int:
         return len(self._spectra)
 
-    def get(self, source: nn.Module, size: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """The spectrum of transform length ``size`` (or what else is kept under it), from the cache or ``compute``."""
-        weights: list[Tensor] = []
-        # A filter of the user's own may give other taps under autocast.
-        settings: list[object] = [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")]
-        _look(source, weights, settings)
+    def get(self, source: nn.Module | Watched, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """What is kept under ``key`` (a transform length, say) for a filter as it is now, or else ``compute()``.
+
+        Args:
+            source: the filter, one that :func:`may_cache`; or what :func:`watch_for_cache` returned for it.
+            key: what to look for.
+            compute: makes it; the result is kept.
+        """
+        found = source if isinstance(source, Watched) else watch(source)
+        if found is None:
+            return compute()
         with self._lock:
-            if settings != self._settings or not _unchanged(self._weights, weights):
+            if found.settings != self._settings or not _unchanged(self._weights, found.weights):
                 self._forget()
-                self._settings, self._weights = settings, [_fingerprint(t) for t in weights]
-            if size not in self._spectra:
+                self._settings, self._weights = found.settings, [_fingerprint(t) for t in found.weights]
+            if key not in self._spectra:
                 with torch.inference_mode(False), torch.no_grad():
-                    self._spectra[size] = compute()
+                    self._spectra[key] = compute()
                 if len(self._spectra) > _KEPT:
                     self._spectra.popitem(last=False)
-            self._spectra.move_to_end(size)
-            return self._spectra[size]
+            self._spectra.move_to_end(key)
+            return self._spectra[key]
+
+    def _start_in_child(self) -> None:
+        # The thread that held the lock is not in this process, and may have been halfway.
+        self._lock = threading.Lock()
+        self._forget()
 
     def __deepcopy__(self, memo: dict) -> SpectrumCache:
         return SpectrumCache()
@@ -71,47 +84,45 @@ class SpectrumCache:
         return SpectrumCache, ()
 
 
+# Every cache there is, for :func:`_start_in_child`.
+_CACHES: weakref.WeakSet[SpectrumCache] = weakref.WeakSet()
+
+
+def _start_in_child() -> None:
+    """After ``os.fork``, in the child."""
+    for cache in _CACHES:
+        cache._start_in_child()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_start_in_child)
+
+
 def _captures() -> bool:
     # What is computed while a CUDA graph is recorded belongs to the graph, and is not there before it runs.
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def may_cache(source: nn.Module) -> bool:
-    """Whether a spectrum of ``source`` can be kept: eager eval mode, and no gradient can be asked of its weights.
+    """Whether a spectrum of ``source`` can be kept; see :func:`watch_for_cache`."""
+    return watch_for_cache(source) is not None
 
-    A filter whose taps change with the number of taps asked for has an attribute ``depends_on_length = True``: one
-    spectrum cannot serve several lengths then, and none is kept.
+
+def watch_for_cache(source: nn.Module) -> Watched | None:
+    """What decides the taps of ``source``, if a spectrum of them can be kept; else None.
+
+    So in eager eval mode, if no gradient can be asked of its weights, and if every change would be noticed: not with
+    hooks, nor with attributes that cannot be compared. A filter whose taps change with the number of taps asked for has
+    an attribute ``depends_on_length = True``: one spectrum cannot serve several lengths then, and none is kept.
     """
     if source.training or torch.compiler.is_compiling() or getattr(source, "depends_on_length", False) or _captures():
-        return False
+        return None
     if getattr(source, "_is_replica", False):  # nn.DataParallel's copies do not list their weights
-        return False
-    weights: list[Tensor] = []
-    _look(source, weights, [])
-    if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
-        return False
-    return all(_can_be_watched(w) for w in weights)
-
-
-def _can_be_watched(t: Tensor) -> bool:
-    """Whether :func:`_unchanged` notices every change: not of subclasses, nor of what has no version counter."""
-    if type(t) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(t):
-        return False
-    return t.device.type == "cpu" or not t.is_inference()
-
-
-def _look(module: nn.Module, weights: list[Tensor], settings: list[object]) -> None:
-    """Collects what decides the taps: weights, the modules themselves and their plain attributes.
-
-    By hand, because ``parameters()``, ``buffers()`` and ``modules()`` take several times as long, at every forward.
-    """
-    settings.append(module)
-    settings += [v for v in module.__dict__.values() if type(v) in _PLAIN]
-    weights += [t for t in module._parameters.values() if t is not None]
-    weights += [t for t in module._buffers.values() if t is not None]
-    for child in module._modules.values():
-        if child is not None:
-            _look(child, weights, settings)
+        return None
+    found = watch(source)
+    if found is None or (torch.is_grad_enabled() and any(w.requires_grad for w in found.weights)):
+        return None
+    return found
 
 
 def _fingerprint(t: Tensor) -> tuple[object, Tensor]:

@@ -161,16 +161,17 @@ class HyenaFilter(Filter):
             return None
         if not (ops.is_plain(ffn, SineFFN) and ops.is_plain(window, ExponentialWindow)):
             return None
-        hidden: list[Any] = list(ffn.hidden)
-        if not all(ops.is_plain(layer, FilterLinear) for layer in [*hidden, ffn.out]):
+        layers: list[Any] = [*ffn.hidden, ffn.out]
+        if not all(ops.is_plain(layer, FilterLinear) for layer in layers):
             return None
-        if ffn.out.bias is not None or any(layer.bias is None for layer in hidden):
+        *hidden, out = layers
+        if out.bias is not None or any(layer.bias is None for layer in hidden):
             return None
         with ops.without_autocast(device):
             features, t = self.encoding(length, device, dtype)
-        layers = [(layer.weight.to(dtype), layer.bias.to(dtype)) for layer in hidden]
-        rest = (ffn.freq.to(dtype), ffn.out.weight.to(dtype), window.deltas.to(dtype))
-        return ops.implicit_filter(features, t, layers, *rest, window.shift, ffn.out.out_features // self.channels)
+        weights = [(layer.weight.to(dtype), layer.bias.to(dtype)) for layer in hidden]
+        rest = (ffn.freq.to(dtype), out.weight.to(dtype), window.deltas.to(dtype))
+        return ops.implicit_filter(features, t, weights, *rest, window.shift, out.out_features // self.channels)
 
     def extend(self, l_max: int, mode: str = "continue") -> None:
         """Changes how many taps may be asked for, in place.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
-from typing_extensions import TypeGuard
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
 Module = TypeVar("Module", bound=nn.Module)
