@@ -20,7 +20,7 @@ from measure import RESULTS, machine, table, write
 from torch import nn
 
 import hyena
-from hyena.generation import distillation_errors
+from hyena.conv import distillation_errors
 from hyena.models import CausalLM, CausalLMConfig
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "shakespeare"
@@ -32,7 +32,7 @@ BATCH = 16
 def errors(name: str, module: nn.Module, orders: tuple[int, ...]) -> list[dict[str, Any]]:
     rows = []
     for order in orders:
-        small = hyena.distill(module, order=order)
+        small = hyena.distill(module, modes=order)
         e = torch.cat([t.flatten() for t in distillation_errors(small).values()])
         rows.append({"filters": name, "order": order, "mean_error": e.mean().item(), "largest_error": e.max().item()})
     return rows
@@ -59,7 +59,7 @@ def losses(path: Path, orders: tuple[int, ...]) -> list[dict[str, Any]]:
     original, rows = loss(model), []
     for order in orders:
         (row,) = errors("main job", model, (order,))
-        distilled = loss(hyena.distill(model, order=order))
+        distilled = loss(hyena.distill(model, modes=order))
         rows.append({**row, "loss": distilled, "original_loss": original, "loss_difference": distilled - original})
     return rows
 

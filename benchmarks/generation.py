@@ -54,8 +54,8 @@ class Naive:
 
     def __init__(self, op: HyenaOperator, batch: int, length: int) -> None:
         self.op, self.length = op, length
-        h = op.filter(length)[0]  # (T, D)
-        h[0] += op.filter_bias[0]
+        h = op.conv.filter(length)[0]  # (T, D)
+        h[0] += op.conv.bias[0]
         self.taps = h.flip(0).contiguous()  # (T, D), the last lag first
         self.taps_last = self.taps.t().contiguous()[..., None]  # (D, T, 1)
         # Three layouts of one block of memory; whichever is fastest at a context is taken.
@@ -63,13 +63,13 @@ class Naive:
         self.history = memory.view(batch, length, op.width)
         self.history_last = memory.view(batch, op.width, length)
         self.history_channels = memory.view(op.width, batch, length)
-        self.short = torch.zeros(batch, op.short_weight.size(1) - 1, op.short_weight.size(0), device=h.device)
+        self.short = torch.zeros(batch, op.short.weight.size(1) - 1, op.short.weight.size(0), device=h.device)
 
     def step(self, u: Tensor, t: int, how: str) -> Tensor:
         op, first = self.op, self.length - t - 1
         z = torch.cat([self.short, op.in_proj(u)[:, None]], dim=1)
         self.short.copy_(z[:, 1:])
-        x, gate, v = ((z * op.short_weight.t()).sum(1) + op.short_bias).chunk(3, dim=1)
+        x, gate, v = ((z * op.short.weight.t()).sum(1) + op.short.bias).chunk(3, dim=1)
         p = gate * v
         if how == "channels first":
             self.history_channels[..., t] = p.t()

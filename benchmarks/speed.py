@@ -80,10 +80,10 @@ def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
     op.eval()
     attention.eval()
     with torch.no_grad():
-        z, spectrum = op.in_proj(u), op._spectrum(length)
-        arguments = (op.short_weight, op.short_bias, spectrum, op.filter_bias, None, None, None)
-        plain = fallback(torch.ops.hyena.filter_spectrum, op.filter(length), ops.transform_length(length), True)
-        plain_args = (op.short_weight, op.short_bias, plain, op.filter_bias, None, None, None)
+        z, spectrum = op.in_proj(u), op.conv.spectrum(length)
+        arguments = (op.short.weight, op.short.bias, spectrum, op.conv.bias, None, None, None)
+        plain = fallback(torch.ops.hyena.filter_spectrum, op.conv.filter(length), ops.transform_length(length), True)
+        plain_args = (op.short.weight, op.short.bias, plain, op.conv.bias, None, None, None)
         times = interleaved(
             {
                 "projections": projections,
@@ -155,7 +155,7 @@ def training(
     def step(layer: nn.Module) -> Callable[[], None]:
         return lambda: layer(u).backward(grad)
 
-    rest = (op.short_weight.detach(), op.short_bias.detach()), (op.filter_bias.detach(), None, None, None)
+    rest = (op.short.weight.detach(), op.short.bias.detach()), (op.conv.bias.detach(), None, None, None)
 
     def mixing(call: Callable[..., Any], s: Tensor) -> Callable[[], None]:
         def run() -> None:
@@ -191,10 +191,10 @@ def threads(width: int, length: int, repeats: int) -> float:
     before = torch.get_num_threads()
     times: dict[int, list[float]] = {1: [], 2: []}
     with torch.no_grad():
-        z, spectrum = op.in_proj(torch.randn(max(1, TOKENS // length), length, width)), op._spectrum(length)
+        z, spectrum = op.in_proj(torch.randn(max(1, TOKENS // length), length, width)), op.conv.spectrum(length)
 
         def run() -> None:
-            torch.ops.hyena.recurrence(z, op.short_weight, op.short_bias, spectrum, op.filter_bias, None, None, None)
+            torch.ops.hyena.recurrence(z, op.short.weight, op.short.bias, spectrum, op.conv.bias, None, None, None)
 
         for _ in range(repeats):
             for count, found in times.items():

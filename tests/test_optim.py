@@ -26,7 +26,7 @@ def model(**operator: Any) -> CausalLM:
 def with_table() -> CausalLM:
     """A model with trained positions and a trained window in its first block."""
     m = model()
-    m.blocks[0].mixer.filter = HyenaFilter(
+    m.blocks[0].mixer.conv.filter = HyenaFilter(
         8, 12, encoding=LearnedEncoding(33, 12), window=ExponentialWindow(8, trainable=True)
     )
     return m
@@ -46,18 +46,16 @@ def test_every_parameter_of_a_language_model() -> None:
     groups = by_group(m, param_groups(m, 1e-3, 0.1))
     layers = ("mixer.in_proj", "mixer.out_proj", "mlp.fc1", "mlp.fc2")
     assert groups["decay"] == {
-        f"blocks.{i}.{name}" for i in (0, 1) for name in [f"{n}.weight" for n in layers] + ["mixer.short_weight"]
+        f"blocks.{i}.{name}" for i in (0, 1) for name in [f"{n}.weight" for n in layers] + ["mixer.short.weight"]
     }
-    assert groups["encodings"] == {"blocks.0.mixer.filter.encoding.table"}
-    inside = {name for name, _ in m.named_parameters() if ".mixer.filter." in name}
+    assert groups["encodings"] == {"blocks.0.mixer.conv.filter.encoding.table"}
+    inside = {name for name, _ in m.named_parameters() if ".mixer.conv.filter." in name}
     assert groups["filters"] == inside - groups["encodings"]
-    assert {"blocks.1.mixer.filter.ffn.freq", "blocks.0.mixer.filter.window.deltas"} < groups["filters"]
+    assert {"blocks.1.mixer.conv.filter.ffn.freq", "blocks.0.mixer.conv.filter.window.deltas"} < groups["filters"]
     assert groups["no_decay"] == {name for name, _ in m.named_parameters()} - set().union(
         groups["decay"], groups["filters"], groups["encodings"]
     )
-    assert {"embedding.weight", "norm.weight", "blocks.0.mixer.filter_bias", "blocks.1.mlp.fc1.bias"} < groups[
-        "no_decay"
-    ]
+    assert {"embedding.weight", "norm.weight", "blocks.0.mixer.conv.bias", "blocks.1.mlp.fc1.bias"} < groups["no_decay"]
 
 
 def test_rates_and_decay() -> None:
@@ -83,7 +81,7 @@ def test_an_optimizer_uses_them() -> None:
     for p in m.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
-    table, freq = "blocks.0.mixer.filter.encoding.table", "blocks.1.mixer.filter.ffn.freq"
+    table, freq = "blocks.0.mixer.conv.filter.encoding.table", "blocks.1.mixer.conv.filter.ffn.freq"
     now = dict(m.named_parameters())
     assert (now[table] - before[table]).abs().max() < 1e-6
     assert (now[freq] - before[freq]).abs().min() > 1e-3
@@ -131,19 +129,19 @@ def test_low_rank_adapters() -> None:
     m = model().requires_grad_(False)
     mixer = m.blocks[0].mixer
     mixer.in_proj = _LowRank(mixer.in_proj)
-    mixer.filter.ffn.out = _LowRank(mixer.filter.ffn.hidden[0])
+    mixer.conv.filter.ffn.out = _LowRank(mixer.conv.filter.ffn.hidden[0])
     with pytest.warns(UserWarning, match="'no_decay' is empty"):
         groups = by_group(m, param_groups(m, 1e-3, 0.1))
     assert groups == {
         "decay": {f"blocks.0.mixer.in_proj.{name}" for name in ("down", "up")},
-        "filters": {f"blocks.0.mixer.filter.ffn.out.{name}" for name in ("down", "up")},
+        "filters": {f"blocks.0.mixer.conv.filter.ffn.out.{name}" for name in ("down", "up")},
     }
 
 
 def test_frozen_parameters_are_left_out() -> None:
     m = with_table()
     m.embedding.requires_grad_(False)
-    m.blocks[0].mixer.filter.encoding.requires_grad_(False)
+    m.blocks[0].mixer.conv.filter.encoding.requires_grad_(False)
     groups = by_group(m, param_groups(m, 1e-3, 0.1))
     assert "encodings" not in groups
     assert "embedding.weight" not in groups["no_decay"]
@@ -174,13 +172,13 @@ def test_filters_of_ones_own() -> None:
 
 def test_shared_filters_and_tied_layers() -> None:
     m = model()
-    m.blocks[1].mixer.filter = m.blocks[0].mixer.filter
+    m.blocks[1].mixer.conv.filter = m.blocks[0].mixer.conv.filter
     groups = by_group(m, param_groups(m, 1e-3, 0.1))
     assert all(name.startswith("blocks.0.") for name in groups["filters"])
     assert "embedding.weight" in groups["no_decay"]  # and the output layer that is tied to it
     # A filter's own layer, used by the model elsewhere, is still a filter's.
     outer = nn.ModuleList([nn.Linear(8, 8), HyenaOperator(8, 12)])
-    outer[0].weight = outer[1].filter.ffn.freq = nn.Parameter(torch.randn(8, 8))
+    outer[0].weight = outer[1].conv.filter.ffn.freq = nn.Parameter(torch.randn(8, 8))
     assert "0.weight" in by_group(outer, param_groups(outer, 1e-3, 0.1))["filters"]
 
 

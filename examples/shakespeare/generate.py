@@ -15,7 +15,8 @@ from pathlib import Path
 try:
     import torch
 
-    from hyena.generation import distill, stream
+    from hyena import distill
+    from hyena.generation import stream
     from hyena.models import CausalLM, CausalLMConfig
 except ImportError as e:
     sys.exit(f'{e}. Install what this example needs with: pip install "hyena[train]", or ".[train]" in the repository')
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"generate.py: the model knows no {', '.join(map(repr, unknown))}")
     try:
         if options.distilled is not None:
-            model = distill(model, order=options.distilled)
+            model = distill(model, modes=options.distilled)
         characters = stream(
             model,
             [[vocabulary.index(c) for c in prompt]],

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hyena.conv import LongConv
 from hyena.filters import Filter, LearnedEncoding
-from hyena.mixers.hyena import HyenaOperator
 
 # The released code's learning rate for trained positions (lr_pos_emb of its HyenaFilter).
 ENCODING_LR = 1e-5
@@ -134,11 +134,9 @@ def _claims(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield from (("encodings", p) for p in module.parameters())
     if isinstance(module, Filter):
         yield from (("filters", p) for p in module.parameters())
-    if isinstance(module, HyenaOperator) and module.filter is not None:
+    if isinstance(module, LongConv) and module.filter is not None:
         # Whatever a user put in a filter's place is one.
         yield from (("filters", p) for p in module.filter.parameters())
-    if isinstance(module, HyenaOperator) and isinstance(module.head_mixing, nn.Parameter):
-        yield "no_decay", module.head_mixing
     for name in getattr(type(module), "no_decay", ()):
         part = getattr(module, name, None)
         if isinstance(part, nn.Module):

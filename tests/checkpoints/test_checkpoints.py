@@ -265,7 +265,7 @@ class TestPositions:
 
     def test_a_parameter_if_the_released_code_trains_them(self) -> None:
         for config in (BASE, BASE | {"lr_pos_emb": 1e-4}, BASE | {"lr_pos_emb": None}):
-            table = operator_from_safari(random_state(BASE), config).filter.encoding.table
+            table = operator_from_safari(random_state(BASE), config).conv.filter.encoding.table
             assert table.requires_grad
             assert table.shape == (40, 5)
 
@@ -274,24 +274,24 @@ class TestPositions:
         state = random_state(config)
         state["filter_fn.pos_emb.z"] = state["filter_fn.pos_emb.z"].float().double()
         op = operator_from_safari(state, config)
-        assert isinstance(op.filter.encoding, PositionalEncoding)
+        assert isinstance(op.conv.filter.encoding, PositionalEncoding)
         u = torch.randn(1, 40, 6).double()
         assert deviation(op(u), operator(state, config, u)) < 1e-5
         kept = operator_from_safari(state, config, learned_encoding=True)
-        assert kept.filter.encoding.table.requires_grad
+        assert kept.conv.filter.encoding.table.requires_grad
         assert deviation(kept(u), operator(state, config, u)) < 1e-10
 
     def test_a_trained_table_that_is_frozen_now(self) -> None:
         config, state = BASE | {"lr_pos_emb": 0.0}, self.trained()
         op = operator_from_safari(state, config)
-        assert isinstance(op.filter.encoding, LearnedEncoding)
-        assert not op.filter.encoding.table.requires_grad
+        assert isinstance(op.conv.filter.encoding, LearnedEncoding)
+        assert not op.conv.filter.encoding.table.requires_grad
         u = torch.randn(1, 40, 6).double()
         assert deviation(op(u), operator(state, config, u)) < 1e-10
 
     def test_computed_on_request_only_if_that_changes_nothing(self) -> None:
         op = operator_from_safari(random_state(BASE), BASE, learned_encoding=False)
-        assert isinstance(op.filter.encoding, PositionalEncoding)
+        assert isinstance(op.conv.filter.encoding, PositionalEncoding)
         with pytest.raises(ValueError, match="have been trained"):
             operator_from_safari(self.trained(), BASE, learned_encoding=False)
 
@@ -328,5 +328,5 @@ def test_a_loaded_operator_is_like_any_other(settings: dict[str, Any]) -> None:
 
 
 def _by_matrix(op: HyenaOperator, u: Tensor, z: Tensor) -> Tensor:
-    v = op._gates_and_value(z, None, None)[-1]
+    v = op.short(z).split(op.width, dim=2)[-1]
     return op.out_proj(torch.einsum("bcts,bsc->btc", op.to_matrix(u), v))

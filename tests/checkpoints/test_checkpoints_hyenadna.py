@@ -101,7 +101,7 @@ def test_golden_hidden_states() -> None:
     with torch.no_grad():
         for _ in range(2):
             assert deviation(model(TOKENS), WANT) < 1e-5
-    assert isinstance(model.blocks[0].mixer.filter.encoding, PositionalEncoding)
+    assert isinstance(model.blocks[0].mixer.conv.filter.encoding, PositionalEncoding)
 
 
 def test_golden_hidden_states_in_chunks_and_steps() -> None:
@@ -130,11 +130,11 @@ def test_gradients_against_the_definition() -> None:
             (block.mlp.fc1.weight, "mlp.fc1.weight"),
             (block.norm2.bias, "norm2.bias"),
             (mixer.in_proj.weight, "mixer.in_proj.weight"),
-            (mixer.filter.ffn.out.weight, "mixer.filter_fn.implicit_filter.6.weight"),
-            (mixer.filter.ffn.hidden[0].weight, "mixer.filter_fn.implicit_filter.0.weight"),
-            (mixer.filter.encoding.table[None], "mixer.filter_fn.pos_emb.z"),
+            (mixer.conv.filter.ffn.out.weight, "mixer.filter_fn.implicit_filter.6.weight"),
+            (mixer.conv.filter.ffn.hidden[0].weight, "mixer.filter_fn.implicit_filter.0.weight"),
+            (mixer.conv.filter.encoding.table[None], "mixer.filter_fn.pos_emb.z"),
         ):
-            got = mixer.filter.encoding.table.grad[None] if theirs.endswith("z") else ours.grad
+            got = mixer.conv.filter.encoding.table.grad[None] if theirs.endswith("z") else ours.grad
             assert deviation(got, state[layer + theirs].grad) < 1e-10, theirs
 
 
@@ -185,11 +185,11 @@ def test_the_hf_model(tmp_path: Path) -> None:
     assert deviation(model.hidden_states(TOKENS), WANT) < 1e-5
     assert deviation(hyenadna(state, HF, head=None).eval()(TOKENS), WANT) < 1e-5
     # Trainable in that code, but not trained: computed, and the model's size does not grow with l_max.
-    assert isinstance(model.blocks[1].mixer.filter.encoding, PositionalEncoding)
+    assert isinstance(model.blocks[1].mixer.conv.filter.encoding, PositionalEncoding)
     key = "hyena.backbone.layers.0.mixer.filter_fn.pos_emb.z"
     tuned = hyenadna({**state, key: state[key] + 0.1}, HF)
-    assert isinstance(tuned.blocks[0].mixer.filter.encoding, LearnedEncoding)
-    assert tuned.blocks[0].mixer.filter.encoding.table.requires_grad
+    assert isinstance(tuned.blocks[0].mixer.conv.filter.encoding, LearnedEncoding)
+    assert tuned.blocks[0].mixer.conv.filter.encoding.table.requires_grad
 
 
 def test_the_output_layer() -> None:
@@ -327,7 +327,7 @@ def test_other_errors(tmp_path: Path) -> None:
 def test_the_training_codes_window() -> None:
     """HyenaDNA's training code lets the window decay to 0, its inference code to 0.05."""
     shifts = [
-        hyenadna(GOLDEN.state, GOLDEN.config, layout=layout).blocks[0].mixer.filter.window.shift
+        hyenadna(GOLDEN.state, GOLDEN.config, layout=layout).blocks[0].mixer.conv.filter.window.shift
         for layout in ("standalone", "safari")
     ]
     assert shifts == [0.05, 0.0]

@@ -54,7 +54,7 @@ def test_one_filter_for_a_training_forward() -> None:
     for length in (5, 64, 5):
         m(torch.randn(2, length, 8)).sum().backward()
     assert counting.calls == 3
-    assert len(m._spectra) == 0
+    assert len(m.conv._spectra) == 0
     assert counting.ffn.out.weight.grad.abs().sum() > 0
 
 
@@ -95,27 +95,27 @@ def test_a_frozen_filter_is_cached_with_gradients_enabled() -> None:
 
 def step(m: HyenaOperator) -> None:
     with torch.enable_grad():
-        m(torch.randn(2, 9, 8).to(m.short_bias)).square().sum().backward()
+        m(torch.randn(2, 9, 8).to(m.short.bias)).square().sum().backward()
     torch.optim.AdamW(m.parameters(), lr=0.1).step()
 
 
 def fused_step(m: HyenaOperator) -> None:
     with torch.enable_grad():
-        m(torch.randn(2, 9, 8).to(m.short_bias)).square().sum().backward()
+        m(torch.randn(2, 9, 8).to(m.short.bias)).square().sum().backward()
     torch.optim.AdamW(m.parameters(), lr=0.1, fused=True).step()
 
 
 def through_data(m: HyenaOperator) -> None:
-    for p in m.filter.parameters():
+    for p in m.conv.filter.parameters():
         p.data.copy_(torch.randn_like(p))
 
 
 def in_place(m: HyenaOperator) -> None:
-    m.filter.ffn.out.weight.mul_(2)
+    m.conv.filter.ffn.out.weight.mul_(2)
 
 
 def numpy(m: HyenaOperator) -> None:
-    weight = m.filter.ffn.out.weight
+    weight = m.conv.filter.ffn.out.weight
     if weight.device.type == "cpu":
         weight.detach().numpy()[:] *= 2
     else:
@@ -127,15 +127,15 @@ def load(m: HyenaOperator) -> None:
 
 
 def assign(m: HyenaOperator) -> None:
-    m.load_state_dict(HyenaOperator(8, 200, device=m.short_bias.device).state_dict(), assign=True)
+    m.load_state_dict(HyenaOperator(8, 200, device=m.short.bias.device).state_dict(), assign=True)
 
 
 def replace(m: HyenaOperator) -> None:
-    m.filter.ffn.out.weight = nn.Parameter(torch.randn_like(m.filter.ffn.out.weight))
+    m.conv.filter.ffn.out.weight = nn.Parameter(torch.randn_like(m.conv.filter.ffn.out.weight))
 
 
 def buffer(m: HyenaOperator) -> None:
-    m.filter.window.deltas.mul_(2)
+    m.conv.filter.window.deltas.mul_(2)
 
 
 def reset(m: HyenaOperator) -> None:
@@ -151,23 +151,23 @@ def half(m: HyenaOperator) -> None:
 
 
 def new_filter(m: HyenaOperator) -> None:
-    m.filter = HyenaFilter(8, 200, device=m.short_bias.device)
+    m.conv.filter = HyenaFilter(8, 200, device=m.short.bias.device)
 
 
 def window_shift(m: HyenaOperator) -> None:
-    m.filter.window = ExponentialWindow(8, slow_decay_pct=3.0, device=m.short_bias.device)
+    m.conv.filter.window = ExponentialWindow(8, slow_decay_pct=3.0, device=m.short.bias.device)
 
 
 def longer_time(m: HyenaOperator) -> None:
-    m.filter.extend(400, "stretch")
+    m.conv.filter.extend(400, "stretch")
 
 
 def attribute(m: HyenaOperator) -> None:
-    m.filter.window.shift = 0.5
+    m.conv.filter.window.shift = 0.5
 
 
 def swap_tensors(m: HyenaOperator) -> None:
-    torch.utils.swap_tensors(m.filter.ffn.out.weight, nn.Parameter(torch.randn_like(m.filter.ffn.out.weight)))
+    torch.utils.swap_tensors(m.conv.filter.ffn.out.weight, nn.Parameter(torch.randn_like(m.conv.filter.ffn.out.weight)))
 
 
 def hook(m: HyenaOperator) -> None:
@@ -249,21 +249,21 @@ def test_train_and_eval_forget() -> None:
     m = HyenaOperator(8, 200).eval()
     with torch.no_grad():
         m(torch.randn(1, 20, 8))
-        assert len(m._spectra) == 1
+        assert len(m.conv._spectra) == 1
         m.train()
-        assert len(m._spectra) == 0
+        assert len(m.conv._spectra) == 0
         m(torch.randn(1, 20, 8))
-        assert len(m._spectra) == 0
+        assert len(m.conv._spectra) == 0
         m.eval()
         m(torch.randn(1, 20, 8))
         m.clear_cache()
-    assert len(m._spectra) == 0
+    assert len(m.conv._spectra) == 0
 
 
 def test_inference_mode_first_and_gradients_after() -> None:
     """Spectra made in inference mode serve autograd later."""
     m = HyenaOperator(8, 200).eval()
-    m.filter.requires_grad_(False)
+    m.conv.filter.requires_grad_(False)
     x = torch.randn(2, 20, 8)
     with torch.inference_mode():
         want = m(x)
@@ -285,9 +285,9 @@ def test_copies_and_files_hold_no_spectra() -> None:
         torch.save(m, file)
         file.seek(0)
         for other in (copy.deepcopy(m), pickle.loads(pickle.dumps(m)), torch.load(file, weights_only=False)):
-            assert len(other._spectra) == 0
+            assert len(other.conv._spectra) == 0
             assert torch.equal(other(x), want)
-            other.filter.ffn.out.weight.mul_(2)
+            other.conv.filter.ffn.out.weight.mul_(2)
             assert not torch.equal(other(x), want)
         assert torch.equal(m(x), want)
 
@@ -304,7 +304,7 @@ def test_functional_call_sees_the_weights_it_is_given() -> None:
     leaves = {name: p.detach().requires_grad_() for name, p in other.items()}
     torch.func.functional_call(m, leaves, (x,)).square().sum().backward()
     assert all(p.grad.isfinite().all() for p in leaves.values())
-    assert leaves["filter.ffn.out.weight"].grad.abs().sum() > 0
+    assert leaves["conv.filter.ffn.out.weight"].grad.abs().sum() > 0
     assert all(p.grad is None for p in m.parameters())
 
 

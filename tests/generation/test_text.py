@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import hyena
-from hyena import HyenaAttention, HyenaOperator, distill
-from hyena.generation import distillation_errors, generate_by_rerun, sample, stream
-from hyena.generation.model import state_size
+from hyena import HyenaOperator, distill
+from hyena.conv import distillation_errors
+from hyena.generation import generate_by_rerun, sample, stream
 from hyena.models import CausalLM, CausalLMConfig, Decoder, HyenaDNA, HyenaDNAConfig
 
 V, L_MAX = 13, 48
@@ -169,7 +169,7 @@ def test_size_of_a_models_state() -> None:
     for name in MODELS:
         model = build(name)
         state = model.init_state(3, 40)
-        assert state_size(model, 3, 40).rows == sum(t.numel() * t.element_size() for t in state.rows().values())
+        assert model.state_size(3, 40).rows == sum(t.numel() * t.element_size() for t in state.rows().values())
 
 
 def test_beams_and_saving() -> None:
@@ -188,12 +188,6 @@ def test_beams_and_saving() -> None:
         logits, _ = model.step(next_tokens[:2], state)
         want = model(torch.cat([tokens, next_tokens[:2, None]], dim=1))[:, -1]
         assert (logits - want).abs().max() < 1e-10
-
-
-def test_an_operators_and_a_models_size_by_the_same_function() -> None:
-    attention = HyenaAttention(16, 2, l_max=L_MAX, causal=True)
-    assert hyena.generation.state_size(attention, 2, 30) == hyena.generation.state_size(attention.operator, 2, 30)
-    assert hyena.generation.state_size is state_size
 
 
 def test_tokens_beyond_the_vocabulary_are_never_drawn() -> None:
@@ -221,7 +215,7 @@ def test_hyenadna_without_a_head_and_with_a_classifiers() -> None:
     with pytest.raises(ValueError, match="head=None"):
         bare.generate(x, 1)
     classes = HyenaDNA(HyenaDNAConfig(**c, head="classes")).eval()
-    for attempt in (classes.init_state, lambda n: classes.generate(x[:n], 1), lambda n: state_size(classes, n)):
+    for attempt in (classes.init_state, lambda n: classes.generate(x[:n], 1), lambda n: classes.state_size(n)):
         with pytest.raises(ValueError, match="head='classes'"):
             attempt(1)
 
@@ -241,8 +235,8 @@ def test_hyenadna_in_bfloat16() -> None:
 
 
 def test_hyenadna_distilled() -> None:
-    small = distill(build("dna"), order=4)
-    assert list(distillation_errors(small)) == ["blocks.0.mixer", "blocks.1.mixer"]
+    small = distill(build("dna"), modes=4)
+    assert list(distillation_errors(small)) == ["blocks.0.mixer.conv", "blocks.1.mixer.conv"]
     x = torch.randint(V, (2, 30))
     logits, state = small.prefill(x[:, :29], small.init_state(2))
     last, _ = small.step(x[:, 29], state)

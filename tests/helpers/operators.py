@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from helpers import oracle
 from hyena import HyenaOperator
+from hyena.checkpoints.safari.blocks import SafariOperator
+from hyena.filters import ExplicitFilter, ModalFilter
 from hyena.mixers._arguments import ACTIVATIONS
 
 D, L_MAX = 8, 96
@@ -26,20 +29,29 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "heads": {"num_heads": 2},
     "heads-order-3": {"num_heads": 4, "order": 3},
     "heads-two-sided-paper": {"num_heads": 2, "causal": False, "value_filter": True},
-    "head-mixing": {"num_heads": 2, "order": 3, "post_order_ffn": True},
-    "blocks": {"num_blocks": 2},
     "wide": {"inner_factor": 2},
     "activation": {"activation": "gelu"},
+    "explicit": {"filter": partial(ExplicitFilter, taps=5)},
+    "modal": {"filter": partial(ModalFilter, modes=3), "order": 3},
+    "modal-real": {"filter": partial(ModalFilter, modes=3, real=True)},
     "no-bias": {"bias": False},
-    "short-1": {"short_filter_order": 1},
-    "short-7": {"short_filter_order": 7},
+    "short-1": {"short_taps": 1},
+    "short-7": {"short_taps": 7},
 }
+
+
+SAFARI: dict[str, dict[str, Any]] = {
+    "head-mixing": {"num_heads": 2, "order": 3, "post_order_ffn": True},
+    "blocks": {"num_blocks": 2},
+}
+CONFIGS |= SAFARI
 
 
 def build(name: str, **more: Any) -> HyenaOperator:
     """The operator of a configuration, with head mixing that does mix."""
-    m = HyenaOperator(D, L_MAX, **CONFIGS[name], **more)
-    if m.head_mixing is not None:
+    kind = SafariOperator if name in SAFARI else HyenaOperator
+    m = kind(D, L_MAX, **{**CONFIGS[name], **more})
+    if name == "head-mixing":
         nn.init.normal_(m.head_mixing)
     return m
 
@@ -47,17 +59,17 @@ def build(name: str, **more: Any) -> HyenaOperator:
 def expected(m: HyenaOperator, u: Tensor, mask: Tensor | None = None) -> Tensor:
     """What ``m`` is to compute, from its weights and its filter's taps, differentiable; ``u`` (B, L, D), float64."""
     z = u @ m.in_proj.weight.T + (0 if m.in_proj.bias is None else m.in_proj.bias)
-    zc = oracle.short_conv(z, m.short_weight, m.short_bias, mask)
-    size = u.size(1) // m.num_blocks
-    h = z.new_zeros(0, 1, 1) if m.filter is None else m.filter(size)
+    zc = oracle.short_conv(z, m.short.weight, m.short.bias, mask)
+    size = u.size(1) // getattr(m, "num_blocks", 1)
+    h = z.new_zeros(0, 1, 1) if m.conv.filter is None else m.conv.filter(size)
     blocks = [
         oracle.recurrence(
             list(part.chunk(m.order + 1, dim=2)),
             h,
-            m.filter_bias,
+            m.conv.bias,
             causal=m.causal,
             num_heads=m.num_heads,
-            head_mixing=m.head_mixing,
+            head_mixing=getattr(m, "head_mixing", None),
         )
         for part in zc.split(size, dim=1)
     ]

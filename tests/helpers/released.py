@@ -156,7 +156,7 @@ def by_released_name(grads: dict[str, Tensor], order: int, d_model: int, layout:
     named: dict[str, Tensor] = {}
     hidden = sum(name.endswith(".weight") and ".hidden." in name for name in grads)
     for name, g in grads.items():
-        short = name.replace("filter.inner.", "filter.")
+        short = name.removeprefix("conv.").replace("filter.inner.", "filter.")
         if short.startswith("filter.ffn.hidden."):
             _, _, _, i, kind = short.split(".")
             named[f"filter_fn.implicit_filter.{2 * int(i)}.{kind}"] = g
@@ -168,11 +168,11 @@ def by_released_name(grads: dict[str, Tensor], order: int, d_model: int, layout:
             named["filter_fn.pos_emb.z"] = g[None]
         elif short == "filter.window.deltas":
             named["filter_fn.modulation.deltas"] = rows(g)[None, None]
-        elif short == "filter_bias":
+        elif short == "bias":
             named["filter_fn.bias"] = rows(g.flatten())
-        elif short == "short_weight":
+        elif short == "short.weight":
             named["short_filter.weight"] = g[:, None]
-        elif short == "short_bias":
+        elif short == "short.bias":
             named["short_filter.bias"] = g
         elif short == "head_mixing":  # the last matrix is never used
             named["ord_proj_w"] = torch.cat([g, torch.zeros_like(g[:1])])

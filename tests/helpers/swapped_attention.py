@@ -50,10 +50,10 @@ def by_definition(attn: HyenaAttention, x: Tensor, ignore: Tensor | None = None)
     z = op.in_proj(x.double())
     y = oracle.recurrence_of_z(
         z,
-        op.short_weight,
-        op.short_bias,
-        op.filter(x.size(1)),
-        op.filter_bias,
+        op.short.weight,
+        op.short.bias,
+        op.conv.filter(x.size(1)),
+        op.conv.bias,
         None if ignore is None else ~ignore,
         order=op.order,
         causal=op.causal,

@@ -177,7 +177,7 @@ def test_a_filter_is_copied_for_each_place():
     model = nn.Sequential(nn.MultiheadAttention(D, M), nn.MultiheadAttention(D, M))
     own = HyenaFilter(D, L, 1, causal=False)
     replace_attention(model, l_max=L, filter=own)
-    filters = [op.filter for op in operators(model)]
+    filters = [op.conv.filter for op in operators(model)]
     assert filters[0] is not filters[1]
     assert own not in filters
     assert torch.equal(filters[0](L), own(L))

@@ -93,7 +93,7 @@ def test_bert_has_no_second_output_projection():
     replace_attention(model)
     op = operators(model)[0]
     assert not list(op.out_proj.parameters())
-    rest = [op.short_weight, op.short_bias, op.filter_bias, *op.filter.parameters()]
+    rest = [op.short.weight, op.short.bias, op.conv.bias, *op.conv.filter.parameters()]
     assert sum(p.numel() for p in attention.parameters()) == count + sum(p.numel() for p in rest)
     op.reset_parameters()
     wide = bert()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from helpers.cases import LAYOUTS, laid_out, make_mask, offsets, rand
 from helpers.operators import CONFIGS, L_MAX, D, build, expected
-from hyena import HyenaOperator
+from hyena import HyenaFilter, HyenaOperator
+from hyena.checkpoints.safari.blocks import SafariOperator
 
 CONFIG = pytest.mark.parametrize("config", CONFIGS)
 WITHOUT_BLOCKS = pytest.mark.parametrize("config", [name for name in CONFIGS if name != "blocks"])
@@ -43,7 +45,7 @@ def test_output_and_every_gradient(config: str, mask: str) -> None:
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])
 @pytest.mark.parametrize("length", [1, 2, 3, 17, 63, 64, 65, 127, 1009, 4096, 8209])
 def test_any_length(length: int, causal: bool, device: str) -> None:
-    m = HyenaOperator(2, 8209, causal=causal, filter_order=8, emb_dim=5, dtype=torch.float64)
+    m = HyenaOperator(2, 8209, causal=causal, filter=partial(HyenaFilter, width=8, emb_dim=5), dtype=torch.float64)
     u = rand(1, length, 2)
     with torch.no_grad():
         want = expected(m, u)
@@ -215,12 +217,12 @@ def test_a_filter_of_your_own() -> None:
     y = m(u)
     torch.testing.assert_close(y, expected(m, u), **CLOSE[torch.float64])
     y.sum().backward()
-    assert m.filter.taps.grad[:, :22].abs().min() > 0
-    assert not m.filter.taps.grad[:, 22:].any()
+    assert m.conv.filter.taps.grad[:, :22].abs().min() > 0
+    assert not m.conv.filter.taps.grad[:, 22:].any()
     with torch.no_grad():
         torch.testing.assert_close(m.eval()(u), y)
     m = HyenaOperator(D, L_MAX, filter=Table(2, L_MAX, D))
-    with pytest.raises(ValueError, match=r"returned taps of shape \(2, 22, 8\), this operator needs \(1, 22, 8\)"):
+    with pytest.raises(ValueError, match=r"returned taps of shape \(2, 22, 8\), and \(1, 22, 8\) are needed"):
         m(u.float())
 
 
@@ -228,21 +230,21 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"d_model": 0}, "d_model must be at least 1, got 0"),
     ({"l_max": 0}, "l_max must be at least 1, got 0"),
     ({"num_heads": 0}, "num_heads must be at least 1, got 0"),
-    ({"short_filter_order": 0}, "short_filter_order must be at least 1, got 0"),
+    ({"short_taps": 0}, "short_taps must be at least 1, got 0"),
     ({"inner_factor": 0}, "inner_factor must be at least 1, got 0"),
-    ({"num_blocks": 0}, "num_blocks must be at least 1, got 0"),
-    ({"order": 0}, "order must be 1 to 8, got 0"),
+    ({"order": 0}, "order must be at least 1, got 0"),
     ({"order": 9}, "order must be 1 to 8, got 9"),
-    ({"dropout": 1.0}, "dropout must lie in [0, 1), got 1.0"),
-    ({"dropout": -0.1}, "dropout must lie in [0, 1), got -0.1"),
+    ({"dropout": 1.0}, "dropout must be a number in [0, 1), got 1.0"),
+    ({"dropout": -0.1}, "dropout must be a number in [0, 1), got -0.1"),
     ({"num_heads": 3}, "the width 8 is not a multiple of num_heads=3"),
-    ({"num_blocks": 5}, "l_max=96 is not a multiple of num_blocks=5"),
     ({"filter_groups": 3}, "the width 8 is not a multiple of filter_groups=3"),
-    ({"filter_groups": 0}, "the width 8 is not a multiple of filter_groups=0"),
+    ({"filter_groups": 0}, "filter_groups must be at least 1, got 0"),
     ({"filter_groups": 2, "num_heads": 2}, "num_heads=2 already ties filters in heads; leave filter_groups=2 out"),
     ({"activation": "swish"}, "got 'swish'"),
-    ({"emb_dim": 4}, "got 4"),
-    ({"filter_order": 0}, "got 0 and 2"),
+    ({"filter": partial(HyenaFilter, emb_dim=4)}, "got 4"),
+    ({"filter": None}, "filter must be a module, or a class"),
+    ({"filter": "S4D"}, "filter must be a module, or a class"),
+    ({"filter": dict}, "made a dict"),
 ]
 
 
@@ -252,9 +254,43 @@ def test_constructor_errors_name_the_numbers(settings: dict, message: str) -> No
         HyenaOperator(**{"d_model": D, "l_max": L_MAX, **settings})
 
 
+WRONG_TYPES: list[dict[str, Any]] = [
+    {"d_model": 8.0},
+    {"l_max": 64.0},
+    {"l_max": "64"},
+    {"l_max": True},
+    {"order": 2.0},
+    {"num_heads": 1.0},
+    {"short_taps": 3.0},
+    {"inner_factor": 1.5},
+    {"filter_groups": 2.0},
+    {"causal": "yes"},
+    {"causal": 1},
+    {"causal": None},
+    {"value_filter": "no"},
+    {"bias": 0},
+]
+
+
+@pytest.mark.parametrize("settings", WRONG_TYPES, ids=str)
+def test_arguments_of_another_type_raise(settings: dict[str, Any]) -> None:
+    (name, value) = next(iter(settings.items()))
+    with pytest.raises(TypeError, match=re.escape(name) + ".*" + re.escape(repr(value))):
+        HyenaOperator(**{"d_model": D, "l_max": L_MAX, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"num_blocks": 0}, "num_blocks must be at least 1, got 0"), ({"num_blocks": 5}, "multiple of num_blocks=5")],
+)
+def test_blocks_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SafariOperator(D, L_MAX, **settings)
+
+
 def test_input_errors_name_the_numbers() -> None:
     m, u = build("default"), torch.zeros(2, 22, D)
-    with pytest.raises(ValueError, match=r"a row of 97 positions is longer than this operator's l_max=96; build"):
+    with pytest.raises(ValueError, match=r"a row of 97 positions is longer than this operator's l_max=96; extend"):
         m(torch.zeros(2, 97, D))
     with pytest.raises(ValueError, match=r"expected an input of shape \(B, L, 8\), got \(2, 22, 7\)"):
         m(torch.zeros(2, 22, 7))

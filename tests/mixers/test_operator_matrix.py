@@ -17,7 +17,7 @@ def test_the_matrix_times_the_value_is_the_fast_path(config: str, mask: str) -> 
     m, u, keep = build(config).double(), rand(2, 22, D), make_mask(mask, 2, 22)
     matrix = m.to_matrix(u, keep)
     assert matrix.shape == (2, m.width, 22, 22)
-    *_, v = m._gates_and_value(m.in_proj(u), keep, None)
+    v = m.short(m.in_proj(u), keep).split(m.width, dim=2)[-1]
     y = torch.einsum("bcts,bsc->btc", matrix, v)
     y = y if m.activation is None else m.activation(y)
     torch.testing.assert_close(m.out_proj(y), m(u, keep), rtol=1e-11, atol=1e-11)
@@ -35,7 +35,7 @@ def test_hidden_positions_have_no_row_and_no_column() -> None:
     matrix = m.to_matrix(u, keep)
     hidden = ~keep
     assert not matrix.transpose(1, 2)[hidden].any()
-    *_, v = m._gates_and_value(m.in_proj(u), keep, None)
+    v = m.short(m.in_proj(u), keep).split(m.width, dim=2)[-1]
     assert not v[hidden].any()
 
 
@@ -51,7 +51,7 @@ def test_it_is_differentiable_and_keeps_the_dtype() -> None:
     matrix = m.to_matrix(u)
     matrix.square().sum().backward()
     assert u.grad.isfinite().all()
-    assert m.filter.ffn.out.weight.grad.abs().sum() > 0
+    assert m.conv.filter.ffn.out.weight.grad.abs().sum() > 0
     assert m.bfloat16().to_matrix(u.bfloat16()).dtype == torch.bfloat16
 
 

@@ -15,9 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.operators import CONFIGS, L_MAX, D, build, expected
 from hyena import HyenaOperator
+from hyena.checkpoints.safari.blocks import SafariOperator
+from hyena.conv import LongConv
 from hyena.filters import ModalFilter
-from hyena.generation import HyenaState, state_size, stepping
 from hyena.integrations.attention import HyenaAttention
+from hyena.mixers import HyenaState
 
 CAUSAL = [name for name, c in CONFIGS.items() if c.get("causal", True) and c.get("num_blocks", 1) == 1]
 # The largest deviation: of transforms and of sums in another order, in units of outputs that are about 1.
@@ -27,7 +29,7 @@ LIMIT = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 5e-2}
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     # So that short rows meet tiles of many sizes.
-    monkeypatch.setattr(stepping, "BLOCK", 4)
+    monkeypatch.setattr(LongConv, "block", 4)
 
 
 def chunks(total: int, sizes: list[int]) -> Iterator[slice]:
@@ -182,16 +184,16 @@ def test_size_is_known_beforehand(name: str, max_length: int) -> None:
     op = build(name)
     state = op.init_state(3, max_length)
     rows = [state.short, *state.memory]
-    size = state_size(op, 3, max_length)
+    size = op.state_size(3, max_length)
     assert size.rows == sum(t.numel() * t.element_size() for t in rows)
-    f = state.filters
+    f = state.online
     assert size.shared == sum(t.numel() * t.element_size() for t in (f.taps, *f.near, *f.bias, *f.tiles))
 
 
 @pytest.mark.parametrize("name", ["order-3", "groups", "heads", "head-mixing", "order-4-paper"])
 def test_modal_filters_step_as_they_convolve(name: str) -> None:
     exact = build(name)
-    filters = ModalFilter(exact.filter_channels, L_MAX, exact.num_filters, modes=3, dtype=torch.float64)
+    filters = ModalFilter(exact.conv.filter_channels, L_MAX, exact.conv.num_filters, modes=3, dtype=torch.float64)
     op = HyenaOperator(D, L_MAX, **CONFIGS[name], filter=filters, dtype=torch.float64).eval()
     for p in filters.parameters():
         nn.init.normal_(p)
@@ -200,12 +202,12 @@ def test_modal_filters_step_as_they_convolve(name: str) -> None:
     for sizes in ([1], [L_MAX], [31, 1, 1, 7]):
         state = op.init_state(2)
         assert close(go_on(op, u, state, sizes, mask), op(u, mask))
-    size = state_size(op, 2)
+    size = op.state_size(2)
     assert size.rows == sum(t.numel() * t.element_size() for t in state.rows().values())
-    f = state.filters
+    f = state.online
     shared = (*f.pole, *f.residue, *f.bias, *f.first, *f.powers, *f.spectra)
     assert size.shared == sum(t.numel() * t.element_size() for t in shared)
-    assert state_size(op, 2, 40).rows == size.rows
+    assert op.state_size(2, 40).rows == size.rows
 
 
 def test_nothing_is_allocated_for_the_state_on_the_way() -> None:
@@ -238,8 +240,8 @@ def test_a_step_needs_no_memory_in_proportion_to_the_context() -> None:
         state = op.init_state(2)
         with torch.no_grad():
             op.prefill(torch.randn(2, length // 2 - 1, D), state)
-            spectra = [t[0] for t in state.filters.tiles]
-            with Largest([*op.parameters(), *state.memory, state.short, *state.filters.near, *spectra]) as largest:
+            spectra = [t[0] for t in state.online.tiles]
+            with Largest([*op.parameters(), *state.memory, state.short, *state.online.near, *spectra]) as largest:
                 op.step(torch.randn(2, D), state)  # the dearest one
         most.append(largest.bytes)
     assert most[0] == most[1]
@@ -270,7 +272,7 @@ def test_a_state_keeps_its_filters_when_weights_change() -> None:
     want, state = op(u), op.init_state(1)
     y = go_on(op, u[:, :10], state, [1])
     with torch.no_grad():
-        for p in op.filter.parameters():
+        for p in op.conv.filter.parameters():
             p.mul_(3.0)
     assert close(torch.cat([y, go_on(op, u[:, 10:], state, [1])], dim=1), want)
     fresh = op.init_state(1)
@@ -298,8 +300,8 @@ def test_states_carry_no_graph() -> None:
 def test_to_a_device(device: str, distilled: bool) -> None:
     op, u = build("order-3", dtype=torch.float64).eval(), torch.randn(2, 50, D, dtype=torch.float64)
     if distilled:
-        op.filter = ModalFilter(D, L_MAX, 2, modes=3, dtype=torch.float64)
-        nn.init.normal_(op.filter.residue)
+        op.conv.filter = ModalFilter(D, L_MAX, 2, modes=3, dtype=torch.float64)
+        nn.init.normal_(op.conv.filter.residue)
     want, state = op(u), op.init_state(2)
     first = go_on(op, u[:, :21], state, [5])
     op, state = op.to(device), state.to(device)
@@ -326,16 +328,16 @@ def test_too_long(n: int) -> None:
     ],
 )
 def test_operators_that_cannot_be_stepped(config: dict[str, Any], message: str) -> None:
-    op = HyenaOperator(D, L_MAX, **config)
+    op = SafariOperator(D, L_MAX, **config)
     with pytest.raises(ValueError, match=message):
         op.init_state(1)
     with pytest.raises(ValueError, match=message):
-        state_size(op, 1)
+        op.state_size(1)
 
 
 def test_filters_that_depend_on_the_length_cannot_be_stepped() -> None:
     op = build("default")
-    op.filter.depends_on_length = True
+    op.conv.filter.depends_on_length = True
     with pytest.raises(ValueError, match="depends_on_length"):
         op.init_state(1)
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from hyena import HyenaOperator
 from hyena.generation import generate_by_rerun, sample
-from hyena.models import MLP, Attention, Block, CausalLM, CausalLMConfig
+from hyena.mixers import Attention
+from hyena.models import MLP, Block, CausalLM, CausalLMConfig
 
 MIXERS = ["hyena", "attention"]
 V, L_MAX = 11, 24
@@ -148,7 +149,7 @@ def test_config_round_trip(mixer: str) -> None:
 def test_filter_options_reach_the_filter() -> None:
     model = build("hyena", filter={"freq": 2.0, "width": 7, "shift": 0.1, "emb_dim": 5}, operator={"order": 3})
     for block in model.blocks:
-        f = block.mixer.filter
+        f = block.mixer.conv.filter
         assert (f.ffn.initial_freq, f.ffn.out.in_features, f.window.shift, f.encoding.emb_dim) == (2.0, 7, 0.1, 5)
         assert f(3).shape == (2, 3, 16)
     with pytest.raises(TypeError, match="frek"):
@@ -157,7 +158,7 @@ def test_filter_options_reach_the_filter() -> None:
 
 def test_operator_options_reach_the_operator() -> None:
     model = build("hyena", operator={"order": 3, "value_filter": True, "bias": False})
-    assert all(b.mixer.order == 3 and b.mixer.num_filters == 3 and b.mixer.out_proj.bias is None for b in model.blocks)
+    assert all(b.mixer.order == 3 and b.mixer.conv.num_filters == 3 and b.mixer.out_proj.bias is None for b in model.blocks)
     with pytest.raises(TypeError, match="ordre"):
         build("hyena", operator={"ordre": 3})
 
@@ -256,8 +257,8 @@ def test_initial_weights() -> None:
         torch.testing.assert_close(narrow * (2 * 8) ** 0.5, wide, rtol=0.05, atol=0)
         assert block.mlp.fc1.bias.count_nonzero() == 0
         # The filters keep their own.
-        norm = block.mixer.filter(64).square().sum(1).sqrt()
-        torch.testing.assert_close(norm, fresh.filter(64).square().sum(1).sqrt(), rtol=1e-3, atol=0)
+        norm = block.mixer.conv.filter(64).square().sum(1).sqrt()
+        torch.testing.assert_close(norm, fresh.conv.filter(64).square().sum(1).sqrt(), rtol=1e-3, atol=0)
     loss = model.loss(torch.randint(500, (4, 64)), torch.randint(500, (4, 64)))
     assert abs(loss.item() - torch.tensor(500.0).log().item()) < 0.3
 
@@ -274,11 +275,11 @@ def test_blocks_take_any_mixer() -> None:
     with pytest.raises(ValueError, match="'none' or 'tanh', got 'fast'"):
         MLP(8, 8, approximate="fast")
     with pytest.raises(ValueError, match="d_model=10 is not a multiple of num_heads=4"):
-        Attention(10, 4)
+        Attention(10, num_heads=4)
 
 
 def test_attention_is_softmax_attention() -> None:
-    layer, u = Attention(8, 2).double(), torch.randn(2, 5, 8, dtype=torch.float64)
+    layer, u = Attention(8, num_heads=2).double(), torch.randn(2, 5, 8, dtype=torch.float64)
     q, k, v = layer.in_proj(u).chunk(3, dim=2)
     heads = []
     for at in (slice(0, 4), slice(4, 8)):

@@ -1,253 +1,121 @@
-"""Fitting modal filters to long ones (Laughing Hyena, arXiv 2310.18780, section 3).
+"""Distillation: long filters replaced by modal ones, which step in constant time (arXiv 2310.18780, section 3).
 
-First guess: ESPRIT (Roy and Kailath 1989, doi:10.1109/29.32276) on each filter's Hankel matrix, the poles that one
-invariant subspace of it has. Then gradient steps on the poles with the residues that fit them best, by least squares.
-All filters of an operator at once.
-
-Dimensions: F long filters, G filter channels, K taps, R = F * G filters, T samples, m modes.
+Dimensions: F long filters, G filter channels, K taps, m modes.
 """
 
 from __future__ import annotations
 
 import copy
-import math
+import sys
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from hyena.filters.modal import ModalFilter, response
-from hyena.mixers.hyena import HyenaOperator
+from hyena.conv.long import LongConv
+from hyena.filters import ModalFilter
+from hyena.filters.modal_fit import SAMPLES, Fit, fit
 
 Module = TypeVar("Module", bound=nn.Module)
 
-# Modes of the default fit. See docs/generation.md for errors against orders.
-DEFAULT_ORDER = 16
-
-# Samples that poles are found from: filters are smooth at the scale of l_max, so a long one is looked at every few
-# taps. The singular value decomposition of a Hankel matrix of half as many rows is what costs time.
-_SAMPLES = 512
-
-# Gradient steps, and their size in units of the poles' own resolution. More did not lower the errors.
-_STEPS = 150
-_RATE = 0.02
-
-# Of the least squares problem for the residues, whose columns have norm 1: it costs its square where poles are apart.
-_RIDGE = 1e-4
-
-# Poles stay this far inside the unit disc when they are found, in units of 1 / T: a decay by 1e-3 over the filter.
-_LEAST_DECAY = 1e-3
+# Modes of the default fit. See docs/generation.md for errors against modes.
+DEFAULT_MODES = 16
 
 
-def distill(module: Module, *, order: int | None = None, tolerance: float | None = None) -> Module:
-    """A copy whose long filters are sums of ``order`` decaying oscillations: approximate, with steps of constant cost.
+def distill(
+    module: Module,
+    *,
+    modes: int | None = None,
+    tolerance: float | None = None,
+    progress: bool | Callable[[str], None] = True,
+) -> Module:
+    """A copy whose long filters are sums of ``modes`` decaying oscillations: approximate, with steps of constant cost.
 
-    Every :class:`hyena.HyenaOperator` in ``module`` gets a :class:`hyena.filters.ModalFilter`, and works as before:
-    ``forward``, ``prefill``, ``step`` and ``generate``. ``distillation_errors`` of the copy says how close each filter
-    is.
+    Every causal :class:`hyena.conv.LongConv` in ``module`` gets a :class:`hyena.filters.ModalFilter`, and works as
+    before: ``forward``, ``prefill``, ``step`` and ``generate``. :func:`distillation_errors` of the copy says how close
+    each filter is.
 
     Args:
-        module: an operator, or a model with operators in it.
-        order: modes m of each filter, 16 if neither is given.
-        tolerance: instead of ``order``: the largest relative l2 error of a filter; each operator gets the least of 1,
-            2, 4, 8, … modes that keep to it.
+        module: a mixer, or a model with mixers in it.
+        modes: m of each filter, 16 if neither is given.
+        tolerance: instead of ``modes``: the largest relative l2 error of a filter; each convolution gets the least of
+            1, 2, 4, 8, … modes that keep to it.
+        progress: True prints a line for each fit to standard error; a function is called with the line instead.
 
     Returns:
         The copy; ``module`` itself is left as it is.
 
     Raises:
-        ValueError: no causal operator with long filters, both ``order`` and ``tolerance``, one out of range, or a
-            tolerance that no order reaches, with the error that is reached.
+        ValueError: no causal long filters, both ``modes`` and ``tolerance``, one out of range, or a tolerance that no
+            number of modes reaches, with the error that is reached.
     """
-    if order is not None and tolerance is not None:
-        raise ValueError(f"pass order={order} or tolerance={tolerance}, not both")
-    if order is not None and order < 1:
-        raise ValueError(f"order must be at least 1, got {order}")
+    if modes is not None and tolerance is not None:
+        raise ValueError(f"pass modes={modes} or tolerance={tolerance}, not both")
+    if modes is not None and modes < 1:
+        raise ValueError(f"modes must be at least 1, got {modes}")
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie between 0 and 1, got {tolerance}")
     copied = copy.deepcopy(module)
-    operators = [m for m in copied.modules() if isinstance(m, HyenaOperator) and m.num_filters > 0]
-    if not operators:
-        raise ValueError(f"this {type(module).__name__} has no HyenaOperator with long filters to distill")
-    for op in operators:
-        _distill_operator(op, order, tolerance)
+    found = [(name, m) for name, m in copied.named_modules() if isinstance(m, LongConv) and m.num_filters > 0]
+    if not found:
+        raise ValueError(f"this {type(module).__name__} has no long filters to distill")
+    for name, conv in found:
+        why = conv.why_not_online()
+        if why is not None:
+            raise ValueError(f"{name or type(module).__name__} cannot be stepped, so there is nothing to gain: {why}")
+    for i, (name, conv) in enumerate(found):
+        _distill(conv, modes, tolerance, _reporter(progress, f"{name or 'filters'} ({i + 1} of {len(found)})"))
     return copied
 
 
+def _reporter(progress: bool | Callable[[str], None], what: str) -> Callable[[str], None]:
+    if progress is False:
+        return lambda text: None
+    write = progress if callable(progress) else lambda text: print(text, file=sys.stderr, flush=True)
+    return lambda text: write(f"distill {what}: {text}")
+
+
 def distillation_errors(module: nn.Module) -> dict[str, Tensor]:
-    """Relative l2 error of each distilled filter, ``(F, G)``, by the name of its operator in ``module``."""
+    """Relative l2 error of each distilled filter, ``(F, G)``, by the name of its convolution in ``module``."""
     return {
         name: m.filter.error.clone()
         for name, m in module.named_modules()
-        if isinstance(m, HyenaOperator) and isinstance(m.filter, ModalFilter)
+        if isinstance(m, LongConv) and isinstance(m.filter, ModalFilter)
     }
 
 
-def _distill_operator(op: HyenaOperator, order: int | None, tolerance: float | None) -> None:
-    if not op.causal or op.num_blocks > 1:
-        raise ValueError(
-            f"an operator with causal={op.causal} and num_blocks={op.num_blocks} cannot be stepped, so there is "
-            "nothing to gain from distilling it"
-        )
-    source = op.filter
-    assert source is not None
-    with torch.no_grad():
-        h = source(op.l_max).double()  # (F, K, G)
+@torch.no_grad()
+def _distill(conv: LongConv, modes: int | None, tolerance: float | None, report: Callable[[str], None]) -> None:
+    h = conv.matrix_taps(conv.l_max).double()  # (F, K, G)
+    h = torch.nn.functional.pad(h, (0, 0, 0, conv.l_max - h.size(1)))
     # So many oscillations are a Fourier basis of as many taps.
     most = h.size(1) // 2 + 1
+
+    def attempt(wanted: int) -> Fit:
+        found = fit(h, wanted)
+        report(f"{wanted} modes, largest relative error {found.error.max():.2g}")
+        return found
+
     if tolerance is None:
-        wanted = min(DEFAULT_ORDER if order is None else order, most)
-        fitted = fit(h, wanted)
+        wanted = min(DEFAULT_MODES if modes is None else modes, most)
+        fitted = attempt(wanted)
     else:
-        wanted = 1
-        fitted = fit(h, wanted)
-        while fitted[-1].max() > tolerance and wanted < min(most, _SAMPLES // 4):
-            wanted = min(2 * wanted, most, _SAMPLES // 4)
-            fitted = fit(h, wanted)
-        if fitted[-1].max() > tolerance:
+        wanted, limit = 1, min(most, SAMPLES // 4)
+        fitted = attempt(wanted)
+        while fitted.error.max() > tolerance and wanted < limit:
+            wanted = min(2 * wanted, limit)
+            fitted = attempt(wanted)
+        if fitted.error.max() > tolerance:
             raise ValueError(
                 f"no filter of up to {wanted} modes comes within tolerance={tolerance} of every filter: the largest "
-                f"relative error is {fitted[-1].max():.2g}"
+                f"relative error is {fitted.error.max():.2g}"
             )
-    weight = op.short_weight
-    # Without memory first: nothing is drawn that is overwritten here.
-    modal = ModalFilter(h.size(2), op.l_max, h.size(0), modes=wanted, device="meta", dtype=weight.dtype)
-    modal.to_empty(device=weight.device)
-    decay, angle, residue, first, error = fitted
-    with torch.no_grad():
-        modal.log_decay.copy_(decay.log())
-        modal.angle.copy_(angle)
-        modal.residue.copy_(torch.view_as_real(residue))
-        modal.first.copy_(first)
-        modal.error.copy_(error)
-    op.filter = modal.train(op.training)
-    op.clear_cache()
-
-
-def fit(h: Tensor, order: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Modes of filters.
-
-    Args:
-        h: ``(F, K, G)`` taps, float64.
-        order: m.
-
-    Returns:
-        Decay, angle and residue ``(F, G, m)``, the first tap ``(F, G)``, and the relative l2 error ``(F, G)``.
-    """
-    filters, taps, channels = h.shape
-    rows = h.transpose(1, 2).reshape(-1, taps)  # (R, K)
-    first, tail = rows[:, 0], rows[:, 1:]
-    if tail.size(1) == 0:
-        tail = tail.new_zeros(rows.size(0), 1)
-    scale = tail.norm(dim=1).clamp_min(torch.finfo(tail.dtype).tiny)
-    decay, angle = _first_guess(tail / scale[:, None], order)
-    best = _solve(tail / scale[:, None], decay, angle)
-    decay, angle, residue, error = _refine(tail / scale[:, None], decay, angle, *best)
-    error = error * scale / rows.norm(dim=1).clamp_min(torch.finfo(tail.dtype).tiny)
-    shape = (filters, channels, order)
-    residue = residue * scale[:, None]
-    return decay.view(shape), angle.view(shape), residue.view(shape), first.view(shape[:2]), error.view(shape[:2])
-
-
-def _first_guess(g: Tensor, order: int) -> tuple[Tensor, Tensor]:
-    """Decay and angle ``(R, m)`` of poles of ``g`` (R, K)."""
-    stride = -(-g.size(1) // _SAMPLES)
-    found = [_esprit(g[:, ::stride], order, stride)]
-    if stride > 1:  # what oscillates too fast to be seen with gaps, and has died soon
-        found.append(_esprit(g[:, :_SAMPLES], order, 1))
-    decay, angle, unused = (torch.cat(part, dim=1) for part in zip(*found))
-    return _strongest(g, decay.clamp_min(_LEAST_DECAY / g.size(1)), angle, unused, order)
-
-
-def _esprit(samples: Tensor, order: int, stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Decay, angle and whether it is unused, ``(R, poles)``, of samples ``stride`` taps apart."""
-    count = samples.size(1)
-    hankel = samples.unfold(1, count - (count + 1) // 2 + 1, 1)
-    rank = min(2 * order, hankel.size(1) - 1, hankel.size(2))
-    if rank < 1:
-        return samples.new_ones(samples.size(0), 0), samples.new_zeros(samples.size(0), 0), samples[:, :0] > 0
-    u = torch.linalg.svd(hankel, full_matrices=False).U[..., :rank]
-    poles = torch.linalg.eigvals(torch.linalg.pinv(u[:, :-1]) @ u[:, 1:])  # (R, rank)
-    # A pole outside the unit disc is mirrored into it. Of a conjugate pair one is enough, since Re(R p^t) has any
-    # amplitude and phase.
-    decay = (-poles.abs().clamp_min(1e-12).log() / stride).abs().clamp_max(10.0)
-    return decay, poles.angle() / stride, poles.imag < -1e-12
-
-
-def _strongest(g: Tensor, decay: Tensor, angle: Tensor, unused: Tensor, order: int) -> tuple[Tensor, Tensor]:
-    """The ``order`` poles of each row that carry most of ``g``, filled up where there are fewer."""
-    # Unused poles become one that has died after a tap; the ridge in the solution shares it out between them.
-    decay, angle = torch.where(unused, 10.0, decay), torch.where(unused, 0.0, angle)
-    residue, _ = _solve(g, decay, angle)
-    energy = residue.abs().square() / (1 - torch.exp(-2 * decay))
-    energy = energy.masked_fill(unused, -1.0)
-    if energy.size(1) < order:
-        # More modes than an invariant subspace can give: a Fourier basis beside it.
-        extra = order - energy.size(1)
-        grid = torch.arange(extra, device=g.device, dtype=g.dtype) * (math.pi / extra)
-        decay = torch.cat([decay, decay.new_full((decay.size(0), extra), 1.0 / g.size(1))], dim=1)
-        return decay, torch.cat([angle, grid.expand(angle.size(0), -1)], dim=1)
-    chosen = energy.topk(order, dim=1).indices
-    return decay.gather(1, chosen), angle.gather(1, chosen)
-
-
-def _basis(decay: Tensor, angle: Tensor, at: Tensor) -> Tensor:
-    """What residues are multiplied by at times ``at``, real parts then imaginary parts: ``(R, T, 2m)``."""
-    envelope = torch.exp(-decay[:, None] * at[:, None])
-    phase = angle[:, None] * at[:, None]
-    return torch.cat([envelope * torch.cos(phase), -envelope * torch.sin(phase)], dim=2)
-
-
-def _times(count: int, like: Tensor, most: int = 4 * _SAMPLES) -> Tensor:
-    """Taps that residues are solved from: all, or of long filters evenly spaced ones."""
-    return torch.arange(0, count, -(-count // most), device=like.device)
-
-
-def _solve(g: Tensor, decay: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Residues ``(R, m)`` that fit ``g`` best, and the relative error over all taps ``(R,)``."""
-    at = _times(g.size(1), g)
-    basis = _basis(decay, angle, at.to(g.dtype))
-    # Columns of about equal norm (a real pole's second one is zero) and a ridge: where poles nearly coincide, residues
-    # stay small enough for single precision.
-    norm = basis.norm(dim=1, keepdim=True).clamp_min(1e-2)
-    ridge = _RIDGE * torch.eye(basis.size(2), dtype=g.dtype, device=g.device)
-    q, r = torch.linalg.qr(torch.cat([basis / norm, ridge.expand(g.size(0), -1, -1)], dim=1))
-    right = q[:, : at.numel()].transpose(1, 2) @ g[:, at, None]
-    x = torch.linalg.solve_triangular(r, right, upper=True)[..., 0] / norm[:, 0]
-    residue = torch.complex(*x.chunk(2, dim=1))
-    # Taps that were not among the samples count too: the best multiple over all of them is never worse than nothing.
-    got = response(decay, angle, residue, g.size(1))
-    factor = (got * g).sum(1, keepdim=True) / got.square().sum(1, keepdim=True).clamp_min(1e-30)
-    residue, got = factor * residue, factor * got
-    error = (got - g).norm(dim=1) / g.norm(dim=1).clamp_min(1e-30)
-    return residue, torch.where(error.isfinite(), error, torch.inf)
-
-
-def _refine(
-    g: Tensor, decay: Tensor, angle: Tensor, residue: Tensor, error: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient steps on the poles, residues solved for again now and then; the best of each row is kept."""
-    best = [decay, angle, residue, error]
-    at = _times(g.size(1), g, _SAMPLES)
-    target, times = g[:, at], at.to(g.dtype)
-    log_decay, turn = decay.log().requires_grad_(), torch.zeros_like(angle, requires_grad=True)
-    optimizer = torch.optim.Adam([log_decay, turn], lr=_RATE, betas=(0.9, 0.99))
-    with torch.enable_grad():
-        for step in range(_STEPS):
-            # Angles in units of a turn over the filter's length, or over the pole's own life.
-            now = angle + turn * decay.clamp_min(1.0 / g.size(1))
-            if step % 10 == 0:
-                residue, _ = _solve(g, log_decay.detach().exp(), now.detach())
-                x = torch.cat([residue.real, residue.imag], dim=1)
-            left = (_basis(log_decay.exp(), now, times) @ x[..., None])[..., 0] - target
-            # Each row by itself: the logarithm makes a gradient of the relative error.
-            loss = 0.5 * (left.square().sum(1) + 1e-24).log().sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if step % 10 == 9:
-                found = [log_decay.detach().exp(), (angle + turn * decay.clamp_min(1.0 / g.size(1))).detach()]
-                found += _solve(g, *found)
-                better = found[3] < best[3]
-                best = [torch.where(better if a.dim() == 1 else better[:, None], a, b) for a, b in zip(found, best)]
-    return best[0], best[1], best[2], best[3]
+    modal = ModalFilter(h.size(2), conv.l_max, h.size(0), modes=wanted, device=conv.bias.device, dtype=conv.bias.dtype)
+    modal.log_decay.copy_(fitted.decay.log())
+    modal.angle.copy_(fitted.angle)
+    modal.residue.copy_(torch.view_as_real(fitted.residue))
+    modal.first.copy_(fitted.first)
+    modal.error.copy_(fitted.error)
+    conv.filter = modal.train(conv.training)
+    conv.clear_cache()

@@ -1,4 +1,4 @@
-"""Long convolutions that take their input bit by bit.
+"""Online long convolution in tiles: any taps, inputs in pieces of any length.
 
 Relaxed (online) convolution, in the tiles of Flash Inference (arXiv 2410.12982, algorithm 2). Positions are counted
 from 0 and cut into base blocks of ``b``. After ``t`` inputs, ``t`` a multiple of ``b`` and ``U`` the largest
@@ -10,23 +10,31 @@ One tile is a two-sided convolution of ``U`` positions whose lag ``m`` is the fi
 ``hyena::add_conv_``, with whatever kernel that has here. Outputs ``[a, a + S)`` with ``S`` dividing ``a`` need no tile
 from inside ``[a, a + S)`` for what came before ``a``: a long chunk is done in such pieces, each one causal convolution.
 
-Dimensions: B batch, C channels of a convolution, F long filters, G filter channels, S piece, T longest row, U tile.
+::
+
+    outputs ->   block   block   block   block       Tile sizes after each block of inputs: U, 2U, U, 4U, … with
+    inputs  0    direct  U       2U      2U          U the block. A tile of size 2U takes the last two blocks of
+            1            direct  2U      2U          inputs to the next two blocks of outputs.
+            2                    direct  U
+            3                            direct
+
+Dimensions: B batch, C channels of a convolution, F long filters, G filter channels, S piece, T room of a state, U tile.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hyena import ops
+from hyena.conv.online import Online
 
 # Positions of a base block: inside one, inputs are multiplied by taps directly; beyond, tiles are transformed. A tile
 # costs some dozens of microseconds before it computes anything, which a block spreads over its positions, and direct
-# sums grow with it. What a token cost over 4096, 256 channels, as a share of that with 32, for blocks of 8, 16, 64 and
-# 128 (`python benchmarks/generation.py` prints it): with kernels 1.00, 1.01, 1.00, 1.01 for one row and 1.11, 1.01,
-# 1.03, 1.14 for 16; without them 1.48, 1.05, 0.98, 0.97 and 1.11, 1.07, 1.16, 1.17.
+# sums grow with it (docs/generation.md has the measurements).
 BLOCK = 32
 
 # Causal spectra that are kept for further chunks of the same length.
@@ -43,10 +51,11 @@ def tile_sizes(max_length: int, block: int) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class TiledFilters:
-    """What stepping through an operator's long filters needs besides the past: the same for every row and state.
+class Tiles(Online):
+    """Online form of any causal filters: direct sums inside a block, transformed tiles beyond it.
 
     Args:
+        max_length: T.
         taps: ``(F, T, G)`` of lags ``0 … T-1``.
         near: for each filter ``(block, C)``, its first lags, the last one first; lag 0 with the input's own weight.
         bias: for each filter ``(C,)``, the weight of the input itself.
@@ -59,10 +68,16 @@ class TiledFilters:
     tiles: tuple[Tensor, ...]
     _causal: dict[int, Tensor] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
-    @property
-    def max_length(self) -> int:
-        """T."""
-        return self.taps.size(1)
+    @classmethod
+    def of(
+        cls, taps: Tensor, tiles: Sequence[Tensor], channels: list[int], bias: tuple[Tensor, ...], block: int
+    ) -> Tiles:
+        """For filters ``taps`` ``(F, T, G)`` with their :func:`tile_spectra`, and convolutions of so many channels."""
+        near = torch.nn.functional.pad(taps[:, :block], (0, 0, 0, max(0, block - taps.size(1)))).flip(1)
+        heads = tuple(near[i].repeat_interleave(c // near.size(2), dim=1).clone() for i, c in enumerate(channels))
+        for head, d in zip(heads, bias, strict=True):
+            head[block - 1] += d
+        return cls(taps.size(1), taps, heads, bias, tuple(tiles))
 
     @property
     def block(self) -> int:
@@ -73,23 +88,21 @@ class TiledFilters:
         """For each filter ``(B, T, C)``: inputs up to the current position, from there on what they add to outputs."""
         return [self.taps.new_zeros(batch, self.max_length, bias.numel()) for bias in self.bias]
 
-    def to(self, device: torch.device | str) -> TiledFilters:
+    def to(self, device: torch.device | str) -> Tiles:
         """The same on another device, with spectra as that one's backend has them."""
         near, bias = (tuple(t.to(device) for t in group) for group in (self.near, self.bias))
-        return TiledFilters(self.taps.to(device), near, bias, tuple(ops.move_spectrum(t, device) for t in self.tiles))
+        tiles = tuple(ops.move_spectrum(t, device) for t in self.tiles)
+        return Tiles(self.max_length, self.taps.to(device), near, bias, tiles)
 
-    def extend(self, i: int, memory: Tensor, at: int, x: Tensor) -> Tensor:
-        """The next outputs of convolution ``i``.
+    def extend(self, i: int, memory: Tensor, position: int, x: Tensor) -> Tensor:
+        """The next outputs ``(B, n, C)`` of convolution ``i``; see :meth:`hyena.conv.Online.extend`."""
+        if torch.compiler.is_compiling():
+            # As one op whose position is a number: traced line by line, every position would have a graph of its own.
+            tiles = [t[i] for t in self.tiles]
+            return torch.ops.hyena.extend_tiles_(memory, x, self.taps[i], self.near[i], self.bias[i], tiles, position)
+        return self._extend(i, memory, position, x)
 
-        Args:
-            i: which filter.
-            memory: from :meth:`allocate`; changed in place.
-            at: positions that came before.
-            x: ``(B, n, C)``, the next inputs.
-
-        Returns:
-            ``(B, n, C)``.
-        """
+    def _extend(self, i: int, memory: Tensor, at: int, x: Tensor) -> Tensor:
         if x.size(1) == 1:
             return self._one(i, memory, at, x[:, 0])[:, None]
         y = torch.empty_like(x)
@@ -160,3 +173,19 @@ def tile_spectra(taps: Tensor, block: int) -> list[Tensor]:
         h = torch.nn.functional.pad(h, (0, 0, 0, 2 * size - 1 - h.size(1)))
         spectra.append(ops.filter_spectrum(h, size, causal=False))
     return spectra
+
+
+@torch.library.custom_op("hyena::extend_tiles_", mutates_args=("memory",))
+def _extend_tiles(
+    memory: Tensor, x: Tensor, taps: Tensor, near: Tensor, bias: Tensor, tiles: list[Tensor], position: int
+) -> Tensor:
+    """:meth:`Tiles.extend` of one filter as an op: ``taps`` ``(T, G)``, a spectrum ``(G, U + 1, 2)`` for each tile."""
+    alone = Tiles(memory.size(1), taps[None], (near,), (bias,), tuple(t[None] for t in tiles))
+    return alone._extend(0, memory, position, x)
+
+
+@_extend_tiles.register_fake
+def _(
+    memory: Tensor, x: Tensor, taps: Tensor, near: Tensor, bias: Tensor, tiles: list[Tensor], position: int
+) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hyena import functional, ops
 from hyena.integrations.masks import check_causal_mask, keep_from_padding
 from hyena.mixers.hyena import HyenaOperator
 
 if TYPE_CHECKING:
-    from hyena.generation.state import HyenaState
+    from hyena.mixers import HyenaState
 
 
 class _NotForFusedAttention(Tensor):
@@ -278,16 +277,8 @@ class HyenaAttention(nn.Module):
         """``H(u)`` averaged over the channels of each head, or all: (B, M, L, L) or (B, L, L), one head at a time."""
         op = self.operator
         width = op.width // self.num_heads
-        if op.num_heads > 1 or op.num_blocks > 1 or op.head_mixing is not None:
-            heads = list(op.to_matrix(x, keep).split(width, dim=1))
-        else:
-            *gates, _ = op._gates_and_value(op.in_proj(x), keep, None)
-            dtype = ops.compute_dtype(gates[0])
-            g, d = torch.stack(gates, dim=1).to(dtype), op.filter_bias.to(dtype)
-            h = g.new_zeros(0, 1, 1) if op.filter is None else op.filter(x.size(1)).to(dtype)
-            h = h.repeat_interleave(op.width // h.size(2), dim=2)
-            each = [slice(i * width, (i + 1) * width) for i in range(self.num_heads)]
-            heads = [functional.hyena_matrix(g[..., c], h[..., c], d[:, c], causal=op.causal) for c in each]
+        each = [slice(i * width, (i + 1) * width) for i in range(self.num_heads)]
+        heads = [op.to_matrix(x, keep, channels) for channels in each]
         weights = torch.stack([head.mean(1) for head in heads], dim=1)
         if keep is not None:  # with a value filter the last factor is a convolution, which does not vanish there
             weights = weights * keep[:, None, None]

@@ -1,4 +1,4 @@
-"""What a :class:`hyena.HyenaOperator` may be made from: its activations, and numbers that fit together."""
+"""Checks of the arguments of mixers, and the activations that have a name."""
 
 from __future__ import annotations
 
@@ -31,44 +31,58 @@ def find_activation(activation: str | Callable[[Tensor], Tensor] | None) -> Call
 
 
 def check(
+    *,
     d_model: int,
     l_max: int,
     order: int,
     num_heads: int,
-    short_filter_order: int,
+    short_taps: int,
     dropout: float,
     filter_groups: int | None,
     inner_factor: int,
-    num_blocks: int,
+    flags: dict[str, bool],
 ) -> None:
-    """Raises ``ValueError`` for numbers that do not fit together, with what would."""
+    """Raises for arguments of another type (``TypeError``) or that do not fit together (``ValueError``)."""
     counts = {
         "d_model": d_model,
         "l_max": l_max,
         "num_heads": num_heads,
-        "short_filter_order": short_filter_order,
+        "short_taps": short_taps,
         "inner_factor": inner_factor,
-        "num_blocks": num_blocks,
     }
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if not 1 <= order <= MAX_ORDER:
+    check_counts(**counts, order=order)
+    check_flags(**flags)
+    if order > MAX_ORDER:
         raise ValueError(
             f"order must be 1 to {MAX_ORDER}, got {order}: beyond that the product of {order + 1} activations leaves "
             "half precision's range; use more layers instead"
         )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be a number in [0, 1), got {dropout!r}")
     width = d_model * inner_factor
     if width % num_heads != 0:
         raise ValueError(f"the width {width} is not a multiple of num_heads={num_heads}")
-    if l_max % num_blocks != 0:
-        raise ValueError(f"l_max={l_max} is not a multiple of num_blocks={num_blocks}")
     if filter_groups is not None:
+        check_counts(filter_groups=filter_groups)
         if num_heads > 1:
             raise ValueError(
                 f"num_heads={num_heads} already ties filters in heads; leave filter_groups={filter_groups} out"
             )
-        if filter_groups < 1 or width % filter_groups != 0:
+        if width % filter_groups != 0:
             raise ValueError(f"the width {width} is not a multiple of filter_groups={filter_groups}")
+
+
+def check_counts(**counts: int) -> None:
+    """Raises for arguments that are no integers (``TypeError``) or below 1 (``ValueError``)."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_flags(**flags: bool) -> None:
+    """Raises ``TypeError`` for arguments that are neither True nor False."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")

@@ -1,13 +1,12 @@
 """Whole models: mixers stacked, with embeddings and heads."""
 
-from hyena.models.blocks import MLP, Attention, Block
+from hyena.models.blocks import MLP, Block
 from hyena.models.causal_lm import CausalLM, CausalLMConfig, next_token_loss
 from hyena.models.decoder import Decoder
 from hyena.models.hyenadna import HyenaDNA, HyenaDNAConfig
 
 __all__ = [
     "MLP",
-    "Attention",
     "Block",
     "CausalLM",
     "CausalLMConfig",

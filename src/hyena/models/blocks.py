@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hyena.ops._checks import check_row
 
 
 class MLP(nn.Module):
@@ -89,88 +88,3 @@ class Block(nn.Module):
         # A residual stream may be of a higher precision than the weights; what is added to it then leaves it so.
         x = x + self.dropout(self.mixer(self.norm1(x.to(self.norm1.weight.dtype)), **mixing))
         return x + self.dropout(self.mlp(self.norm2(x.to(self.norm2.weight.dtype))))
-
-
-class Attention(nn.Module):
-    """Causal multi-head self-attention by ``F.scaled_dot_product_attention``, called as a Hyena operator is.
-
-    Here so that a model with attention can be compared with the same model with Hyena. Packed rows are kept apart by
-    an ``L x L`` mask.
-
-    Args:
-        d_model: D.
-        num_heads: M; D is a multiple of it.
-        dropout: of the attention weights.
-        bias: whether the projections have a bias.
-    """
-
-    def __init__(
-        self,
-        d_model: int,
-        num_heads: int,
-        *,
-        dropout: float = 0.0,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        if num_heads < 1 or d_model % num_heads != 0:
-            raise ValueError(f"d_model={d_model} is not a multiple of num_heads={num_heads}")
-        self.num_heads, self.dropout = num_heads, dropout
-        self.in_proj = nn.Linear(d_model, 3 * d_model, bias=bias, device=device, dtype=dtype)
-        self.out_proj = nn.Linear(d_model, d_model, bias=bias, device=device, dtype=dtype)
-
-    def forward(
-        self,
-        u: Tensor,
-        mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None,
-    ) -> Tensor:
-        """Mixes along the sequence.
-
-        Args:
-            u: ``(B, L, D)``.
-            mask: ``(B, L)`` bool, True = keep.
-            cu_seqlens: ``(rows + 1,)`` offsets of rows packed into one; then ``B = 1``.
-            max_seqlen: not needed here; taken so that the call is the same as for Hyena.
-
-        Returns:
-            ``(B, L, D)``.
-
-        Raises:
-            ValueError: shapes or dtypes that do not fit.
-        """
-        check_row(u, mask, cu_seqlens)
-        q, k, v = (p.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for p in self.in_proj(u).chunk(3, dim=2))
-        allowed = _allowed(u.size(1), mask, cu_seqlens, u.device)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=allowed, dropout_p=self.dropout if self.training else 0.0, is_causal=allowed is None
-        )  # (B, M, L, D/M)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
-
-    def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, dropout={self.dropout}"
-
-
-def row_starts(cu_seqlens: Tensor, length: int) -> Tensor:
-    """Where the packed row of each position starts: ``(L,)``."""
-    at = torch.arange(length, device=cu_seqlens.device)
-    row = torch.searchsorted(cu_seqlens.to(at.dtype), at, right=True) - 1
-    return cu_seqlens.to(at.dtype)[row]
-
-
-def _allowed(length: int, mask: Tensor | None, cu_seqlens: Tensor | None, device: torch.device) -> Tensor | None:
-    """Which key each query may see, ``(B, 1, L, L)`` or ``(L, L)``; None if it is every earlier one."""
-    if mask is None and cu_seqlens is None:
-        return None
-    allowed = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    if cu_seqlens is not None:
-        start = row_starts(cu_seqlens, length)
-        allowed = allowed & (start[:, None] == start)
-    if mask is not None:
-        # A padded query may see itself: a row of the softmax with nothing in it would be NaN.
-        itself = torch.eye(length, dtype=torch.bool, device=device)
-        allowed = (allowed & mask[:, None, None, :]) | itself
-    return allowed

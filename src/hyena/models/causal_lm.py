@@ -6,6 +6,7 @@ Dimensions: B batch, L length, D channels (d_model), V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyena.filters import HyenaFilter
-from hyena.mixers.hyena import HyenaOperator
+from hyena.mixers import Attention, HyenaOperator
 from hyena.mixers.masks import keep_from_tokenizer
-from hyena.models.blocks import Attention, Block
+from hyena.models.blocks import Block
 from hyena.models.config import ModelConfig
 from hyena.models.decoder import Decoder
 
@@ -34,7 +35,7 @@ class CausalLMConfig(ModelConfig):
             used with one value.
         d_model: D.
         num_layers: number of blocks.
-        mixer: ``"hyena"``, or ``"attention"``: the same model with :class:`hyena.models.Attention` and learned
+        mixer: ``"hyena"``, or ``"attention"``: the same model with :class:`hyena.mixers.Attention` and learned
             positions.
         num_heads: of the attention. Hyena's own heads are an option in ``operator``.
         d_inner: inner width of the MLP, ``4 * D`` if missing.
@@ -178,9 +179,10 @@ def next_token_loss(logits: Tensor, targets: Tensor, mask: Tensor | None = None)
 
 def _mixer(c: CausalLMConfig, at: dict[str, Any]) -> nn.Module:
     if c.mixer == "attention":
-        return Attention(c.d_model, c.num_heads, dropout=c.dropout, **at)
-    operator = HyenaOperator(c.d_model, c.l_max, **c.operator, **at)
-    if c.filter and isinstance(operator.filter, HyenaFilter):
-        f = operator.filter
-        operator.filter = HyenaFilter(f.channels, f.l_max, f.num_filters, causal=f.causal, **c.filter, **at)
-    return operator
+        return Attention(c.d_model, c.l_max, num_heads=c.num_heads, dropout=c.dropout, **at)
+    options = dict(c.operator)
+    renamed = {"filter_order": "width", "emb_dim": "emb_dim"}
+    inner = {renamed[name]: options.pop(name) for name in renamed if name in options}
+    if "short_filter_order" in options:
+        options["short_taps"] = options.pop("short_filter_order")
+    return HyenaOperator(c.d_model, c.l_max, filter=functools.partial(HyenaFilter, **inner, **c.filter), **options, **at)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hyena.generation import generate, model
-from hyena.generation.state import ModelState
+from hyena.generation.model import ModelState
+from hyena.mixers.base import StateSize, size_of
 from hyena.mixers.masks import keep_from_tokenizer
-from hyena.models.blocks import row_starts
+from hyena.mixers.attention import row_starts
 
 
 class Decoder(nn.Module):
@@ -137,6 +138,10 @@ class Decoder(nn.Module):
                 that cannot be stepped.
         """
         return model.init_state(self, batch, max_length)
+
+    def state_size(self, batch: int, max_length: int | None = None) -> StateSize:
+        """Bytes that :meth:`init_state` allocates, found without allocating them."""
+        return size_of(lambda: self.init_state(batch, max_length))
 
     def prefill(
         self, tokens: Tensor, state: ModelState, mask: Tensor | None = None, *, last: bool = False

@@ -221,9 +221,7 @@ def _mixer(c: HyenaDNAConfig, at: dict[str, Any]) -> HyenaOperator:
         shift=WINDOW_SHIFT,
         **at,
     )
-    mixer = HyenaOperator(
-        c.d_model, c.l_max, order=c.order, short_filter_order=c.short_filter_order, filter=long_filters, **at
-    )
+    mixer = HyenaOperator(c.d_model, c.l_max, order=c.order, short_taps=c.short_filter_order, filter=long_filters, **at)
     _reset(mixer.in_proj, INIT_STD)
     _reset(mixer.out_proj, INIT_STD / math.sqrt(2 * c.num_layers))
     return mixer

@@ -1,5 +1,6 @@
 """The registered ops (``torch.ops.hyena``), with a checked Python call for each."""
 
+from hyena.ops._checks import check_row
 from hyena.ops._extension import EXTENSION
 from hyena.ops._kept import check_instructions, clear_tables
 from hyena.ops._layout import compute_dtype, transform_length
@@ -24,6 +25,7 @@ __all__ = [
     "add_conv_",
     "backend_report",
     "check_longest",
+    "check_row",
     "clear_tables",
     "compute_dtype",
     "direct_conv",

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from hyena.checkpoints.checks import Shapes, check_count, check_names, check_values
 from hyena.checkpoints.files import Source, read_config, read_weights, rename
+from hyena.checkpoints.safari.blocks import SafariOperator
 from hyena.checkpoints.safari.config import Positions, SafariConfig
 from hyena.checkpoints.safari.filters import NoWindow, ReleasedFilter, StoredEncoding
 from hyena.filters import ExponentialWindow, HyenaFilter, PositionalEncoding, SineFFN
-from hyena.mixers.hyena import HyenaOperator
 
 _FFN = "filter_fn.implicit_filter"
 _FFN_WEIGHT = re.compile(rf"{re.escape(_FFN)}\.(\d{{1,9}})\.weight")
@@ -26,7 +26,7 @@ _FFN_WEIGHT = re.compile(rf"{re.escape(_FFN)}\.(\d{{1,9}})\.weight")
 
 def load_safari_operator(
     state_dict: Source, config: Source, layout: str = "safari", *, learned_encoding: bool | None = None
-) -> HyenaOperator:
+) -> SafariOperator:
     """A :class:`hyena.HyenaOperator` with the weights, outputs and gradients of a released one.
 
     Several codes give their weights the same names and shapes and compute something else from them, so ``layout`` has
@@ -142,7 +142,7 @@ class ReleasedOperator:
         (required if c.modulation_lr != 0 else optional)["filter_fn.modulation.deltas"] = (1, 1, rows)
         return required, optional
 
-    def load(self, tensors: Mapping[str, Tensor]) -> HyenaOperator:
+    def load(self, tensors: Mapping[str, Tensor]) -> SafariOperator:
         """The operator of checked weights."""
         like, positions = tensors["in_proj.weight"], self.positions(tensors)
         operator = self.build(positions, like.dtype).to_empty(device=like.device)
@@ -159,13 +159,13 @@ class ReleasedOperator:
         like = tensors["in_proj.weight"]
         state = self.translate({**self.config.computed(positions, like.device, like.dtype), **tensors}, positions)
         if not self.config.bias:  # The released filter keeps the parameter and multiplies it by 0.
-            state["filter_bias"] = torch.zeros_like(state["filter_bias"])
+            state["conv.bias"] = torch.zeros_like(state["conv.bias"])
         return state
 
-    def freeze(self, operator: HyenaOperator, positions: Positions) -> None:
+    def freeze(self, operator: SafariOperator, positions: Positions) -> None:
         """Leaves trainable what the released code trains."""
         frozen = {
-            "filter_bias": not self.config.bias,
+            "conv.bias": not self.config.bias,
             self.prefix + "ffn.freq": not self.config.train_freq,
             self.prefix + "encoding.table": positions is Positions.FROZEN,
         }
@@ -173,7 +173,7 @@ class ReleasedOperator:
             if frozen.get(name, False):
                 p.requires_grad_(False)
 
-    def build(self, positions: Positions, dtype: torch.dtype) -> HyenaOperator:
+    def build(self, positions: Positions, dtype: torch.dtype) -> SafariOperator:
         """The operator without values, on the meta device: making it draws no random numbers."""
         c = self.config
         at: dict[str, Any] = {"device": torch.device("meta"), "dtype": dtype}
@@ -190,11 +190,11 @@ class ReleasedOperator:
         )
         wrapped = c.num_blocks > 1
         changed = c.normalized or wrapped
-        return HyenaOperator(
+        return SafariOperator(
             c.d_model,
             c.l_max,
             order=c.order,
-            short_filter_order=c.short_filter_order,
+            short_taps=c.short_filter_order,
             dropout=c.dropout,
             activation=c.activation,
             causal=not wrapped,
@@ -220,7 +220,7 @@ class ReleasedOperator:
     @property
     def prefix(self) -> str:
         """Where the filter's parts are inside our operator."""
-        return "filter.inner." if self.config.normalized or self.config.num_blocks > 1 else "filter."
+        return "conv.filter.inner." if self.config.normalized or self.config.num_blocks > 1 else "conv.filter."
 
     def translate(self, tensors: Mapping[str, Tensor], positions: Positions) -> dict[str, Tensor]:
         """Weights, or gradients, by our names; without those that have no place here, such as computed positions.
@@ -265,9 +265,9 @@ class ReleasedOperator:
             "in_proj.bias": ("in_proj.bias", projections),
             "out_proj.weight": ("out_proj.weight", as_it_is),
             "out_proj.bias": ("out_proj.bias", as_it_is),
-            "short_filter.weight": ("short_weight", lambda x: projections(x[:, 0])),
-            "short_filter.bias": ("short_bias", projections),
-            "filter_fn.bias": ("filter_bias", lambda x: filters(x).view(c.num_filters, c.d_model)),
+            "short_filter.weight": ("short.weight", lambda x: projections(x[:, 0])),
+            "short_filter.bias": ("short.bias", projections),
+            "filter_fn.bias": ("conv.bias", lambda x: filters(x).view(c.num_filters, c.d_model)),
             f"{_FFN}.{2 * (c.num_inner_mlps + 1)}.weight": (ffn + "out.weight", filters),
             # The last of the order matrices is never used.
             "ord_proj_w": ("head_mixing", lambda x: x[: c.num_filters]),

@@ -1,0 +1,276 @@
+"""Long convolution with the filters of one module: at once with kept spectra, or as the input arrives.
+
+Dimensions: B batch, L length, C channels of a convolution, F long filters, G filter channels, K taps, P transform
+length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hyena import ops
+from hyena.conv.cache import SpectrumCache, may_cache
+from hyena.conv.modal import Recurrence
+from hyena.conv.online import Online
+from hyena.conv.tiled import BLOCK, Tiles, tile_sizes, tile_spectra
+from hyena.conv.window import Window
+from hyena.filters import HyenaFilter
+
+FilterFactory = Callable[..., nn.Module]
+
+# Filters of up to this many taps are stepped from a window of inputs. A window costs its taps at every step; tiles cost
+# less from about here on, but their memory is as long as the row.
+_WINDOW = 1024
+
+
+class Prepared(NamedTuple):
+    """The filters of a :class:`LongConv` in the form in which rows of one length meet them: taps, or spectra."""
+
+    taps: Tensor | None
+    spectra: Tensor | None
+
+
+class LongConv(nn.Module):
+    """Long convolution ``y = h_i * x + d_i x`` with one of ``F`` filters and a trained weight of the input itself.
+
+    A mixer holds one for all its filters, and need not know what kind they are. In eval mode spectra are kept. Filters
+    of few taps (``support``) are applied tap by tap where that is faster, and never padded to the length of the row.
+
+    Args:
+        channels: of ``d``; the sequence's channels C are a multiple of it.
+        l_max: longest row.
+        num_filters: F.
+        filter: the filters: a module that returns taps ``(F, length, G)`` (two-sided ``(F, 2 * length - 1, G)``) when
+            it is called with a length; or a class, function or ``functools.partial`` that makes one, called as
+            ``filter(G, l_max, F, causal=, device=, dtype=)``. None with ``num_filters=0``.
+        filter_channels: G, if it is not ``channels``. Channel ``c`` of the sequence uses filter ``c // (C // G)``.
+        causal: no output sees a later input; otherwise filters are two-sided.
+
+    Attributes:
+        block: positions of a base block of the online form in tiles.
+    """
+
+    filter: nn.Module | None
+    block: int = BLOCK
+
+    def __init__(
+        self,
+        channels: int,
+        l_max: int,
+        num_filters: int = 1,
+        *,
+        filter: nn.Module | FilterFactory | None = HyenaFilter,
+        filter_channels: int | None = None,
+        causal: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        at: dict[str, Any] = {"device": torch.device(device) if device is not None else None, "dtype": dtype}
+        self.l_max, self.num_filters, self.causal = l_max, num_filters, causal
+        self.filter_channels = channels if filter_channels is None else filter_channels
+        self.filter = self._make(filter, at)
+        self.bias = nn.Parameter(torch.empty(num_filters, channels, **at))
+        self._spectra = SpectrumCache()
+        nn.init.normal_(self.bias)
+
+    def _make(self, filter: nn.Module | FilterFactory | None, at: dict[str, Any]) -> nn.Module | None:
+        if self.num_filters == 0:
+            return None
+        if isinstance(filter, nn.Module):
+            return filter
+        if filter is None or not callable(filter):
+            raise ValueError(
+                f"filter must be a module, or a class or functools.partial that makes one, for {self.num_filters} "
+                f"filters; got {filter!r}"
+            )
+        made = filter(self.filter_channels, self.l_max, self.num_filters, causal=self.causal, **at)
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"filter={filter!r} made a {type(made).__name__}, and a module is needed")
+        return made
+
+    def reset_parameters(self) -> None:
+        """Initialises ``d`` and the filters again."""
+        reset = getattr(self.filter, "reset_parameters", None)
+        if reset is not None:
+            reset()
+        nn.init.normal_(self.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        i: int = 0,
+        pre: Tensor | None = None,
+        post: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        longest: int | None = None,
+        prepared: Prepared | None = None,
+    ) -> Tensor:
+        """``post * (h_i * (pre * x) + d_i (pre * x))``.
+
+        Args:
+            x: ``(B, L, C)``.
+            i: which filter.
+            pre, post: gates ``(B, L, C)``.
+            cu_seqlens: ``(rows + 1,)`` offsets of packed rows; then ``B = 1``.
+            longest: the longest packed row, L if missing.
+            prepared: what :meth:`prepare` returned for this length, so that several convolutions make it once.
+
+        Returns:
+            ``(B, L, C)`` in the dtype and memory order of ``x``.
+        """
+        longest = x.size(1) if longest is None else longest
+        taps, spectra = self.prepare(longest) if prepared is None else prepared
+        d = self.bias[i].repeat_interleave(x.size(2) // self.bias.size(1))
+        if taps is not None:
+            return ops.direct_conv(x, taps[i], d, pre, post, cu_seqlens, self.causal, longest)
+        assert spectra is not None
+        return ops.gated_conv(x, spectra[i], d, pre, post, cu_seqlens)
+
+    def prepare(self, longest: int) -> Prepared:
+        """The filters for rows of up to ``longest`` positions."""
+        if self.is_direct(longest):
+            return Prepared(self._taps(min(longest, self._support(longest))), None)
+        return Prepared(None, self.spectrum(longest))
+
+    def is_direct(self, longest: int) -> bool:
+        """Whether rows of ``longest`` positions meet these filters faster tap by tap than by transforms."""
+        if getattr(self.filter, "support", None) is None:
+            return False
+        taps = self._support(longest)
+        return ops.is_direct(taps if self.causal else 2 * taps - 1, longest, self.bias.device)
+
+    def spectrum(self, longest: int) -> Tensor:
+        """Spectra ``(F, G, P + 1, 2)`` of all filters for rows of up to ``longest`` positions; kept in eval mode."""
+        size, source = ops.transform_length(longest), self.filter
+        if source is None:  # no long filters: gates and a short filter alone
+            return torch.zeros(0, 1, size + 1, 2, dtype=ops.compute_dtype(self.bias), device=self.bias.device)
+        if _may_keep(source):
+            # As many taps as the transform holds, so that one spectrum serves every length that has this transform.
+            taps = min(size, self.l_max)
+            return self._spectra.get(source, size, lambda: self._compute_spectrum(taps, size))
+        return self._compute_spectrum(longest, size)
+
+    def _compute_spectrum(self, taps: int, size: int) -> Tensor:
+        return ops.filter_spectrum(self._taps(min(taps, self._support(taps))), size, self.causal)
+
+    def _support(self, length: int) -> int:
+        """Taps of one side that may differ from zero, out of ``length``."""
+        support = getattr(self.filter, "support", None)
+        return length if support is None else min(support, length)
+
+    def _taps(self, length: int) -> Tensor:
+        """``(F, length, G)``, two-sided ``(F, 2 * length - 1, G)``."""
+        assert self.filter is not None
+        h = self.filter(length)
+        expected = (self.num_filters, length if self.causal else 2 * length - 1, self.filter_channels)
+        if h.shape != expected:
+            raise ValueError(f"the filter returned taps of shape {tuple(h.shape)}, and {expected} are needed")
+        return h
+
+    def matrix_taps(self, length: int) -> Tensor:
+        """All taps for rows of ``length`` positions, without the weight of the input itself."""
+        if self.filter is None:
+            return self.bias.new_zeros(0, 1, 1)
+        return self._taps(min(length, self._support(length)))
+
+    def extend(self, l_max: int, mode: str = "continue") -> None:
+        """Lets rows be longer; see :meth:`hyena.filters.HyenaFilter.extend` for what becomes of the filters.
+
+        Raises:
+            ValueError: a filter that cannot be extended.
+        """
+        if self.filter is not None:
+            extend = getattr(self.filter, "extend", None)
+            if extend is None:
+                raise ValueError(
+                    f"the filter is a {type(self.filter).__name__}, which has no extend(l_max, mode): build the layer "
+                    f"with l_max={l_max}"
+                )
+            extend(l_max, mode)
+        self.l_max = l_max
+        self.clear_cache()
+
+    def why_not_online(self) -> str | None:
+        """Why this convolution has no online form, or None if it has one."""
+        if not self.causal:
+            return "causal=False needs the whole input at once"
+        if getattr(self.filter, "depends_on_length", False):
+            return (
+                "this filter's taps depend on the length of the input (depends_on_length = True): outputs would change "
+                "as the row grows"
+            )
+        return None
+
+    def online(self, channels: Sequence[int], max_length: int) -> Online:
+        """The online form for rows of up to ``max_length`` positions.
+
+        A filter with ``modes()`` is stepped as a recurrence, one with a short ``support`` from a window of inputs, any
+        other in tiles.
+
+        Args:
+            channels: C of each of the ``F`` convolutions.
+            max_length: longest row, up to ``l_max``.
+
+        Raises:
+            ValueError: two-sided filters, and filters whose taps depend on the length.
+        """
+        why = self.why_not_online()
+        if why is not None:
+            raise ValueError(why)
+        each, dtype = list(channels), ops.compute_dtype(self.bias)
+        bias = tuple(self.bias[i].to(dtype).repeat_interleave(c // self.bias.size(1)) for i, c in enumerate(each))
+        source = self.filter
+        if source is None:
+            empty = torch.zeros(0, max_length, 1, dtype=dtype, device=self.bias.device)
+            return Tiles.of(empty, (), each, bias, self.block)
+        modes = getattr(source, "modes", None)
+        found = None if modes is None else modes()
+        if found is not None:
+            return Recurrence.of(found, self._taps, each, bias, max_length)
+        support = self._support(max_length)
+        if getattr(source, "support", None) is not None and support <= _WINDOW:
+            return Window.of(self._taps(support).to(dtype), each, bias, max_length)
+        taps, tiles = self._taps_and_tiles(source, max_length, dtype)
+        return Tiles.of(taps, tiles, each, bias, self.block)
+
+    def _taps_and_tiles(self, source: nn.Module, length: int, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        """Taps ``(F, T, G)`` and the spectra of their tiles, in eval mode out of the cache."""
+
+        def compute() -> Tensor:
+            h = self._taps(min(length, self._support(length))).to(dtype)
+            h = torch.nn.functional.pad(h, (0, 0, 0, length - h.size(1)))
+            # Spectra first: they have even sizes, and complex numbers cannot start at an odd place, as behind odd taps.
+            return torch.cat([t.reshape(-1) for t in (*tile_spectra(h, self.block), h)])
+
+        key = ("tiles", length, self.block)
+        flat = self._spectra.get(source, key, compute) if _may_keep(source) else compute()
+        filters, channels = self.num_filters, self.filter_channels
+        shapes = [(filters, channels, size + 1, 2) for size in tile_sizes(length, self.block)]
+        shapes.append((filters, length, channels))
+        *tiles, taps = (
+            part.view(shape) for part, shape in zip(flat.split([math.prod(s) for s in shapes]), shapes, strict=True)
+        )
+        return taps, tiles
+
+    def clear_cache(self) -> None:
+        """Forgets kept spectra: needed only after writing through ``.data`` to weights that are not on the CPU."""
+        self._spectra.clear()
+
+    def train(self, mode: bool = True) -> LongConv:
+        """As ``nn.Module.train``; kept spectra are forgotten."""
+        self._spectra.clear()
+        return super().train(mode)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.bias.size(1)}, l_max={self.l_max}, num_filters={self.num_filters}, causal={self.causal}"
+
+
+def _may_keep(source: nn.Module) -> bool:
+    # Under FakeTensorMode (a state's size, a model's memory) a spectrum has no values.
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None and may_cache(source)
