@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from helpers.released import random_state
 from hyena import HyenaFilter, HyenaOperator
 from hyena.checkpoints import operator_from_safari
+from hyena.checkpoints.safari.blocks import SafariOperator
 from hyena.filters import ExponentialWindow, Filter, LearnedEncoding
 from hyena.models import CausalLM, CausalLMConfig, HyenaDNA, HyenaDNAConfig
 from hyena.optim import param_groups
@@ -164,7 +165,7 @@ class _Taps(nn.Module):
 def test_filters_of_ones_own() -> None:
     op = HyenaOperator(8, 12, filter=_Taps())
     groups = by_group(op, param_groups(op, 1e-3, 0.1))
-    assert groups["filters"] == {"filter.taps", "filter.scale.weight"}
+    assert groups["filters"] == {"conv.filter.taps", "conv.filter.scale.weight"}
     inner = HyenaFilter(4, 12)
     alone = by_group(inner, _quietly(inner))
     assert alone["filters"] == {name for name, _ in inner.named_parameters()}
@@ -183,7 +184,7 @@ def test_shared_filters_and_tied_layers() -> None:
 
 
 def test_head_mixing_does_not_decay_from_the_identity() -> None:
-    op = HyenaOperator(8, 12, num_heads=2, post_order_ffn=True)
+    op = SafariOperator(8, 12, num_heads=2, post_order_ffn=True)
     assert "head_mixing" in by_group(op, param_groups(op, 1e-3, 0.1))["no_decay"]
 
 
@@ -191,7 +192,7 @@ def test_loaded_checkpoints() -> None:
     config = {"d_model": 6, "l_max": 20, "emb_dim": 5, "filter_order": 8, "num_blocks": 2}
     op = operator_from_safari(random_state(config), config)
     groups = by_group(op, param_groups(op, 1e-3, 0.1))
-    assert groups["encodings"] == {"filter.inner.encoding.table"}
+    assert groups["encodings"] == {"conv.filter.inner.encoding.table"}
     dna = HyenaDNA(HyenaDNAConfig(head="lm", l_max=20, d_model=8))
     assert len(by_group(dna, param_groups(dna, 1e-3, 0.1))["filters"]) == 2 * 8
 

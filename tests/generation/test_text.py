@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import hyena
 from hyena import HyenaOperator, distill
 from hyena.conv import distillation_errors
 from hyena.generation import generate_by_rerun, sample, stream

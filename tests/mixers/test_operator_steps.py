@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers.operators import CONFIGS, L_MAX, D, build, expected
 from hyena import HyenaOperator
 from hyena.checkpoints.safari.blocks import SafariOperator
-from hyena.conv import LongConv
+from hyena.conv import LongConv, Tiles
 from hyena.filters import ModalFilter
 from hyena.integrations.attention import HyenaAttention
 from hyena.mixers import HyenaState
@@ -187,14 +187,15 @@ def test_size_is_known_beforehand(name: str, max_length: int) -> None:
     size = op.state_size(3, max_length)
     assert size.rows == sum(t.numel() * t.element_size() for t in rows)
     f = state.online
-    assert size.shared == sum(t.numel() * t.element_size() for t in (f.taps, *f.near, *f.bias, *f.tiles))
+    shared = (f.taps, *f.near, *f.bias, *f.tiles) if isinstance(f, Tiles) else f.tensors()
+    assert size.shared == sum(t.numel() * t.element_size() for t in shared)
 
 
 @pytest.mark.parametrize("name", ["order-3", "groups", "heads", "head-mixing", "order-4-paper"])
 def test_modal_filters_step_as_they_convolve(name: str) -> None:
     exact = build(name)
     filters = ModalFilter(exact.conv.filter_channels, L_MAX, exact.conv.num_filters, modes=3, dtype=torch.float64)
-    op = HyenaOperator(D, L_MAX, **CONFIGS[name], filter=filters, dtype=torch.float64).eval()
+    op = build(name, filter=filters, dtype=torch.float64).eval()
     for p in filters.parameters():
         nn.init.normal_(p)
     u = torch.randn(2, L_MAX, D, dtype=torch.float64)
@@ -354,7 +355,7 @@ def test_wrong_arguments() -> None:
         op.step(torch.randn(2, 1, D), state)
     with pytest.raises(ValueError, match="bool"):
         op.prefill(torch.randn(2, 4, D), state, torch.ones(2, 4))
-    with pytest.raises(ValueError, match="same batch"):
+    with pytest.raises(ValueError, match="same module, batch"):
         state.load_state_dict(op.init_state(1).state_dict())
     with pytest.raises(ValueError, match="eval"):
         HyenaOperator(D, L_MAX, dropout=0.1).step(torch.randn(1, D), op.init_state(1))

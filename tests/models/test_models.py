@@ -158,7 +158,9 @@ def test_filter_options_reach_the_filter() -> None:
 
 def test_operator_options_reach_the_operator() -> None:
     model = build("hyena", operator={"order": 3, "value_filter": True, "bias": False})
-    assert all(b.mixer.order == 3 and b.mixer.conv.num_filters == 3 and b.mixer.out_proj.bias is None for b in model.blocks)
+    assert all(
+        b.mixer.order == 3 and b.mixer.conv.num_filters == 3 and b.mixer.out_proj.bias is None for b in model.blocks
+    )
     with pytest.raises(TypeError, match="ordre"):
         build("hyena", operator={"ordre": 3})
 

@@ -251,7 +251,7 @@ class LongConv(nn.Module):
         key = ("tiles", length, self.block)
         flat = self._spectra.get(source, key, compute) if _may_keep(source) else compute()
         filters, channels = self.num_filters, self.filter_channels
-        shapes = [(filters, channels, size + 1, 2) for size in tile_sizes(length, self.block)]
+        shapes: list[tuple[int, ...]] = [(filters, channels, size + 1, 2) for size in tile_sizes(length, self.block)]
         shapes.append((filters, length, channels))
         *tiles, taps = (
             part.view(shape) for part, shape in zip(flat.split([math.prod(s) for s in shapes]), shapes, strict=True)
@@ -273,4 +273,4 @@ class LongConv(nn.Module):
 
 def _may_keep(source: nn.Module) -> bool:
     # Under FakeTensorMode (a state's size, a model's memory) a spectrum has no values.
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None and may_cache(source)
+    return may_cache(source) and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None

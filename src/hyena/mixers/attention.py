@@ -90,18 +90,15 @@ class Attention(Mixer):
         max_seqlen: int | None = None,
         state: AttentionState | None = None,
     ) -> Tensor:
-        """Mixes along the sequence; see :meth:`hyena.mixers.Mixer.forward`. ``max_seqlen`` is not needed here."""
+        """Mixes along the sequence; see :meth:`hyena.mixers.Mixer.forward`."""
         if state is not None:
             return self._continue(u, mask, cu_seqlens, state)
         flat = u.dim() == 2 and cu_seqlens is not None
         if flat:
             u = u[None]
-        if u.dim() != 3 or u.size(2) != self.d_model:
-            raise ValueError(f"expected an input of shape (B, L, {self.d_model}), got {tuple(u.shape)}")
+        if self.l_max is not None:
+            self.check_rows(u, cu_seqlens, max_seqlen)
         ops.check_row(u, mask, cu_seqlens)
-        longest = u.size(1) if max_seqlen is None else min(max_seqlen, u.size(1))
-        if self.l_max is not None and longest > self.l_max:
-            raise ValueError(f"a row of {longest} positions is longer than this attention's l_max={self.l_max}")
         q, k, v = self._heads(u)
         allowed = self._allowed(u.size(1), mask, cu_seqlens, u.device)
         y = F.scaled_dot_product_attention(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from hyena import ops
 from hyena.conv.online import Online
 
 Map = Callable[[Tensor], Tensor]
@@ -287,6 +288,32 @@ class Mixer(nn.Module, ABC):
             ValueError: this mixer does not act linearly on a value.
         """
         raise ValueError(f"{type(self).__name__} does not act linearly on a value, so it has no such matrix")
+
+    def check_rows(self, u: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None) -> int:
+        """The longest row of an input of :meth:`forward`, which waits for the device if ``max_seqlen`` is missing.
+
+        Raises:
+            ValueError: shapes that do not fit, or rows longer than ``l_max``.
+        """
+        if u.dim() != 3 or u.size(2) != self.d_model:
+            raise ValueError(f"expected an input of shape (B, L, {self.d_model}), got {tuple(u.shape)}")
+        longest = u.size(1)
+        if cu_seqlens is not None:
+            if max_seqlen is None:
+                max_seqlen = int(cu_seqlens.diff().max())
+            else:
+                ops.check_longest(cu_seqlens, max_seqlen)
+            longest = min(longest, max(max_seqlen, 1))
+        if self.l_max is not None and longest > self.l_max:
+            raise ValueError(
+                f"a row of {longest} positions is longer than this {type(self).__name__}'s l_max={self.l_max}"
+                + self._longer_rows(longest)
+            )
+        return longest
+
+    def _longer_rows(self, longest: int) -> str:
+        """What would work for a row that is too long, for the end of an error."""
+        return f"; build it with l_max={longest} or more"
 
     def check_next(self, u: Tensor, state: State, mask: Tensor | None, cu_seqlens: Tensor | None) -> None:
         """Checks the arguments of a :meth:`forward` with a state.

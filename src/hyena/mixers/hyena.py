@@ -164,7 +164,7 @@ class HyenaOperator(Mixer):
         flat = u.dim() == 2 and cu_seqlens is not None
         if flat:
             u = u[None]
-        longest = self._longest(u, cu_seqlens, max_seqlen)
+        longest = self.check_rows(u, cu_seqlens, max_seqlen)
         if self._is_fused(longest):
             y = self._mix(u, longest, mask, cu_seqlens)
         else:
@@ -175,23 +175,8 @@ class HyenaOperator(Mixer):
         y = ops.project(y, self.out_proj)
         return y[0] if flat else y
 
-    def _longest(self, u: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None) -> int:
-        """The longest row of the input, checked against ``l_max``."""
-        if u.dim() != 3 or u.size(2) != self.d_model:
-            raise ValueError(f"expected an input of shape (B, L, {self.d_model}), got {tuple(u.shape)}")
-        longest = u.size(1)
-        if cu_seqlens is not None:
-            if max_seqlen is None:
-                max_seqlen = int(cu_seqlens.diff().max())
-            else:
-                ops.check_longest(cu_seqlens, max_seqlen)
-            longest = min(longest, max(max_seqlen, 1))
-        if longest > self.l_max:
-            raise ValueError(
-                f"a row of {longest} positions is longer than this operator's l_max={self.l_max}; extend(l_max="
-                f"{longest}) lets it take such rows, and says what becomes of its filters"
-            )
-        return longest
+    def _longer_rows(self, longest: int) -> str:
+        return f"; extend(l_max={longest}) lets it take such rows, and says what becomes of its filters"
 
     def _is_fused(self, longest: int) -> bool:
         """Whether the fused mixing step does all that happens between the projections."""
@@ -349,19 +334,19 @@ class HyenaOperator(Mixer):
         Raises:
             ValueError: as :meth:`forward`.
         """
-        self._longest(u, None, None)
+        self.check_rows(u, None, None)
         *x, _ = self.short(self.in_proj(u), mask).split(self.width, dim=2)
         return self._matrix(torch.stack(x, dim=1), channels)
 
     def _matrix(self, gates: Tensor, channels: slice) -> Tensor:
         """``H`` of gates ``(B, N, L, I)``."""
-        dtype, length = ops.compute_dtype(gates), gates.size(2)
+        given, dtype, length = gates.dtype, ops.compute_dtype(gates), gates.size(2)
         gates, h, d = gates.to(dtype), self.conv.matrix_taps(length).to(dtype), self.conv.bias.to(dtype)
         if self.num_heads == 1:
             h = h.repeat_interleave(self.width // h.size(2), dim=2)
             parts = (gates[..., channels], h[..., channels], d[:, channels])
-            return functional.hyena_matrix(*parts, causal=self.causal)
-        return functional.hyena_matrix(gates, h, d, causal=self.causal, num_heads=self.num_heads)[:, channels]
+            return functional.hyena_matrix(*parts, causal=self.causal).to(given)
+        return functional.hyena_matrix(gates, h, d, causal=self.causal, num_heads=self.num_heads)[:, channels].to(given)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for before, now in _RENAMED.items():

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-
 class MLP(nn.Module):
     """``D -> I -> D`` with a GELU between.
 

@@ -185,4 +185,6 @@ def _mixer(c: CausalLMConfig, at: dict[str, Any]) -> nn.Module:
     inner = {renamed[name]: options.pop(name) for name in renamed if name in options}
     if "short_filter_order" in options:
         options["short_taps"] = options.pop("short_filter_order")
-    return HyenaOperator(c.d_model, c.l_max, filter=functools.partial(HyenaFilter, **inner, **c.filter), **options, **at)
+    return HyenaOperator(
+        c.d_model, c.l_max, filter=functools.partial(HyenaFilter, **inner, **c.filter), **options, **at
+    )

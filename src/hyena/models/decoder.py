@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from hyena.generation import generate, model
 from hyena.generation.model import ModelState
+from hyena.mixers.attention import row_starts
 from hyena.mixers.base import StateSize, size_of
 from hyena.mixers.masks import keep_from_tokenizer
-from hyena.mixers.attention import row_starts
 
 
 class Decoder(nn.Module):

@@ -62,12 +62,12 @@ class SafariOperator(HyenaOperator):
         if self.head_mixing is not None:
             self.head_mixing.copy_(torch.eye(self.num_heads, device=self.head_mixing.device))
 
-    def _longest(self, u: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None) -> int:
+    def check_rows(self, u: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None) -> int:
         if cu_seqlens is not None and self.num_blocks > 1:
             raise ValueError(
                 f"packed rows cannot be cut into num_blocks={self.num_blocks} equal blocks; pad them instead"
             )
-        longest = super()._longest(u, cu_seqlens, max_seqlen)
+        longest = super().check_rows(u, cu_seqlens, max_seqlen)
         if longest % self.num_blocks != 0:
             raise ValueError(f"{longest} positions cannot be cut into num_blocks={self.num_blocks} equal blocks")
         return longest
@@ -119,7 +119,7 @@ class SafariOperator(HyenaOperator):
         """
         if self.head_mixing is not None:
             raise ValueError("with post_order_ffn heads mix between the convolutions: H(u) does not act on one channel")
-        longest = self._longest(u, None, None)
+        longest = self.check_rows(u, None, None)
         size = longest // self.num_blocks
         *x, _ = self.short(self.in_proj(u), mask).split(self.width, dim=2)
         gates = torch.stack(x, dim=1)
