@@ -1,0 +1,25 @@
+"""What the contract of mixers is run over: one line for each, and more where a mixer has different ways inside.
+
+A mixer that is exported by ``hyena.mixers`` and has no case here fails the suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from hyena.filters import ExplicitFilter, ModalFilter
+from hyena.mixers import Attention, HyenaOperator, Mixer
+
+D, L_MAX = 8, 48
+
+CASES: dict[str, Callable[..., Mixer]] = {
+    "HyenaOperator": partial(HyenaOperator, D, L_MAX),
+    "HyenaOperator-order-3": partial(HyenaOperator, D, L_MAX, order=3),
+    "HyenaOperator-heads": partial(HyenaOperator, D, L_MAX, num_heads=2),
+    "HyenaOperator-two-sided": partial(HyenaOperator, D, L_MAX, causal=False),
+    "HyenaOperator-explicit": partial(HyenaOperator, D, L_MAX, filter=partial(ExplicitFilter, taps=5)),
+    "HyenaOperator-modal": partial(HyenaOperator, D, L_MAX, filter=partial(ModalFilter, modes=3)),
+    "Attention": partial(Attention, D, L_MAX, num_heads=2),
+    "Attention-two-sided": partial(Attention, D, L_MAX, num_heads=2, causal=False),
+}
