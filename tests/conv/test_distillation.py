@@ -121,6 +121,6 @@ def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="causal=False"):
         hyena.distill(HyenaOperator(8, 32, causal=False))
     with pytest.raises(ValueError, match="longer than this one's l_max=32"):
-        hyena.distill(op, modes=2).filter(33)
+        hyena.distill(op, modes=2).conv.filter(33)
     with pytest.raises(ValueError, match="modes >= 1, got 0"):
         ModalFilter(8, 32, modes=0)

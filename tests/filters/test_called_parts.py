@@ -217,10 +217,10 @@ def test_quantisation_leaves_filters_alone() -> None:
 def test_torchao_leaves_filters_alone() -> None:
     torchao = pytest.importorskip("torchao.quantization")
     op = hyena.HyenaOperator(64, 40).eval()
-    want = op.filter(40)
+    want = op.conv.filter(40)
     torchao.quantize_(op, torchao.Int8WeightOnlyConfig())
     assert type(op.in_proj.weight) is not nn.Parameter
-    assert torch.equal(op.filter(40), want)
+    assert torch.equal(op.conv.filter(40), want)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

@@ -68,7 +68,7 @@ def test_unknown_keywords_raise():
         attention(filter_ordre=32)
     with pytest.raises(TypeError, match="l_max"):
         HyenaAttention(E, M)
-    assert attention(filter_order=24, order=3).operator.in_proj.out_features == 4 * E
+    assert attention(short_taps=5, order=3).operator.in_proj.out_features == 4 * E
 
 
 @pytest.mark.parametrize("causal", [False, True])

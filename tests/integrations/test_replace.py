@@ -67,7 +67,7 @@ def test_what_the_old_module_had_carries_over():
     old = nn.MultiheadAttention(D, M, dropout=0.25, bias=False, batch_first=True, dtype=torch.bfloat16)
     model = nn.Sequential(nn.LayerNorm(D), old).eval()
     model.requires_grad_(False)
-    replace_attention(model, l_max=9, causal=True, order=3, filter_order=8)
+    replace_attention(model, l_max=9, causal=True, order=3, short_taps=4)
     new = model[1]
     assert isinstance(new, HyenaAttention)
     assert (new.embed_dim, new.num_heads, new.dropout, new.batch_first, new.causal) == (D, M, 0.25, True, True)

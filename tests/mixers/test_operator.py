@@ -184,7 +184,7 @@ def test_a_packed_row_may_be_longer_than_l_max_together() -> None:
     u = rand(1, 25, D)
     want = torch.cat([m(part) for part in u.split([10, 10, 5], dim=1)], dim=1)
     torch.testing.assert_close(m(u, cu_seqlens=offsets([10, 10, 5])), want, **CLOSE[torch.float64])
-    with pytest.raises(ValueError, match=r"a row of 14 positions is longer than this operator's l_max=10"):
+    with pytest.raises(ValueError, match=r"a row of 14 positions is longer than this HyenaOperator's l_max=10"):
         m(u, cu_seqlens=offsets([11, 14]))
     with pytest.raises(ValueError, match=r"a row of 14 positions, more than the 10 .* pass max_seqlen=14"):
         m(u, cu_seqlens=offsets([11, 14]), max_seqlen=10)

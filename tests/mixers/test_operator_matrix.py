@@ -61,5 +61,5 @@ def test_mixed_heads_have_no_matrix() -> None:
 
 
 def test_its_length_is_checked() -> None:
-    with pytest.raises(ValueError, match=r"a row of 97 positions is longer than this operator's l_max=96"):
+    with pytest.raises(ValueError, match=r"a row of 97 positions is longer than this HyenaOperator's l_max=96"):
         build("default").to_matrix(torch.zeros(1, 97, D))

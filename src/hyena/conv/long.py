@@ -35,6 +35,7 @@ class Prepared(NamedTuple):
     spectra: Tensor | None
 
 
+@ops.fusible
 class LongConv(nn.Module):
     """Long convolution ``y = h_i * x + d_i x`` with one of ``F`` filters and a trained weight of the input itself.
 
@@ -259,8 +260,12 @@ class LongConv(nn.Module):
         return taps, tiles
 
     def clear_cache(self) -> None:
-        """Forgets kept spectra: needed only after writing through ``.data`` to weights that are not on the CPU."""
+        """Forgets kept spectra, and the tables of transforms that all layers share.
+
+        Needed only for their memory, and after writing through ``.data`` to weights that are not on the CPU.
+        """
         self._spectra.clear()
+        ops.clear_tables()
 
     def train(self, mode: bool = True) -> LongConv:
         """As ``nn.Module.train``; kept spectra are forgotten."""

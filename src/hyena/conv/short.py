@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hyena import ops
 
 
+@ops.fusible
 class ShortConv(nn.Module):
     """Depthwise causal convolution of a few taps: ``y_t = sum_j weight[:, K-1-j] x_{t-j} + bias``.
 

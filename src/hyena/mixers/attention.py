@@ -99,6 +99,8 @@ class Attention(Mixer):
         if self.l_max is not None:
             self.check_rows(u, cu_seqlens, max_seqlen)
         ops.check_row(u, mask, cu_seqlens)
+        if mask is not None:  # a NaN in the padding would reach the rest as 0 x NaN
+            u = torch.where(mask[..., None], u, 0.0)
         q, k, v = self._heads(u)
         allowed = self._allowed(u.size(1), mask, cu_seqlens, u.device)
         y = F.scaled_dot_product_attention(
@@ -156,6 +158,8 @@ class Attention(Mixer):
         self.check_next(u, state, mask, cu_seqlens)
         if self.training and self.dropout > 0:
             raise ValueError(f"this attention is in training mode with dropout={self.dropout}; call eval() first")
+        if mask is not None:
+            u = torch.where(mask[..., None], u, 0.0)
         start, n = state.position, u.size(1)
         stop = start + n
         q, k, v = self._heads(u)

@@ -313,7 +313,7 @@ class HyenaOperator(Mixer):
         self.conv.extend(l_max, mode)
 
     def clear_cache(self) -> None:
-        """Forgets kept spectra: needed only after writing through ``.data`` to weights that are not on the CPU."""
+        """Forgets kept spectra and tables; see :meth:`hyena.conv.LongConv.clear_cache`."""
         self.conv.clear_cache()
 
     def to_matrix(self, u: Tensor, mask: Tensor | None = None, channels: slice = slice(None)) -> Tensor:
