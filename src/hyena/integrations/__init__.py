@@ -1,1 +1,18 @@
-"""Other people's worlds: the contract of ``nn.MultiheadAttention``, and models whose attention is replaced."""
+"""Other projects' models: the contract of ``nn.MultiheadAttention``, and models whose attention is replaced."""
+
+from hyena.integrations.attention import HyenaAttention
+from hyena.integrations.pretrained import load_pretrained
+from hyena.integrations.replace import Kept, Replaced, ReplacementReport, replace_attention
+from hyena.integrations.sites import AttentionSite, CannotReplaceError, register_attention
+
+__all__ = [
+    "AttentionSite",
+    "CannotReplaceError",
+    "HyenaAttention",
+    "Kept",
+    "Replaced",
+    "ReplacementReport",
+    "load_pretrained",
+    "register_attention",
+    "replace_attention",
+]

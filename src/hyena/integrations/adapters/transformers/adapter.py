@@ -10,10 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from hyena.integrations.adapters.transformers import keywords
+from hyena.integrations.adapters.transformers.record import ReplacementRecord, encode
 from hyena.integrations.masks import keep_from_model_mask
+from hyena.mixers.deferred import InitializedByTransformers
 
 
-class TransformersAdapter(nn.Module):
+class TransformersAdapter(InitializedByTransformers, nn.Module):
     """A mixer behind the ``forward`` of a ``transformers`` model's self-attention.
 
     Arguments have the names and the order of the module that was replaced. The padding of the model's mask reaches the
@@ -27,6 +29,8 @@ class TransformersAdapter(nn.Module):
         layer_idx: the layer's place in the cache.
         output_dropout: dropout on the output, where the replaced module had one.
         parameters: names of the positional arguments.
+        record: how the replacement was made, and the name of a weight of the replaced module, under which a checkpoint
+            holds it (see :mod:`hyena.integrations.adapters.transformers.record`).
         window: whether the replaced module attended to a window, which its masks may contain.
         results: what ``forward`` returns: "output", "none", or the name of an argument that is handed on.
     """
@@ -41,11 +45,18 @@ class TransformersAdapter(nn.Module):
         parameters: tuple[str, ...] = ("hidden_states",),
         results: tuple[str, ...] = ("output", "none"),
         window: bool = False,
+        record: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.operator, self.output_dropout = operator, output_dropout
         self.model_causal, self.layer_idx = model_causal, layer_idx
         self.parameter_names, self.results, self.window = parameters, results, window
+        self.record = record
+        if record is not None:
+            self.register_state_dict_pre_hook(_write_record)
+            self.register_load_state_dict_pre_hook(_pass_record)
+            if not _is_meta(self):
+                self._update_record()
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Mixes ``hidden_states`` ``(B, L, D)``.
@@ -86,5 +97,42 @@ class TransformersAdapter(nn.Module):
                 "the model's attention again with the direction it has now"
             )
 
+    def _update_record(self) -> None:
+        if self.record is None:
+            return
+        place, _, leaf = self.record[0].rpartition(".")
+        now = {"l_max": getattr(self.operator, "l_max", None), "causal": getattr(self.operator, "causal", None)}
+        text = encode(self.record[1] | now)
+        found = self._modules.get(place)
+        if isinstance(found, ReplacementRecord):
+            found.write(text)
+        else:
+            self.add_module(place, ReplacementRecord(text, leaf))
+
     def extra_repr(self) -> str:
         return f"model_causal={self.model_causal}, layer_idx={self.layer_idx}"
+
+
+def _is_meta(module: nn.Module) -> bool:
+    return any(p.is_meta for p in module.parameters())
+
+
+def _write_record(adapter: Any, prefix: str, keep_vars: bool) -> None:
+    """Puts the record of now into a state dict.
+
+    Not on the meta device: there a class that replaces its attention is about to load a checkpoint, maybe of attention,
+    whose weight under this name it does not want.
+    """
+    if not _is_meta(adapter):
+        adapter._update_record()
+
+
+def _pass_record(adapter: Any, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Loads no record over the adapter's own, which says what it is."""
+    key = prefix + adapter.record[0]
+    place, _, leaf = adapter.record[0].rpartition(".")
+    record = adapter._modules.get(place)
+    if record is None:
+        state_dict.pop(key, None)
+    else:
+        state_dict[key] = getattr(record, leaf)

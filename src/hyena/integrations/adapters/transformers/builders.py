@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hyena.integrations.adapters.transformers import structure
 from hyena.integrations.adapters.transformers.adapter import TransformersAdapter
 from hyena.integrations.sites import AttentionSite, register_attention
+from hyena.mixers.hyena import HyenaOperator
 
 
 class NoProjection(nn.Identity):
@@ -56,7 +57,17 @@ def _build(site: AttentionSite, found: structure.Structure, l_max: int | None) -
         parameters=found.parameters,
         results=found.results,
         window=found.window,
+        record=(found.weight, _settings(site)),
     )
+
+
+def _settings(site: AttentionSite) -> dict[str, Any]:
+    return {
+        "name": site.name,
+        "mixer": None if site.kind is HyenaOperator else site.kind,
+        "multi_head": site.multi_head,
+        "options": dict(site.options),
+    }
 
 
 def check_kept(kept: list[AttentionSite], replaced: list[AttentionSite]) -> None:

@@ -1,0 +1,51 @@
+"""Initialisation of modules that were made on the meta device by ``transformers``' ``from_pretrained``.
+
+It gives uninitialised memory to what its checkpoint does not hold, and then initialises the modules of the kinds that
+it knows, one after the other. Other modules are only told that they are initialised, by setting
+``_is_hf_initialized``; the same attribute of a tensor says that the checkpoint had it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+class InitializedByTransformers:
+    """Base beside ``nn.Module``: initialises itself when ``transformers`` takes it to be initialised."""
+
+    @property
+    def _is_hf_initialized(self) -> bool:
+        return self.__dict__.get("_initialized_by_transformers", False)
+
+    @_is_hf_initialized.setter
+    def _is_hf_initialized(self, value: bool) -> None:
+        if value and not self._is_hf_initialized:
+            initialize_missing(self)
+        self.__dict__["_initialized_by_transformers"] = value
+
+
+def initialize_missing(module: Any, name: str = "") -> None:
+    """Initialises the parts of ``module`` that no checkpoint had.
+
+    Raises:
+        ValueError: a part of which the checkpoint had some tensors and not others.
+    """
+    loaded = [getattr(t, "_is_hf_initialized", False) for t in (*module.parameters(), *module.buffers())]
+    if all(loaded):
+        return
+    reset = getattr(module, "reset_parameters", None)
+    if not any(loaded) and reset is not None:
+        reset()
+        return
+    own = dict((*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)))
+    missing = [f"{name}{key}" for key, t in own.items() if not getattr(t, "_is_hf_initialized", False)]
+    if missing:
+        raise ValueError(
+            f"the checkpoint holds a part of a {type(module).__name__} and not {', '.join(missing)}: it was saved by "
+            "another module; load weights of one kind, or none of it"
+        )
+    for key, child in module.named_children():
+        if isinstance(child, nn.Module):
+            initialize_missing(child, f"{name}{key}.")
