@@ -70,24 +70,23 @@ bool has_memory(const Tensor& t) {
     return (last + 1) * int64_t(t.element_size()) <= bytes;
 }
 
-bool is_float(ScalarType type) {
-    return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
-           type == ScalarType::Half;
-}
-
-// What a dtype must be: any that the kernels read, or one of a few.
+// What a dtype must be.
 struct Types {
     std::string text;
-    std::array<ScalarType, 2> allowed;  // unless any_float
-    bool any_float = false;
+    std::array<ScalarType, 4> allowed;
 
-    bool take(ScalarType type) const { return any_float ? is_float(type) : type == allowed[0] || type == allowed[1]; }
+    bool take(ScalarType type) const { return std::find(allowed.begin(), allowed.end(), type) != allowed.end(); }
 };
-const Types kFloats{"float64, float32, bfloat16 or float16", {}, true};
-const Types kBool{"bool", {ScalarType::Bool, ScalarType::Bool}};
-const Types kOffsets{"int32 or int64", {ScalarType::Int, ScalarType::Long}};
-const Types kWide{"float32 or float64", {ScalarType::Float, ScalarType::Double}};
-Types only(ScalarType type) { return {name_of(type), {type, type}}; }
+const Types kFloats{"float64, float32, bfloat16 or float16",
+                    {ScalarType::Double, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half}};
+const Types kNarrow{"float32, bfloat16 or float16, since the input is not float64,",
+                    {ScalarType::Float, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half}};
+const Types kBool{"bool", {ScalarType::Bool, ScalarType::Bool, ScalarType::Bool, ScalarType::Bool}};
+const Types kOffsets{"int32 or int64", {ScalarType::Int, ScalarType::Long, ScalarType::Int, ScalarType::Long}};
+const Types kWide{"float32 or float64", {ScalarType::Float, ScalarType::Double, ScalarType::Float, ScalarType::Double}};
+Types only(ScalarType type) { return {name_of(type), {type, type, type, type}}; }
+// A parameter beside a sequence: rounded to the precision of the arithmetic, never cut to it.
+const Types& parameter_of(const Tensor& z) { return z.scalar_type() == ScalarType::Double ? kFloats : kNarrow; }
 
 // An argument's shape, dtype, device (that of `beside`) and memory.
 void expect(const char* name, const Tensor& t, std::initializer_list<int64_t> sizes, const Types& types,
@@ -132,7 +131,7 @@ void expect_offsets(const Optional& cu_seqlens, const Tensor& z) {
 
 // (channels, taps).
 void expect_short_filter(const Tensor& weight, const Tensor& z) {
-    expect("weight", weight, {z.size(2), kAny}, kFloats, z);
+    expect("weight", weight, {z.size(2), kAny}, parameter_of(z), z);
     if (weight.size(1) < 1) require(false, "weight must have at least one tap, got shape ", shape_of(weight.sizes()));
 }
 
@@ -158,7 +157,7 @@ void expect_spectrum(const char* name, const Tensor& spectrum, std::initializer_
 
 void expect_gates(const Tensor& v, const Optional& d, const Optional& pre, const Optional& post,
                   const Optional& cu_seqlens) {
-    expect("d", d, {v.size(2)}, kFloats, v);
+    expect("d", d, {v.size(2)}, parameter_of(v), v);
     expect_like("pre", pre, v);
     expect_like("post", post, v);
     expect_offsets(cu_seqlens, v);
@@ -183,7 +182,7 @@ void check_short_conv(const Tensor& z, const Tensor& weight, const Optional& bia
                       const Optional& cu_seqlens) {
     expect_sequence("z", z);
     expect_short_filter(weight, z);
-    expect("bias", bias, {z.size(2)}, kFloats, z);
+    expect("bias", bias, {z.size(2)}, parameter_of(z), z);
     expect_mask(mask, z);
     expect_offsets(cu_seqlens, z);
 }
@@ -238,7 +237,7 @@ void check_add_conv(const Tensor& y, const Tensor& v, const Tensor& spectrum) {
 void check_direct_conv(const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre, const Optional& post,
                        const Optional& cu_seqlens, bool causal) {
     expect_sequence("v", v);
-    expect("h", h, {kAny, kAny}, kFloats, v);
+    expect("h", h, {kAny, kAny}, parameter_of(v), v);
     if (h.size(0) < 1 || (!causal && h.size(0) % 2 == 0))
         require(false, "h must be (K, G) with at least one tap", causal ? "" : " and, two-sided, an odd number of them",
                 ", got shape ", shape_of(h.sizes()));
@@ -256,17 +255,17 @@ void check_direct_conv_backward(const Tensor& dy, const Tensor& v, const Tensor&
 void check_recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum,
                       const Tensor& d, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias) {
     expect_sequence("z", z);
-    expect("d", d, {kAny, kAny}, kFloats, z);
+    expect("d", d, {kAny, kAny}, parameter_of(z), z);
     const int64_t filters = d.size(0), channels = d.size(1), order = channels > 0 ? z.size(2) / channels - 1 : 0;
     if (order < 1 || z.size(2) != (order + 1) * channels || (filters != order - 1 && filters != order))
         require(false, "z of ", z.size(2), " channels is not (N + 1) C for d of shape (F, C) = ", shape_of(d.sizes()),
                 " and an order N with F = N - 1 or N filters");
     expect_short_filter(weight, z);
-    expect("bias", bias, {z.size(2)}, kFloats, z);
+    expect("bias", bias, {z.size(2)}, parameter_of(z), z);
     expect_spectrum("spectrum", spectrum, {filters, kAny, kAny, 2}, z, channels, cu_seqlens.has_value());
     expect_mask(mask, z);
     expect_offsets(cu_seqlens, z);
-    expect("z_bias", z_bias, {z.size(2)}, kFloats, z);
+    expect("z_bias", z_bias, {z.size(2)}, parameter_of(z), z);
 }
 
 void check_recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias,
