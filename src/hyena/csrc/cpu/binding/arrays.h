@@ -1,6 +1,16 @@
 // Tensors as the kernels see them: arrays, sequences, spectra, short filters.
 //
 // Channels are contiguous for the kernels; what comes otherwise is copied, and goes back in the order in which it came.
+//
+// The nouns of this room:
+// - SequenceRows: the sequences of a call, from z, mask and offsets; holds what its pointers point into.
+// - array, spectra, short_filter: tensors as the kernels' structs.
+// - parameter: a weight in arithmetic precision, contiguous; back: a gradient in its weight's dtype (tensors.h).
+// - check_...: what an op asks of its arguments (checks.h), in the first line of every op.
+//
+// E.g. hyena::recurrence of z (2, 300, 60) in bfloat16 that lies as (B, C, L): channels_last copies it, the short
+// filter and d become float32, y is new memory of (2, 300, 20), and in_order_of copies it into memory that lies as z
+// does.
 #pragma once
 
 #include <vector>

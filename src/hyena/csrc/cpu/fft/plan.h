@@ -3,6 +3,19 @@
 // P = P1 * P2, time t = n1 * P2 + n2: P2 column transforms of P1 points, a twiddle, P1 row transforms of P2 points (the
 // "four-step" transform: Bailey 1990). With columns of up to a few hundred points, each pass over the data works in the
 // first cache level. Short transforms are one row (P1 = 1).
+//
+// The nouns of this room:
+// - Plan: P = P1 * P2, the radices of columns and rows (Factors), and tables of twiddles.
+// - stage: one radix over all points of a transform; butterfly: the transform of R points in registers (fft.h).
+// - Passes: the right-angle transform as columns_in, rows_through, columns_out (right_angle.h). `buffer` holds the
+// matrix, `local` a few columns.
+// - HeldPlan: a plan that stays while it is in use; Ahead: addresses to prefetch.
+//
+// E.g. P = 320 > 256: columns of P1 = 16 points with radices 4, 4, and rows of P2 = 20 with radices 5, 4. Time t = 20
+// n1 + n2 is multiplied by exp(i pi n1 / 32) as it is read (the table `twist`); column n2 is transformed and multiplied
+// by exp(i pi n2 / 640) exp(-2 i pi n2 k1 / 320) (`between`), frequency k1 standing at position 4 (k1 mod 4) + k1 / 4
+// of the column; then each of the 16 rows is transformed. Rows are 21 points apart in the buffer, columns 17 in
+// `local`, which has eight of them. All tables have 2960 bytes in float32.
 #pragma once
 
 #include <cstdint>

@@ -30,10 +30,8 @@ const Kernels& kernels() {
     return chosen;
 }
 
-// torch's products are MKL's, which gives processors of other makers less than its best. One thread of a Zen 5, 8192 x
-// 256 times 256 x 768 in float32: MKL 90 GFLOP/s, this library's kernel 215 with AVX-512 (forward and backward 1.5 to
-// 2.5 times as fast for 64 to 768 channels), 100 with AVX2. On Intel's own there is little to gain; elsewhere nobody
-// has measured.
+// torch's products are MKL's, which gives processors of other makers less than its best (docs/kernels.md, CPU). On
+// Intel's own there is little to gain; elsewhere nobody has measured.
 bool has_fast_linear() {
 #if defined(__x86_64__)
     __builtin_cpu_init();

@@ -3,6 +3,21 @@
 //
 // Dimensions: R rows (sequences), L positions, C channels, N order, F long filters, G filter channels, K taps of the
 // short convolution, P transform length. The channel stride of every (R, L, C) array is 1.
+//
+// The nouns of this room, outermost first:
+// - Kernels: a function for each op, for one instruction set; ...Args: what it is called with.
+// - Sequence: the Rows of a call, their mask, storage and Pool of threads; Array: where (R, L, C) numbers are.
+// - Spectra: of F filters, in blocks of W channels; SpectrumOf: what one Group of channels sees of them (spectra.h).
+// - Group: up to W neighbouring channels; Channels: one Group of an Array in one Row; Keep: its mask (sequences.h).
+// - Convolved: Channels behind the short convolution (short_conv.h).
+// - Team: threads that share a task; share, share_rows, share_blocks hand out tasks (work.h, sharing.h).
+// - Products: what happens between transforms, times the filter and its gradient (products.h).
+//
+// E.g. a recurrence of order 2 over B = 2 rows of L = 300 positions, C = 20 channels, P = 320, with AVX2 (W = 8): three
+// groups (8, 8, 4 lanes) for each row are six tasks. A task reads x1 * v of its group position by position, transforms
+// in a buffer of 16 x 21 points (21 KiB), multiplies by the spectrum of its block, which begins 2 * 320 * 8 numbers
+// behind the block before it, transforms back, and writes x0 times the real part. The backward pass has three tasks, a
+// block of filters each with both rows, so that every sum over rows has one writer.
 #pragma once
 
 #include <cstdint>

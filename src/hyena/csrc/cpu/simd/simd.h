@@ -4,6 +4,16 @@
 // appear only where those have no spelling (masked loads, half-precision conversion). This header is compiled once for
 // each instruction set (HYENA_ISA, HYENA_BYTES), everything inside an unnamed namespace, so that no function built for
 // one instruction set can be linked into another's code.
+//
+// The nouns of this room:
+// - W: lanes of a vector; S = 2 W numbers of a complex point (W real parts, then W imaginary ones).
+// - Vec: W numbers of arithmetic, float or double; load_as and store_as convert from and to storage.
+// - LongSum: a sum with its rounding errors; BlockedSum: the same at a fraction of the cost.
+// - Panels: a matrix in strips of B columns (matrices.h).
+// - sine_cosine, exponential: of a Vec, to about an eps (elementary.h).
+//
+// E.g. 20 channels of bfloat16 with AVX2: W = 8, so three groups of 8, 8 and 4 lanes. A group of 8 is one load of 16
+// bytes, widened to 8 floats; the one of 4 copies 8 bytes into zeros first (load_lanes), and writes 8 bytes back.
 #pragma once
 
 #include <cstdint>

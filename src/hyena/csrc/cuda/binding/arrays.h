@@ -2,6 +2,18 @@
 //
 // Arrays are (B, C, L) in memory here, the natural order of a GPU: what comes otherwise is copied, and goes back as it
 // came.
+//
+// The nouns of this room:
+// - Input: the sequences of a call, from z, mask and offsets; holds the tensors that they point into.
+// - Projections: z with the parameters of its short convolution, of which Operands are cut.
+// - Prepared: a Plan with its tables in device memory, kept for the process (prepared.h).
+// - Call: device, stream and rows of an op; Step: one gated convolution of it; StepGradients: where its gradients go;
+// Rounds: long rows a few at a time (steps.h).
+// - fallback: hands the call to hyena::<op>_fallback, where kernels do not take it (fallback.h).
+//
+// E.g. hyena::recurrence of z (64, 300, 2304) in bfloat16 that lies as (B, C, L): nothing is copied, the Plan of 320
+// points is found or made, and one launch of Convolve has the gates x1 (channels 768 on) and x0 and the value v
+// (channels 1536 on).
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>

@@ -1,5 +1,15 @@
 // What the kernels need of a device, written so that the same code runs on the host: without nvcc every kernel is an
 // ordinary function (see block.h), which is how they are tested on a machine that has no GPU.
+//
+// The nouns of this room:
+// - Block: the threads of a block; block.each(phase) runs a phase in all of them, with a barrier after it (block.h).
+// - program: a struct with blocks() and operator()(block, shared memory, index), a kernel and its arguments in one.
+// - launch: runs a program, on a GPU (launch.cuh) or as loops on the host (emulated.h).
+// - Device, Limits: where, in which stream, and how much shared memory a block may have (launch.h).
+// - Cx: a complex number; Storage: the dtype of an array in memory; Int: a constant as an argument.
+//
+// E.g. a program of 70 blocks, launched with 128 threads and 1 KiB: on a GPU, blocks of 128 threads that meet at the
+// end of each phase; on the host, 70 times a KiB of NaN and a loop over 128 threads for each phase, in either order.
 #pragma once
 
 #include <cmath>

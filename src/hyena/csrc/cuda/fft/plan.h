@@ -3,6 +3,20 @@
 // Up to what a block's shared memory holds, one block does a whole transform. Beyond, P = P1 * P2 and time t = n1 * P2
 // + n2: P2 column transforms of P1 points, a twiddle, P1 row transforms of P2 points (the "four-step" transform: Bailey
 // 1990), as in cpu/plan.h.
+//
+// The nouns of this room:
+// - Plan: of P points on a device, one Transform (`whole`) or two (`columns`, `rows`) and the Between them.
+// - Transform: `sets` transforms beside each other in a block, each of `lanes` columns, in Passes of one radix
+// (passes.h).
+// - Butterfly: the R points that a thread has at a time, at Places of the buffer; turning_pass: the last pass and the
+// first one back.
+// - Region: a table that a plan needs, filled on the device (tables.h).
+// - Beside: shared memory that a kernel has beside its points.
+//
+// E.g. P = 320 for 768 channels: radices 5, 4, 16 with strides 64, 16, 1; six channels share a block (1920 points, 128
+// threads, 16 KiB). The first pass has no table, the second the powers of 5 roots, the last three pairs of powers of 20
+// roots: 1280 bytes. P = 2^20 is 512 x 2048: blocks of 16 neighbouring columns (radices 8, 4, 16; 68 KiB), rows in
+// blocks of their own (8, 16, 16; 17 KiB), and 43 KiB of tables.
 #pragma once
 
 #include <vector>

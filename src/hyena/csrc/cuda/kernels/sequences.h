@@ -2,6 +2,22 @@
 //
 // Arrays are (B, C, L), positions contiguous. An operand is one part of z behind its short convolution, or an array as
 // it is.
+//
+// The nouns of this room, by who holds whom:
+// - Sequences: the rows of a call, their mask and lengths; Row: one of them.
+// - Array: (B, C, L) numbers; Operand: an Array, or a part of z with its short convolution (taps, bias, z_bias).
+// - Line: an Operand in one row and channel, as a thread reads it; Span: the Packs of 16 bytes around a chunk of it;
+// Sink: an Array in one row and channel, as a thread writes it (lines.h).
+// - chunk: kChunk = 8 positions that a thread has at a time; Chunks: those of a block's transforms (one_block.h).
+// - Tiles: positions cut up for blocks; Pieces: Tiles of every channel (elementwise.h).
+// - Spectra: of filters; Strided: the points of one that a butterfly of the last pass makes (one_block.h, passes.h).
+// - Convolve, ConvolveBackward: programs of rows that fit one block (one_block.h).
+// - Pairs: the (channel, row) pairs of one round over long rows; Columns, MatrixRows: their two halves (long_rows.h).
+//
+// E.g. Convolve of order 2 over 64 rows of 300 positions, 768 channels, P = 320: six channels to a block, 128 blocks of
+// channels for each row. Threads 0 … 20 have the chunks of the first channel: 8 positions of x1 and v with three
+// before, through their short convolutions, multiplied, to 8 places of the buffer; after the passes the same threads
+// multiply 8 real parts by x0 and write 16 bytes of bfloat16.
 #pragma once
 
 #include "../device/block.h"
