@@ -45,7 +45,8 @@ class Watched:
         self.weights: list[Tensor] = []
         # A filter of the user's own may give other taps under autocast.
         self.settings: list[object] = [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")]
-        self._seen: set[int] = set()
+        # By identity, and kept alive, so that no other object gets the same one.
+        self._seen: dict[int, object] = {}
 
     def module(self, module: nn.Module) -> bool:
         """Collects a module and its parts; False if it cannot be watched.
@@ -56,7 +57,7 @@ class Watched:
         settings.append(module)
         if id(module) in seen:
             return True
-        seen.add(id(module))
+        seen[id(module)] = module
         for name in _HOOKS:
             if attributes[name]:
                 return False
@@ -84,7 +85,7 @@ class Watched:
         """Code and attributes of a class."""
         if id(base) in self._seen:
             return True
-        self._seen.add(id(base))
+        self._seen[id(base)] = base
         for name, value in base.__dict__.items():
             if name not in _OF_EVERY_CLASS:
                 self.settings.append(name)
@@ -106,8 +107,8 @@ class Watched:
         if isinstance(value, nn.Module):
             return self.module(value)
         if id(value) in self._seen:
-            return self._atom(id(value))
-        self._seen.add(id(value))
+            return self._atom([*self._seen].index(id(value)))
+        self._seen[id(value)] = value
         self.settings.append(kind)
         if kind in (list, tuple) or (isinstance(value, tuple) and hasattr(value, "_fields")):
             return self._values(value)  # type: ignore[arg-type]
