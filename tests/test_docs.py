@@ -1,11 +1,14 @@
-"""README and docs: every Python block runs, the Quick start is two commands, and links lead somewhere."""
+"""README, docs and ``help(hyena)``: all code in them runs, the Quick start is two commands, links lead somewhere."""
 
 from __future__ import annotations
 
+import doctest
 import re
 from pathlib import Path
 
 import pytest
+
+import hyena
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -41,3 +44,18 @@ def test_python_blocks_run(page: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_help_teaches() -> None:
+    """What ``help(hyena)`` opens with has a first line that stands alone, and examples that give what they say."""
+    text = hyena.__doc__
+    assert re.fullmatch(r"\S.{20,118}\.", text.splitlines()[0])
+    assert text.splitlines()[1] == ""
+    examples = doctest.DocTestFinder(recurse=False).find(hyena, "hyena")
+    assert len(examples[0].examples) >= 5
+    runner = doctest.DocTestRunner()
+    runner.run(examples[0])
+    assert runner.failures == 0
+    rooms = {path.parent.name for path in Path(hyena.__file__).parent.glob("*/__init__.py")} - {"ops", "integrations"}
+    assert [room for room in sorted(rooms) if f"``hyena.{room}``" not in text] == []
+    assert [name for name in hyena.__all__ if name[0].isupper() and not getattr(hyena, name).__doc__] == []
