@@ -35,6 +35,14 @@ class Prepared(NamedTuple):
     spectra: Tensor | None
 
 
+class Past(NamedTuple):
+    """The inputs that came before: the online form, one convolution's memory of them, and how many they were."""
+
+    online: Online
+    memory: Tensor
+    position: int
+
+
 @ops.fusible
 class LongConv(nn.Module):
     """Long convolution ``y = h_i * x + d_i x`` with one of ``F`` filters and a trained weight of the input itself.
@@ -111,6 +119,7 @@ class LongConv(nn.Module):
         cu_seqlens: Tensor | None = None,
         longest: int | None = None,
         prepared: Prepared | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """``post * (h_i * (pre * x) + d_i (pre * x))``.
 
@@ -121,10 +130,14 @@ class LongConv(nn.Module):
             cu_seqlens: ``(rows + 1,)`` offsets of packed rows; then ``B = 1``.
             longest: the longest packed row, L if missing.
             prepared: what :meth:`prepare` returned for this length, so that several convolutions make it once.
+            past: with it, ``x`` holds the next inputs of rows that have begun; its memory is changed in place.
 
         Returns:
             ``(B, L, C)`` in the dtype and memory order of ``x``.
         """
+        if past is not None:
+            y = past.online.extend(i, past.memory, past.position, x if pre is None else pre * x)
+            return y if post is None else post * y
         longest = x.size(1) if longest is None else longest
         taps, spectra = self.prepare(longest) if prepared is None else prepared
         d = self.bias[i].repeat_interleave(x.size(2) // self.bias.size(1))

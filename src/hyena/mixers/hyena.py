@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena import functional, ops
-from hyena.conv.long import FilterFactory, LongConv
+from hyena.conv.long import FilterFactory, LongConv, Past
 from hyena.conv.online import Online
 from hyena.conv.short import ShortConv
 from hyena.filters import HyenaFilter
@@ -281,9 +281,9 @@ class HyenaOperator(Mixer):
             )
         z = self.in_proj(u)
         *x, v = self.short(z, mask, memory=state.short).split(self.width, dim=2)
-        position = state.position
-        y = self._recurrence(x, v, lambda i, v: state.online.extend(i, state.memory[i], position, v))
-        state.position = position + u.size(1)
+        past = [Past(state.online, memory, state.position) for memory in state.memory]
+        y = self._recurrence(x, v, lambda i, v: self.conv(v, i, past=past[i]))
+        state.position += u.size(1)
         y = y.to(z.dtype)
         if self.activation is not None:
             y = self.activation(y)
