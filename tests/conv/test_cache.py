@@ -171,24 +171,24 @@ def swap_tensors(m: HyenaOperator) -> None:
 
 
 def hook(m: HyenaOperator) -> None:
-    m.filter.register_forward_hook(lambda module, args, h: 2 * h)
+    m.conv.filter.register_forward_hook(lambda module, args, h: 2 * h)
 
 
 def hook_of_a_part(m: HyenaOperator) -> None:
-    m.filter.ffn.out.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    m.conv.filter.ffn.out.register_forward_pre_hook(lambda module, args: (2 * args[0],))
 
 
 def replaced_forward(m: HyenaOperator) -> None:
-    forward = m.filter.window.forward
-    m.filter.window.forward = lambda t: 2 * forward(t)
+    forward = m.conv.filter.window.forward
+    m.conv.filter.window.forward = lambda t: 2 * forward(t)
 
 
 def parametrised(m: HyenaOperator) -> None:
-    parametrizations.weight_norm(m.filter.ffn.out).parametrizations.weight.original0.mul_(2)
+    parametrizations.weight_norm(m.conv.filter.ffn.out).parametrizations.weight.original0.mul_(2)
 
 
 def unit_of_time(m: HyenaOperator) -> None:
-    m.filter.encoding.time_unit.fill_(100)
+    m.conv.filter.encoding.time_unit.fill_(100)
 
 
 CHANGES = [

@@ -161,10 +161,10 @@ def check(op: HyenaOperator, change: Callable[[nn.Module], object], *, cached: b
     x = torch.randn(1, 20, 8)
     with torch.no_grad():
         before = op(x)
-        assert may_cache(op.filter) == cached
+        assert may_cache(op.conv.filter) == cached
         assert torch.equal(op(x), before)
-        assert bool(len(op._spectra)) == cached
-        change(op.filter)
+        assert bool(len(op.conv._spectra)) == cached
+        change(op.conv.filter)
         after = op(x)
         op.clear_cache()
         torch.testing.assert_close(after, op(x), rtol=0, atol=0)
@@ -228,7 +228,7 @@ def test_hooks_come_and_go() -> None:
     op, x = HyenaOperator(8, 200).eval(), torch.randn(1, 20, 8)
     with torch.no_grad():
         before = op(x)
-        for part in op.filter.modules():
+        for part in op.conv.filter.modules():
             if isinstance(part, (nn.ModuleList, PositionalEncoding)):
                 continue
             handle = part.register_forward_hook(lambda module, args, out: 2 * out)

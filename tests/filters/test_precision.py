@@ -90,14 +90,14 @@ def test_filters_are_built_in_float32(make: Callable[[], Filter]) -> None:
     assert source(20).dtype == torch.float32
     built = HyenaOperator(8, 20)
     assert built.in_proj.weight.dtype == torch.bfloat16
-    assert {t.dtype for t in built.filter.state_dict().values()} == {torch.float32}
+    assert {t.dtype for t in built.conv.filter.state_dict().values()} == {torch.float32}
 
 
 def test_who_wants_them_cast_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     op = HyenaOperator(8, 20)
-    op.filter.keep_float32 = False
+    op.conv.filter.keep_float32 = False
     assert {p.dtype for p in op.bfloat16().parameters()} == {torch.bfloat16}
-    assert op.filter(20).dtype == torch.float32  # computed in float32, from rounded weights
+    assert op.conv.filter(20).dtype == torch.float32  # computed in float32, from rounded weights
 
     class Cast(HyenaFilter):
         keep_float32 = False
@@ -121,8 +121,8 @@ def test_half_precision_state_dicts_load(make: Callable[[], Filter], assign: boo
 def test_mixed_precision_training_keeps_them() -> None:
     """A bfloat16 model trains its filters in float32: a step far below bfloat16's resolution is taken."""
     op = HyenaOperator(8, 20).bfloat16()
-    before = op.filter.ffn.out.weight.detach().clone()
+    before = op.conv.filter.ffn.out.weight.detach().clone()
     op(torch.randn(2, 20, 8, dtype=torch.bfloat16)).sum().backward()
-    grad = op.filter.ffn.out.weight.grad
-    torch.optim.SGD(op.filter.parameters(), lr=1e-4 / grad.abs().max().item() * before.abs().max().item()).step()
-    assert 0 < (op.filter.ffn.out.weight - before).abs().max() < 2e-4 * before.abs().max()
+    grad = op.conv.filter.ffn.out.weight.grad
+    torch.optim.SGD(op.conv.filter.parameters(), lr=1e-4 / grad.abs().max().item() * before.abs().max().item()).step()
+    assert 0 < (op.conv.filter.ffn.out.weight - before).abs().max() < 2e-4 * before.abs().max()

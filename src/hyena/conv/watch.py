@@ -25,8 +25,9 @@ _ATOMS = {
 }
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
-# What every module has: its weights and parts are looked at by name, and hooks of state dicts change no taps.
-_OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
+# What every module has: its weights and parts are looked at by name, and hooks of state dicts change no taps. Nor does
+# what a filter's layers call when they are initialised.
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"} | {"after_reset"}
 
 # Of a class's attributes, those that Python itself writes.
 _OF_EVERY_CLASS = frozenset(type("Empty", (nn.Module,), {}).__dict__) | {

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from hyena.filters._initial import empty, fill
 from hyena.filters.base import Filter, check_sizes, keeping_float32
 
 
@@ -59,10 +60,13 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("time_unit", torch.empty((), device=device, dtype=Filter.weight_dtype(dtype)))
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Takes back the unit of time that the module was made with, or last extended to."""
-        self.time_unit.fill_(self._unit)
+        fill(self.time_unit, empty(self.time_unit).fill_(self._unit))
+
+    def initial(self, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """:meth:`forward` right after :meth:`reset_parameters`."""
+        return PositionalEncoding(self.emb_dim, self._unit, device=device)(length, device, dtype)
 
     def extend(self, old: int, new: int, mode: str) -> None:
         """See :meth:`hyena.filters.Filter.extend`: ``"stretch"`` multiplies the unit of time by ``new / old``."""
@@ -108,11 +112,13 @@ class LearnedEncoding(nn.Module):
         self.table = nn.Parameter(torch.empty(l_max, emb_dim, device=device, dtype=dtype))
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Writes the computed features into the table."""
-        start = PositionalEncoding(self.emb_dim, self.l_max, device=self.table.device)
-        self.table.copy_(start(self.l_max, self.table.device, self.table.dtype)[0])
+        fill(self.table, self.initial(self.l_max, self.table.device, self.table.dtype)[0])
+
+    def initial(self, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """:meth:`forward` right after :meth:`reset_parameters`."""
+        return PositionalEncoding(self.emb_dim, self.l_max, device=device)(length, device, dtype)
 
     def extend(self, old: int, new: int, mode: str) -> None:
         """Raises ValueError, unless fewer positions are wanted: nothing was trained for rows beyond the table."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena import ops
+from hyena.filters._initial import empty, fill
 from hyena.filters.base import Filter, check_extension, check_sizes
 
 
@@ -51,7 +52,7 @@ class ExplicitFilter(Filter):
 
     def reset_parameters(self) -> None:
         """Draws the taps again."""
-        nn.init.normal_(self.weight, std=self.weight.size(1) ** -0.5)
+        fill(self.weight, empty(self.weight).normal_(std=self.weight.size(1) ** -0.5))
 
     def forward(self, length: int) -> Tensor:
         """Taps ``(F, n, G)``, two-sided ``(F, 2 n - 1, G)``, with ``n = min(length, K)``.

@@ -5,6 +5,7 @@ Dimensions: K taps, E features, W width, O outputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hyena import ops
+from hyena.filters._initial import empty, fill
 
 
 @ops.fusible
@@ -24,6 +26,20 @@ class FilterLinear(NonDynamicallyQuantizableLinear):
     rounding these weights to 8 bits moves the taps by 15 %, and saves nothing, because a filter runs once for a whole
     batch. Adapters (LoRA), pruning and parametrisations work as on any ``nn.Linear``.
     """
+
+    after_reset: Callable[[], None] | None = None
+    """Called at the end of :meth:`reset_parameters`; a filter scales its last layer then."""
+
+    def reset_parameters(self) -> None:
+        """``nn.Linear``'s own initialisation."""
+        if self.weight.is_meta:
+            return
+        bound = self.in_features**-0.5
+        for p in (self.weight, self.bias):
+            if p is not None:
+                fill(p, empty(p).uniform_(-bound, bound))
+        if self.after_reset is not None:
+            self.after_reset()
 
     def forward(self, input: Tensor) -> Tensor:
         """``(K, in) -> (K, out)`` in the dtype of ``input``."""
@@ -71,7 +87,7 @@ class SineFFN(nn.Module):
         """``nn.Linear``'s own initialisation, as in the released code, and ``freq`` at its start."""
         for layer in [*self.hidden, self.out]:
             layer.reset_parameters()
-        nn.init.constant_(self.freq, self.initial_freq)
+        fill(self.freq, empty(self.freq).fill_(self.initial_freq))
 
     def forward(self, features: Tensor) -> Tensor:
         """``(K, E) -> (K, O)`` in the dtype of ``features``, whatever the weights' own."""

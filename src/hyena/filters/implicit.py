@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from hyena import ops
+from hyena.filters._initial import fill, whole
 from hyena.filters.base import Filter, check_extension
 from hyena.filters.encoding import PositionalEncoding
 from hyena.filters.ffn import FilterLinear, SineFFN
@@ -82,33 +84,55 @@ class HyenaFilter(Filter):
             SineFFN(emb_dim, width, rows * channels, inner_layers=inner_layers, freq=freq, **at) if ffn is None else ffn
         )
         self.window = ExponentialWindow(channels, rows, shift=shift, **at) if window is None else window
-        if ffn is None and isinstance(self.ffn, SineFFN):
-            self._scale_to_unit_norm(self.ffn)
+        self._scales = True
+        if ffn is None:
+            # Whoever initialises a model module by module gets the same filters, in any order.
+            for part in self.ffn.modules():
+                if isinstance(part, FilterLinear):
+                    part.after_reset = self._scale_to_unit_norm
+            self._scale_to_unit_norm()
 
     def reset_parameters(self) -> None:
         """Initialises every part again, and scales the filters to unit norm."""
+        self._scales = False  # once, at the end
         for part in (self.encoding, self.ffn, self.window):
             reset = getattr(part, "reset_parameters", None)
             if reset is not None:
                 reset()
-        if isinstance(self.ffn, SineFFN):
-            self._scale_to_unit_norm(self.ffn)
+        self._scales = True
+        self._scale_to_unit_norm()
 
     @torch.no_grad()
-    def _scale_to_unit_norm(self, ffn: SineFFN) -> None:
+    def _scale_to_unit_norm(self) -> None:
         """Scales the FFN's last layer so that each filter starts with l2 norm 1.
 
         White input then leaves a convolution as strong as it went in, whatever ``l_max``; with the released code's
         initialisation the output grows as the square root of ``l_max``.
+
+        The layers' weights are read, gathered if they are sharded; everything else is taken as it is at the start,
+        whether or not it has been initialised yet.
         """
-        weight = ffn.out.weight
-        if weight.is_meta:
+        ffn = self.ffn
+        if not self._scales or not isinstance(ffn, SineFFN):
             return
-        step = max(1, self.l_max // _NORM_SAMPLES)
-        features, t = self.encoding(self.l_max, weight.device, torch.float32)
-        h = ffn(features[::step]) * self.window(t[::step])
-        norm = (h.square().sum(0) * step).sqrt()
-        weight.div_(norm.clamp_min(1e-12)[:, None].to(weight.dtype))
+        layers: list[Any] = [*ffn.hidden, ffn.out]
+        if not all(isinstance(layer, nn.Linear) for layer in layers) or any(layer.weight.is_meta for layer in layers):
+            return
+        weights = [(whole(m.weight).float(), None if m.bias is None else whole(m.bias).float()) for m in layers]
+        device, step = weights[-1][0].device, max(1, self.l_max // _NORM_SAMPLES)
+        with ops.without_autocast(device):
+            x, t = getattr(self.encoding, "initial", self.encoding)(self.l_max, device, torch.float32)
+            x, t = x[::step], t[::step]
+            for weight, bias in weights[:-1]:
+                x = torch.sin(ffn.initial_freq * F.linear(x, weight, bias))
+            # Rows of norm 1 first: what an uninitialised layer did to them is undone when it is initialised.
+            rows = F.normalize(weights[-1][0], dim=1, eps=1e-30)
+            window = self.window
+            h = F.linear(x, rows) * (
+                window.at(t, window.initial_deltas()) if isinstance(window, ExponentialWindow) else window(t)
+            )
+        norm = (h.square().sum(0) * step).sqrt().nan_to_num(1.0).clamp(1e-12, 1e12)
+        fill(ffn.out.weight, (rows / norm[:, None]).to(ffn.out.weight.dtype))
 
     def forward(self, length: int) -> Tensor:
         """Taps for rows of ``length`` positions.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena import ops
+from hyena.filters._initial import empty, fill
 from hyena.filters.base import Filter, Modes, check_extension, check_sizes
 
 
@@ -30,6 +31,15 @@ def response(decay: Tensor, angle: Tensor, residue: Tensor, count: int) -> Tenso
     coarse = residue[..., None] * powers(decay * width, angle * width, rows)  # (…, m, rows)
     fine = powers(decay, angle, width)  # (…, m, width)
     return (coarse.transpose(-1, -2) @ fine).real.flatten(-2)[..., :count]
+
+
+def _modes(log_decay: Tensor, angle: Tensor | None, residue: Tensor, first: Tensor) -> Modes:
+    """The poles and residues of weights; real ones without ``angle``."""
+    dtype = ops.compute_dtype(log_decay)
+    decay, residue, first = log_decay.to(dtype).exp(), residue.to(dtype), first.to(dtype)
+    if angle is None:
+        return Modes(decay, torch.zeros_like(decay), residue, first)
+    return Modes(decay, angle.to(dtype), torch.view_as_complex(residue.contiguous()), first)
 
 
 def _norm(modes: Modes, length: int) -> Tensor:
@@ -97,33 +107,24 @@ class ModalFilter(Filter):
         self.register_buffer("error", torch.empty(num_filters, channels, device=device, dtype=dtype))
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Starts again; see the class."""
         # Time constants from 1 position to l_max.
         rates = torch.linspace(-math.log(max(self.l_max, 2)), 0.0, self.num_modes)
-        self.log_decay.copy_(rates.expand(self.log_decay.shape))
-        if self.angle is not None:
-            nn.init.uniform_(self.angle, 0.0, math.pi)
-        nn.init.normal_(self.residue)
-        nn.init.normal_(self.first)
-        self.error.zero_()
-        norm = _norm(self.modes(), self.l_max).to(self.first.dtype)
-        self.first.div_(norm)
-        self.residue.div_(norm[..., None] if self.real else norm[..., None, None])
+        log_decay = empty(self.log_decay).copy_(rates)
+        angle = None if self.angle is None else empty(self.angle).uniform_(0.0, math.pi)
+        residue, first = empty(self.residue).normal_(), empty(self.first).normal_()
+        norm = _norm(_modes(log_decay, angle, residue, first), self.l_max).to(first.dtype)
+        fill(self.log_decay, log_decay)
+        if angle is not None:
+            fill(self.angle, angle)
+        fill(self.residue, residue / (norm[..., None] if self.real else norm[..., None, None]))
+        fill(self.first, first / norm)
+        fill(self.error, torch.zeros_like(first))
 
     def modes(self) -> Modes:
         """Poles and residues, float64 if the weights are, else float32."""
-        dtype = ops.compute_dtype(self.log_decay)
-        decay = self.log_decay.to(dtype).exp()
-        angle = torch.zeros_like(decay) if self.angle is None else self.angle.to(dtype)
-        residue = self.residue.to(dtype)
-        return Modes(
-            decay,
-            angle,
-            residue if self.real else torch.view_as_complex(residue.contiguous()),
-            self.first.to(dtype),
-        )
+        return _modes(self.log_decay, self.angle, self.residue, self.first)
 
     def forward(self, length: int) -> Tensor:
         """Taps ``(F, length, G)``.

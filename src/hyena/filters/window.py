@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena import ops
+from hyena.filters._initial import fill
 
 
 @ops.fusible
@@ -53,14 +54,21 @@ class ExponentialWindow(nn.Module):
 
     def reset_parameters(self) -> None:
         """Spaces the decays again: the whole range for each filter."""
+        fill(self.deltas, self.initial_deltas())
+
+    def initial_deltas(self) -> Tensor:
+        """The decays ``(F * C,)`` that :meth:`reset_parameters` writes."""
         each = self.deltas.numel() // self.num_filters
         row = torch.linspace(*self.ends, each, device=self.deltas.device, dtype=self.deltas.dtype)
-        with torch.no_grad():
-            self.deltas.copy_(row.repeat(self.num_filters))
+        return row.repeat(self.num_filters)
 
     def forward(self, t: Tensor) -> Tensor:
         """Time ``(K,) -> (K, F * C)``."""
-        decay = torch.outer(-t, self.deltas.to(t.dtype).abs())
+        return self.at(t, self.deltas)
+
+    def at(self, t: Tensor, deltas: Tensor) -> Tensor:
+        """:meth:`forward` with other decays."""
+        decay = torch.outer(-t, deltas.to(t.dtype).abs())
         # Without a gradient to keep anything for, in place: the window is as large as all filters together.
         decay = decay.exp() if decay.requires_grad else decay.exp_()
         if self.shift == 0:

@@ -1,0 +1,34 @@
+"""Writing initial values into weights, whole or sharded."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def empty(t: Tensor) -> Tensor:
+    """A plain tensor to fill, of the whole shape of ``t`` if that is a shard (a ``DTensor``, as FSDP2 makes them)."""
+    return torch.empty(t.shape, dtype=t.dtype, device=t.device)
+
+
+def whole(t: Tensor) -> Tensor:
+    """``t``, gathered from all processes if it is sharded."""
+    return t.full_tensor() if hasattr(t, "full_tensor") else t
+
+
+@torch.no_grad()
+def fill(t: Tensor, value: Tensor) -> None:
+    """Copies ``value``, a plain tensor of the whole shape, into ``t``.
+
+    Of a sharded weight every process keeps its part of the first process's values. Weights that transformers has loaded
+    from a checkpoint stay as they are: it calls every module's initialisation afterwards, for what was missing.
+    """
+    if getattr(t, "_is_hf_initialized", False) or t.is_meta:
+        return
+    if hasattr(t, "full_tensor"):
+        from torch.distributed.tensor import Replicate, distribute_tensor
+
+        mesh = t.device_mesh  # type: ignore[attr-defined]
+        value = distribute_tensor(value, mesh, [Replicate()] * mesh.ndim)
+        value = value.redistribute(placements=t.placements)  # type: ignore[attr-defined]
+    t.copy_(value)
