@@ -1,11 +1,11 @@
 """Filters applied to a sequence, at once or as the input arrives."""
 
 from hyena.conv.distill import distill, distillation_errors
-from hyena.conv.long import LongConv
+from hyena.conv.long import LongConv, Past
 from hyena.conv.modal import Recurrence
 from hyena.conv.online import Online
 from hyena.conv.short import ShortConv
 from hyena.conv.tiled import Tiles
 from hyena.conv.window import Window
 
-__all__ = ["LongConv", "Online", "Recurrence", "ShortConv", "Tiles", "Window", "distill", "distillation_errors"]
+__all__ = ["LongConv", "Online", "Past", "Recurrence", "ShortConv", "Tiles", "Window", "distill", "distillation_errors"]
