@@ -14,6 +14,14 @@ from trainer import Trainer
 
 AGAIN = "--restart begins again"
 
+# Names of weights in checkpoints of version 0.1, and now.
+_RENAMED = {
+    ".mixer.short_weight": ".mixer.short.weight",
+    ".mixer.short_bias": ".mixer.short.bias",
+    ".mixer.filter_bias": ".mixer.conv.bias",
+    ".mixer.filter.": ".mixer.conv.filter.",
+}
+
 
 def save(trainer: Trainer, path: Path) -> None:
     """Writes a checkpoint; whenever the process is killed, ``path`` holds a whole one, the old or the new."""
@@ -44,6 +52,7 @@ def resume(trainer: Trainer, path: Path) -> bool:
             f"{path} is of a run with other settings: {', '.join(differing)}. Choose another --out, or --restart to "
             "begin again"
         )
+    state = with_names_of_today(state, trainer)
     fault = next(faults(state, trainer), None)
     if fault is not None:
         raise ValueError(f"{path} is damaged: {fault}; {AGAIN}")
@@ -52,6 +61,35 @@ def resume(trainer: Trainer, path: Path) -> bool:
         state[key] = None if state[key] is None else state[key].cpu()
     trainer.restore(state)
     return True
+
+
+def with_names_of_today(state: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]:
+    """A checkpoint by today's names of weights, and with the optimizer's state in today's order of them.
+
+    The optimizer knows a parameter by its number: groups in turn, and in a group the order of the model's state dict,
+    which is saved. What does not look like a checkpoint is left to :func:`faults`.
+    """
+    state = dict(state)
+    if not isinstance(state.get("model"), Mapping) or not all(isinstance(name, str) for name in state["model"]):
+        return state
+    state["model"] = {_name_of_today(name): t for name, t in state["model"].items()}
+    place = {name: i for i, name in enumerate(state["model"])}
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    groups = [[names[id(p)] for p in group["params"]] for group in trainer.optimizer.param_groups]
+    optimizer = state.get("optimizer")
+    if not all(name in place for group in groups for name in group) or not isinstance(optimizer, Mapping):
+        return state
+    then = [name for group in groups for name in sorted(group, key=place.__getitem__)]
+    now = {name: i for i, name in enumerate(name for group in groups for name in group)}
+    if isinstance(held := optimizer.get("state"), Mapping) and set(held) <= set(range(len(then))):
+        state["optimizer"] = {**optimizer, "state": {now[then[i]]: moments for i, moments in held.items()}}
+    return state
+
+
+def _name_of_today(name: str) -> str:
+    for then, now in _RENAMED.items():
+        name = name.replace(then, now)
+    return name
 
 
 def faults(state: Mapping[str, Any], trainer: Trainer) -> Iterator[str]:
@@ -68,7 +106,11 @@ def faults(state: Mapping[str, Any], trainer: Trainer) -> Iterator[str]:
     if type(step) is not int or not 0 <= step <= trainer.settings.steps:
         yield f"step is {step!r}, not a number from 0 to {trainer.settings.steps}"
         return
-    yield from _tensors("model", state["model"], mine["model"])
+    saved = state["model"] if isinstance(state["model"], Mapping) else {}
+    parameters = {name for name, _ in trainer.model.named_parameters(remove_duplicate=False)}
+    # A buffer that came with a later version may be missing.
+    kept = {name: t for name, t in mine["model"].items() if name in parameters or name in saved}
+    yield from _tensors("model", state["model"], kept)
     yield from _optimizer(state["optimizer"], mine["optimizer"], trainer, step)
     for name in ("batches", "random", "random_device"):
         if mine[name] is not None and (name != "random_device" or state[name] is not None):

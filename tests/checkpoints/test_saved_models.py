@@ -55,6 +55,27 @@ def todays(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_every_weight_arrives(name: str) -> None:
+    module, saved = built(name), state(name)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.fill_(torch.nan)
+    module.load_state_dict(saved)
+    loaded = module.state_dict()
+    assert [key for key, t in saved.items() if not torch.equal(loaded[todays(key)], t)] == []
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "attention" not in name])
+def test_other_names_are_refused(name: str) -> None:
+    saved = state(name)
+    first = next(key for key in saved if key.endswith("filter_bias"))
+    saved[first.replace("filter_bias", "filter_weight")] = saved.pop(first)
+    with pytest.raises(RuntimeError, match="filter_weight"):
+        built(name).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_outputs(name: str) -> None:
     module = built(name)
     module.load_state_dict(state(name))
