@@ -336,7 +336,7 @@ def test_the_training_codes_window() -> None:
 def test_half_precision_weights_and_loading_again() -> None:
     state = {key: t.to(torch.bfloat16) for key, t in GOLDEN.state.items()}
     model = hyenadna(state, changed(residual_in_fp32=True)).eval()
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for name, p in model.named_parameters() if ".conv.filter." not in name} == {torch.bfloat16}
     assert model(TOKENS).dtype == torch.bfloat16
     assert deviation(model(TOKENS), WANT) < 0.1
     again = hyenadna(GOLDEN.state, GOLDEN.config).eval()

@@ -55,7 +55,8 @@ def load_hyenadna(
             model has such an order.
 
     Returns:
-        The model, in the dtype and on the device of its weights, in training mode.
+        The model, in the dtype and on the device of its weights, in training mode. The filters' weights are float32 at
+        least, as in any model of this library.
 
     Raises:
         ValueError: keys of the weights or of the config that fit nowhere, missing keys, other shapes, all listed;

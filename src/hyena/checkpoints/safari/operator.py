@@ -50,7 +50,8 @@ def load_safari_operator(
             released code trains it (``lr_pos_emb`` is not 0), or if it is not what would be computed.
 
     Returns:
-        The operator, in the dtype and on the device of its weights, in training mode.
+        The operator, in the dtype and on the device of its weights, in training mode. The filter's weights are float32
+        at least, as in any operator of this library.
 
     Raises:
         ValueError: keys of the state dict or of the config that fit nowhere, missing keys, other shapes, all listed;
@@ -177,16 +178,18 @@ class ReleasedOperator:
         """The operator without values, on the meta device: making it draws no random numbers."""
         c = self.config
         at: dict[str, Any] = {"device": torch.device("meta"), "dtype": dtype}
-        stored = positions is not Positions.COMPUTED
+        # Parts of a filter are made as filters make them: in float32 at least.
+        part = {**at, "dtype": HyenaFilter.weight_dtype(dtype)}
+        encoding = PositionalEncoding if positions is Positions.COMPUTED else StoredEncoding
         inner = HyenaFilter(
             c.d_model,
             c.l_max,
             c.num_filters,
-            encoding=StoredEncoding(c.emb_dim, c.l_max, **at) if stored else PositionalEncoding(c.emb_dim, c.l_max),
+            encoding=encoding(c.emb_dim, c.l_max, **part),
             ffn=SineFFN(
-                c.emb_dim, c.filter_order, c.num_filters * c.d_model, inner_layers=c.num_inner_mlps, freq=c.w, **at
+                c.emb_dim, c.filter_order, c.num_filters * c.d_model, inner_layers=c.num_inner_mlps, freq=c.w, **part
             ),
-            window=self._window(at) if c.modulate else NoWindow(),
+            window=self._window(part) if c.modulate else NoWindow(),
         )
         wrapped = c.num_blocks > 1
         changed = c.normalized or wrapped
