@@ -91,6 +91,7 @@ const Types& parameter_of(const Tensor& z) { return z.scalar_type() == ScalarTyp
 // An argument's shape, dtype, device (that of `beside`) and memory.
 void expect(const char* name, const Tensor& t, std::initializer_list<int64_t> sizes, const Types& types,
             const Tensor& beside) {
+    if (!t.defined()) require(false, name, " must be ", types.text, " of shape ", shape_of(sizes), ", got None");
     bool fits = t.dim() == int64_t(sizes.size()) && types.take(t.scalar_type()) && same_device(t, beside);
     int64_t i = 0;
     if (fits)

@@ -104,6 +104,7 @@ Spectra spectra(const Tensor& t, int64_t filters) {
 Tensor empty_spectrum(const Tensor& like, int64_t filters, int64_t channels, int64_t size) {
     Tensor t = with_huge_pages(allocate(like, {filters, channels, size + 1, 2}));
     const int64_t used = channels * points_of(size) * 2, all = channels * (size + 1) * 2, bytes = element_size(t);
+    if (t.numel() == 0) return t;
     for (int64_t f = 0; f < filters; ++f)
         std::memset(static_cast<char*>(t.data_ptr()) + (f * all + used) * bytes, 0, (all - used) * bytes);
     return t;
