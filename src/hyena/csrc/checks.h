@@ -1,6 +1,6 @@
-// What the ops ask of their arguments, the same for the CPU's and the GPU's kernels: shapes, dtypes, devices, and
-// memory behind every element. An error is a std::invalid_argument (ValueError in Python) that names the argument, what
-// it must be, and what it is.
+// Checks of the ops' arguments, the same for the CPU's and the GPU's kernels: shapes, dtypes, devices, and memory
+// behind every element. An error is a std::invalid_argument (ValueError in Python) that names the argument, its shape,
+// dtype and device, and those that it must have.
 #pragma once
 
 #include "tensors.h"

@@ -1,4 +1,4 @@
-// What the registration of the CPU's and the GPU's kernels share: dtypes, memory order, transform lengths. Stable ABI.
+// Tensors in both bindings: dtypes, memory order, transform lengths, errors of torch's. Stable ABI.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

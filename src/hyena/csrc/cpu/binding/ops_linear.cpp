@@ -1,4 +1,4 @@
-// Projections.
+// Linear layers: hyena::project and its gradient.
 #include <torch/csrc/stable/library.h>
 
 #include <array>

@@ -1,4 +1,4 @@
-// The mixing step.
+// The mixing step from z to y: hyena::recurrence.
 #include "ops.h"
 
 namespace hyena {

@@ -1,4 +1,4 @@
-// How a transform of P points is cut up, and its tables of twiddles. No instruction set in here.
+// Plans of transforms of P points: how each is cut up, and its tables of twiddles. No instruction set in here.
 //
 // P = P1 * P2, time t = n1 * P2 + n2: P2 column transforms of P1 points, a twiddle, P1 row transforms of P2 points (the
 // "four-step" transform: Bailey 1990). With columns of up to a few hundred points, each pass over the data works in the

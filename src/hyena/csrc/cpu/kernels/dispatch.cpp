@@ -1,4 +1,4 @@
-// Which kernels this machine can run.
+// The choice of kernels for this machine's processor.
 
 #include <cstdlib>
 #include <cstring>

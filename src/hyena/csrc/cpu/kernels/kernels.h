@@ -1,5 +1,4 @@
-// What the registration of the ops asks of the kernels: plain structs and a table of functions for each instruction
-// set.
+// The kernels' interface: plain structs of arguments, and a table of functions for each instruction set.
 //
 // Dimensions: R rows (sequences), L positions, C channels, N order, F long filters, G filter channels, K taps of the
 // short convolution, P transform length. The channel stride of every (R, L, C) array is 1.

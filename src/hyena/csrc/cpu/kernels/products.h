@@ -1,4 +1,4 @@
-// What happens to rows of a spectrum in a convolution and in its gradient. Independent of how sequences are stored.
+// Products of spectra, of a convolution and of its gradient, row by row of the plan's matrix.
 #pragma once
 
 #include "../fft/right_angle.h"

@@ -1,4 +1,4 @@
-// A filter's spectrum, and its gradient: hyena::filter_spectrum. Scaled by 1 / P, so that no convolution need be.
+// A filter's spectrum, and its gradient: hyena::filter_spectrum. Scaled by 1 / P, so that convolutions need no scale.
 #pragma once
 
 #include "../fft/right_angle.h"

@@ -1,4 +1,4 @@
-// What the kernels take, and how an op hands the rest to its fallback.
+// Whether kernels take a tensor, and the call of an op's fallback where they do not.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

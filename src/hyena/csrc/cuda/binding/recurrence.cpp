@@ -129,7 +129,7 @@ Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& w
         const std::array<std::pair<int64_t, bool>, 3> places{
             {{0, true}, {recurrence.part_of_gate(0) * channels, recurrence.has_gate(0)}, {value, true}}};
         for (size_t i = 0; i < places.size(); ++i)
-            if (const auto [first, there] = places[i]; there)
+            if (const auto [first, has_part] = places[i]; has_part)
                 call.run("gradients of taps",
                          TapGradients{channels, kSums, kTapGroup, kTapGroup - 1, parts.taps(),
                                       floats(to.sums) + 1 + int64_t(i) * kPartSums, parts.from(first).z_bias,

@@ -1,4 +1,4 @@
-// What the kernels ask of a device.
+// A GPU's limits, memory and state.
 #include <array>
 #include <mutex>
 

@@ -1,5 +1,5 @@
-// How a program (a struct with blocks() and operator()(block, shared, index)) is run: by a GPU (kernels_*.cu), or by a
-// loop on the host (emulated.cpp), for the same programs.
+// Launches of programs (structs with blocks() and operator()(block, shared, index)): by a GPU (kernels_*.cu), or as
+// loops on the host (emulated.cpp), for the same programs.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// What the kernels need of a device, written so that the same code runs on the host: without nvcc every kernel is an
-// ordinary function (see block.h), which is how they are tested on a machine that has no GPU.
+// Device code that also runs on the host: without nvcc every kernel is an ordinary function (see block.h), which is how
+// kernels are tested on a machine that has no GPU.
 //
 // The nouns of this room:
 // - Block: the threads of a block; block.each(phase) runs a phase in all of them, with a barrier after it (block.h).

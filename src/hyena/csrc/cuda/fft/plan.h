@@ -1,4 +1,4 @@
-// How a transform of P points is cut up for a device, and what tables it needs. Host code.
+// Plans of transforms of P points on a device: how each is cut up, and which tables it needs. Host code.
 //
 // Up to what a block's shared memory holds, one block does a whole transform. Beyond, P = P1 * P2 and time t = n1 * P2
 // + n2: P2 column transforms of P1 points, a twiddle, P1 row transforms of P2 points (the "four-step" transform: Bailey

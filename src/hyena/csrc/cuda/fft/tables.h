@@ -1,4 +1,4 @@
-// Fills the tables that plans ask for.
+// Filling of the tables that plans need.
 #pragma once
 
 #include "plan.h"

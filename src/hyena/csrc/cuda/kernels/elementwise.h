@@ -1,4 +1,4 @@
-// What needs no transform: the short convolution and its gradient, products of operands, and the tables.
+// Programs without a transform: the short convolution and its gradient, products of operands, and sums.
 #pragma once
 
 #include "lines.h"

@@ -1,3 +1,4 @@
+// Gradients of rows that fit one block.
 #include "../device/launch.cuh"
 #include "programs.h"
 

@@ -1,3 +1,4 @@
+// Programs without a transform.
 #include "../device/launch.cuh"
 #include "programs.h"
 

@@ -1,3 +1,4 @@
+// Spectra of filters.
 #include "../device/launch.cuh"
 #include "programs.h"
 

@@ -1,3 +1,4 @@
+// Rows that do not fit one block.
 #include "../device/launch.cuh"
 #include "programs.h"
 

@@ -212,7 +212,7 @@ struct RowsBackward {
                       channel = pairs.first_channel + index / rows.tiles();
         Cx* s = spectra.at(0, channel) + offset;
         const float skip = skip_of(d, channel, 1.f / float(rows.points));
-        Cx* mine = kept + index * t.sets * t.points;
+        Cx* own_spectrum = kept + index * t.sets * t.points;
         Cx* sum = dspectra + channel * spectrum_stride + offset;
         for (int64_t i = 0; i < pairs.num_rows; ++i) {
             if (row_of(sequences, pairs.first_row + i).length == 0) continue;
@@ -220,7 +220,8 @@ struct RowsBackward {
             rows.load(block, buffer, input + at);
             turning_pass(block, t, buffer, [&](uint32_t set) {
                 const uint32_t first = set * t.points;
-                return [skip, f = s + first, keep = mine + first](auto radix, uint32_t index, uint32_t stride, Cx* a) {
+                return [skip, f = s + first, keep = own_spectrum + first](auto radix, uint32_t index, uint32_t stride,
+                                                                          Cx* a) {
                     const Strided kept_at(keep, index, stride);
                     unrolled<decltype(radix)::value>([&](auto k) { kept_at[k] = a[k]; });
                     times_filter<false>(radix, Strided(f, index, stride), skip, a);
@@ -230,8 +231,8 @@ struct RowsBackward {
             rows.load(block, buffer, gradient + at);
             turning_pass(block, t, buffer, [&](uint32_t set) {
                 const uint32_t first = set * t.points;
-                return [skip, f = s + first, keep = mine + first, total = sum + first](auto radix, uint32_t index,
-                                                                                       uint32_t stride, Cx* a) {
+                return [skip, f = s + first, keep = own_spectrum + first, total = sum + first](
+                           auto radix, uint32_t index, uint32_t stride, Cx* a) {
                     const Strided kept_at(keep, index, stride), sums_at(total, index, stride);
                     unrolled<decltype(radix)::value>(
                         [&](auto k) { sums_at[k] = sums_at[k] + times_conj(a[k], kept_at[k]); });

@@ -201,7 +201,7 @@ struct ConvolveBackward {
         Cx* buffer = reinterpret_cast<Cx*>(shared);
         float* partial = reinterpret_cast<float*>(buffer + buffer_places(t.size()));
         float* totals = partial + 2 * kPartSums * block.threads;
-        Cx* mine = kept + index * t.size();
+        Cx* own_spectrum = kept + index * t.size();
         const int64_t slice = index % slices, first = index / slices * t.sets;
         const Chunks chunks(block, t);
         block.each([&](int thread) {
@@ -216,11 +216,11 @@ struct ConvolveBackward {
             if (row.length == 0) continue;
             inputs(block, chunks, buffer, row, first, partial);
             add_up<1>(block, chunks.sets, chunks.per_set, partial, totals);
-            transforms<false>(block, buffer, mine, slice, first);
+            transforms<false>(block, buffer, own_spectrum, slice, first);
             outer_gradient(block, chunks, buffer, row, first, partial);
             if (adjoint) add_up<kPartSums>(block, chunks.sets, chunks.per_set, partial, totals + t.sets);
             gradient_in(block, chunks, buffer, row, first);
-            transforms<true>(block, buffer, mine, slice, first);
+            transforms<true>(block, buffer, own_spectrum, slice, first);
             inner_gradients(block, chunks, buffer, row, first, partial);
             if (adjoint)
                 add_up<2 * kPartSums>(block, chunks.sets, chunks.per_set, partial, totals + t.sets * (1 + kPartSums));
@@ -287,26 +287,26 @@ struct ConvolveBackward {
     // The convolution of the buffer, whose spectrum is kept; or its adjoint, with the gradient of the filter's
     // spectrum.
     template <bool kAdjoint>
-    HYENA_DEVICE void transforms(const Block& block, Cx* buffer, Cx* mine, int64_t slice, int64_t first) const {
+    HYENA_DEVICE void transforms(const Block& block, Cx* buffer, Cx* own_spectrum, int64_t slice, int64_t first) const {
         const Transform& t = transform;
         first_pass<Ends::kRealTwisted>(block, t, RealInBuffer{buffer}, InBuffer{buffer});
         middle_forward(block, t, buffer);
         turning_pass(block, t, buffer, [&](uint32_t set) {
             const uint32_t channel = own(first, int(set));
             const bool counts = first + set < channels;
-            return
-                [counts, s = spectra.at(0, channel), skip = skip_of(d, channel, t.scale), keep = mine + set * t.points,
-                 sum = gradient_of(slice, channel)](auto radix, uint32_t index, uint32_t stride, Cx* a) {
-                    constexpr int R = decltype(radix)::value;
-                    const Strided kept_at(keep, index, stride), filter(s, index, stride);
-                    if constexpr (!kAdjoint) {
-                        unrolled<R>([&](auto k) { kept_at[k] = a[k]; });
-                    } else if (counts) {
-                        const Strided sums_at(sum, index, stride);
-                        unrolled<R>([&](auto k) { sums_at[k] = sums_at[k] + times_conj(a[k], kept_at[k]); });
-                    }
-                    times_filter<kAdjoint>(radix, filter, skip, a);
-                };
+            return [counts, s = spectra.at(0, channel), skip = skip_of(d, channel, t.scale),
+                    keep = own_spectrum + set * t.points,
+                    sum = gradient_of(slice, channel)](auto radix, uint32_t index, uint32_t stride, Cx* a) {
+                constexpr int R = decltype(radix)::value;
+                const Strided kept_at(keep, index, stride), filter(s, index, stride);
+                if constexpr (!kAdjoint) {
+                    unrolled<R>([&](auto k) { kept_at[k] = a[k]; });
+                } else if (counts) {
+                    const Strided sums_at(sum, index, stride);
+                    unrolled<R>([&](auto k) { sums_at[k] = sums_at[k] + times_conj(a[k], kept_at[k]); });
+                }
+                times_filter<kAdjoint>(radix, filter, skip, a);
+            };
         });
         if (!kAdjoint && dpost.data == nullptr) return;  // nobody asks for the convolution itself
         middle_inverse(block, t, buffer);

@@ -1,4 +1,4 @@
-// The programs that there are, for what is instantiated one by one: kernels_*.cu on a GPU, emulated.cpp on the host.
+// Lists of all programs, for what is instantiated one by one: kernels_*.cu on a GPU, emulated.cpp on the host.
 #pragma once
 
 #include "../fft/tables.h"
