@@ -1,75 +1,179 @@
-"""What the ops ask of their arguments. Errors name the argument and repeat its shape, dtype or device."""
+"""What the ops ask of their arguments. Errors name the argument and repeat its shape, dtype and device.
+
+Every op checks in three places with the functions below: in its Python call, in its fallback and in its fake. Kernels
+check for themselves (``csrc``).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from hyena.ops._layout import compute_dtype
+from hyena.ops._layout import compute_dtype, points_of
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_NAMES = "float16, bfloat16, float32 or float64"
 
 
-def check_devices(z: Tensor, **others: Tensor | None) -> None:
-    """Whether everything is where ``z`` is: a kernel is handed addresses, and would read another device's memory.
-
-    Raises:
-        ValueError: something is elsewhere, with its name.
-    """
-    for name, t in others.items():
-        if t is not None and t.device != z.device:
-            raise ValueError(f"{name} is on {t.device}, but the input on {z.device}: both must be on one device")
+def shown(t: Tensor) -> str:
+    """``t`` in an error."""
+    return f"{t.dtype} of shape {tuple(t.shape)} on {t.device}"
 
 
-def check_row(z: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> None:
-    """Checks what every op asks of its sequence input, mask and offsets.
+def check_rows(name: str, x: Tensor) -> None:
+    """A sequence ``(B, L, C)``: dense, of a dtype that the ops know.
 
     Raises:
-        ValueError: the shapes or dtypes do not fit, with the ones found.
+        ValueError: it is not, with its dtype and shape.
     """
-    if z.dim() != 3 or not z.is_floating_point():
+    if x.dim() != 3 or x.dtype not in DTYPES or x.layout != torch.strided:
         raise ValueError(
-            f"expected a floating point tensor of shape (B, L, C), got {z.dtype} of shape {tuple(z.shape)}"
+            f"{name} must be floating point ({_NAMES}) of shape (B, L, C), got {x.dtype} of shape {tuple(x.shape)}"
         )
-    if z.size(1) < 1:
-        raise ValueError(f"expected at least one position, got a tensor of shape {tuple(z.shape)}")
-    if mask is not None and (mask.shape != z.shape[:2] or mask.dtype != torch.bool):
+
+
+def check_like(name: str, t: Tensor, shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> None:
+    """A tensor of one shape and dtype (of ``like``, if missing), where ``like`` is.
+
+    Raises:
+        ValueError: it is not, with both.
+    """
+    dtype = like.dtype if dtype is None else dtype
+    check_device(name, t, like)
+    if t.dim() != len(shape) or tuple(t.shape) != tuple(shape) or t.dtype != dtype or t.layout != torch.strided:
+        raise ValueError(f"{name} must be {dtype} of shape {tuple(shape)}, got {t.dtype} of shape {tuple(t.shape)}")
+
+
+def check_storage(name: str, t: Tensor) -> None:
+    """Whether the memory of ``t`` holds its entries; a storage that was freed or shrunk behind it does not.
+
+    Raises:
+        ValueError: it is too small, with both numbers of bytes.
+    """
+    if t.layout != torch.strided or t.is_meta or t.numel() == 0:
+        return
+    last = t.storage_offset() + sum((size - 1) * step for size, step in zip(t.shape, t.stride(), strict=True))
+    needed, found = (last + 1) * t.itemsize, t.untyped_storage().nbytes()
+    if needed > found:
+        raise ValueError(f"{name} of shape {tuple(t.shape)} needs a storage of {needed} bytes, but has one of {found}")
+
+
+def check_device(name: str, t: Tensor, like: Tensor) -> None:
+    """Whether ``t`` is where ``like`` is: a kernel is handed addresses, and would read another device's memory.
+
+    Raises:
+        ValueError: it is elsewhere, with both devices.
+    """
+    if t.device != like.device:
+        raise ValueError(f"{name} is on {t.device}, but the input on {like.device}: both must be on one device")
+
+
+def check_weights(name: str, t: Tensor | None, shape: Sequence[int | str], z: Tensor) -> None:
+    """Weights beside the sequence ``z``: a floating dtype of their own, not wider than the arithmetic.
+
+    Args:
+        shape: what it must be; words stand for any size of at least 1.
+
+    Raises:
+        ValueError: shape, dtype or device do not fit.
+    """
+    if t is None:
+        return
+    check_device(name, t, z)
+    fits = t.dim() == len(shape) and all(
+        have >= 1 if isinstance(want, str) else have == want for have, want in zip(t.shape, shape)
+    )
+    if not fits:
+        text = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{name} must be ({text}) for an input of shape {tuple(z.shape)}, got {tuple(t.shape)}")
+    if t.dtype not in DTYPES or t.layout != torch.strided:
+        raise ValueError(f"{name} must be {_NAMES}, got {t.dtype}")
+    if t.dtype == torch.float64 and z.dtype != torch.float64:
+        raise ValueError(
+            f"{name} is torch.float64 beside an input of {z.dtype}, for which everything is computed in torch.float32: "
+            f"use {name}.float(), or an input of torch.float64"
+        )
+
+
+def check_mask(mask: Tensor | None, z: Tensor) -> None:
+    """A bool mask ``(B, L)`` of ``z``.
+
+    Raises:
+        ValueError: another shape, dtype or device.
+    """
+    if mask is None:
+        return
+    check_device("mask", mask, z)
+    if mask.dim() != 2 or mask.shape != z.shape[:2] or mask.dtype != torch.bool or mask.layout != torch.strided:
         raise ValueError(
             f"mask must be a bool tensor of shape {tuple(z.shape[:2])}, True where a position is kept; got "
             f"{mask.dtype} of shape {tuple(mask.shape)}"
         )
-    check_devices(z, mask=mask)
-    if cu_seqlens is not None:
-        check_cu_seqlens(cu_seqlens, z.size(0), z.size(1))
 
 
-def check_cu_seqlens(cu_seqlens: Tensor, batch: int, total: int) -> None:
-    """Shape and dtype of ``cu_seqlens`` (its values are checked by :func:`row_bounds`)."""
+def check_cu_seqlens(cu_seqlens: Tensor | None, z: Tensor) -> None:
+    """Offsets of rows packed into ``z``: shape, dtype and device (their values: :func:`hyena.ops._packing.row_bounds`).
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    if cu_seqlens is None:
+        return
     if cu_seqlens.dim() != 1 or cu_seqlens.size(0) < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(
-            f"cu_seqlens must be a 1-D int32 or int64 tensor of at least 2 offsets, got {cu_seqlens.dtype} of shape "
-            f"{tuple(cu_seqlens.shape)}"
+            "cu_seqlens must be a 1-D int32 or int64 tensor of at least 2 offsets, (0, end of the first row, …); got "
+            f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
         )
-    if batch != 1:
-        raise ValueError(f"packed rows come as one row of shape (1, T, C); got batch {batch} with cu_seqlens")
+    check_device("cu_seqlens", cu_seqlens, z)
+    if z.size(0) != 1:
+        raise ValueError(f"packed rows come as one row of shape (1, T, C); got batch {z.size(0)} with cu_seqlens")
 
 
-def check_spectrum(z: Tensor, spectrum: Tensor, channels: int, packed: bool) -> None:
-    """Whether a ``(G, P+1, 2)`` spectrum serves ``channels`` channels of ``z``.
+def check_row(z: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, name: str = "z") -> None:
+    """A sequence input with its mask and offsets."""
+    check_rows(name, z)
+    check_mask(mask, z)
+    check_cu_seqlens(cu_seqlens, z)
+
+
+def check_size(size: int) -> None:
+    """Points of a transform.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if size < 1:
+        raise ValueError(f"a transform needs at least one position, got size={size}")
+
+
+def longest_row(size: int) -> int:
+    """The longest row that a spectrum for ``size`` positions convolves; ``size`` while a trace has no number for it."""
+    return points_of(size) if isinstance(size, int) else size
+
+
+def check_spectrum(z: Tensor, spectrum: Tensor, channels: int, packed: bool, dims: int = 3) -> None:
+    """Whether spectra ``(…, G, P+1, 2)`` serve ``channels`` channels of ``z``.
 
     Raises:
         ValueError: wrong shape, dtype or device, or rows longer than ``P``.
     """
     dtype = compute_dtype(z)
-    if spectrum.size(-1) != 2 or spectrum.dtype != dtype or spectrum.device != z.device:
+    wrong = spectrum.dim() != dims or spectrum.dtype != dtype or spectrum.layout != torch.strided
+    if wrong or spectrum.size(-1) != 2 or spectrum.size(-2) < 2 or spectrum.device != z.device:
+        shape = "(G, P + 1, 2)" if dims == 3 else "(F, G, P + 1, 2)"
         raise ValueError(
-            f"the spectrum must be a {dtype} tensor of shape (…, G, P + 1, 2) on {z.device}, as filter_spectrum makes "
-            f"it; got {spectrum.dtype} of shape {tuple(spectrum.shape)} on {spectrum.device}"
+            f"the spectrum must be a {dtype} tensor of shape {shape} on {z.device}, as filter_spectrum makes it; got "
+            f"{shown(spectrum)}"
         )
     if spectrum.size(-3) == 0 or channels % spectrum.size(-3) != 0:
-        raise ValueError(f"{channels} channels cannot share {spectrum.size(-3)} filters: not a multiple")
-    if not packed and z.size(1) > spectrum.size(-2) - 1:
+        raise ValueError(f"spectrum: {channels} channels cannot share {spectrum.size(-3)} filters: not a multiple")
+    longest = longest_row(spectrum.size(-2) - 1)
+    if not packed and z.size(1) > longest:
         raise ValueError(
-            f"a row of {z.size(1)} positions needs a spectrum of at least that size; this one was built for "
-            f"{spectrum.size(-2) - 1}"
+            f"spectrum: a row of {z.size(1)} positions needs a spectrum of at least that size; this one was built for "
+            f"{longest}"
         )
 
 
@@ -81,13 +185,8 @@ def check_gates(
     Raises:
         ValueError: shapes or dtypes that do not fit, with the ones found.
     """
-    check_row(v, None, cu_seqlens)
+    check_row(v, None, cu_seqlens, "v")
     for name, gate in (("pre", pre), ("post", post)):
-        if gate is not None and (gate.shape != v.shape or gate.dtype != v.dtype):
-            raise ValueError(
-                f"{name} must be {v.dtype} of shape {tuple(v.shape)} like v, got {gate.dtype} of shape "
-                f"{tuple(gate.shape)}"
-            )
-    if d is not None and d.shape != v.shape[2:]:
-        raise ValueError(f"d must be ({v.size(2)},), got {tuple(d.shape)}")
-    check_devices(v, pre=pre, post=post, d=d)
+        if gate is not None:
+            check_like(name, gate, v.shape, v)
+    check_weights("d", d, (v.size(2),), v)

@@ -47,6 +47,15 @@ def to_order_of(y: Tensor, z: Tensor) -> Tensor:
     return new_channel_major(y, *y.shape).copy_(y)
 
 
+def empty_result(z: Tensor, channels: int, *weights: Tensor | None) -> Tensor:
+    """The result of an op for an input without entries, ``(B, L, channels)``; gradients of everything are zero."""
+    y = z.new_zeros(z.size(0), z.size(1), channels)
+    for t in (z, *weights):
+        if t is not None:
+            y = y + 0 * t.sum()
+    return y.to(z.dtype)
+
+
 def _is_fast(size: int) -> bool:
     # Above 64 points a multiple of 16, which keeps the radix-3 and radix-5 passes few; below, any smooth length is as
     # good.

@@ -1,9 +1,9 @@
 """``hyena::add_conv_``: a long convolution added to what is there, ``y += (h conv v)[:, :n]``.
 
-What is left to do of :func:`hyena.ops.gated_conv` in a step of a decode, where a result as long as half of the context
-would be memory to fetch, fill and read again.
+For a step of a decode, where a result of its own, as long as half of the context, would be memory to fetch, fill and
+read again.
 
-Dimensions: B batch, L length, n positions of the result that are wanted, C channels, G filter channels.
+Dimensions: B batch, L length, n positions of the result, C channels, G filter channels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyena.ops._checks import check_row, check_spectrum
+from hyena.ops._checks import check_rows, check_spectrum, shown
 from hyena.ops._layout import compute_dtype
 from hyena.ops._library import define
 from hyena.ops._rfft import long_conv_piece, pieces
@@ -34,8 +34,28 @@ def _add_conv_(y: Tensor, v: Tensor, spectrum: Tensor) -> None:
         y[..., c] += long_conv_piece(x, s[g])[..., : y.size(1)].transpose(1, 2)
 
 
+def _check(y: Tensor, v: Tensor, spectrum: Tensor) -> None:
+    check_rows("v", v)
+    check_spectrum(v, spectrum, v.size(2), False)
+    fits = y.dim() == 3 and y.size(0) == v.size(0) and y.size(1) <= v.size(1) and y.size(2) == v.size(2)
+    if not fits or y.dtype != v.dtype or y.device != v.device or y.layout != torch.strided:
+        raise ValueError(
+            f"y must be {v.dtype} of shape ({v.size(0)}, n, {v.size(2)}) with n at most {v.size(1)}, on {v.device}; "
+            f"got {shown(y)}"
+        )
+    if any(step == 0 and size > 1 for step, size in zip(y.stride(), y.shape)):
+        raise ValueError(
+            f"y of shape {tuple(y.shape)} is expanded (strides {y.stride()}): several of its entries are one number in "
+            "memory, which cannot take several sums; pass y.clone()"
+        )
+
+
 define(
-    "add_conv_(Tensor(a!) y, Tensor v, Tensor spectrum) -> ()", _add_conv_, lambda y, v, spectrum: None, in_place=True
+    "add_conv_(Tensor(a!) y, Tensor v, Tensor spectrum) -> ()",
+    _add_conv_,
+    lambda y, v, spectrum: None,
+    check=_check,
+    plain=_add_conv_,
 )
 
 
@@ -50,16 +70,8 @@ def add_conv_(y: Tensor, v: Tensor, spectrum: Tensor) -> None:
     Raises:
         ValueError: shapes, dtypes or sizes that do not fit, with the ones found, or gradients that are asked for.
     """
-    check_row(v, None, None)
-    check_spectrum(v, spectrum, v.size(2), False)
-    if spectrum.dim() != 3:
-        raise ValueError(f"add_conv_ takes one filter's spectrum, (G, P + 1, 2), got {tuple(spectrum.shape)}")
-    fits = y.dim() == 3 and y.size(0) == v.size(0) and y.size(1) <= v.size(1) and y.size(2) == v.size(2)
-    if not fits or y.dtype != v.dtype or y.device != v.device:
-        raise ValueError(
-            f"y must be {v.dtype} of shape ({v.size(0)}, n, {v.size(2)}) with n at most {v.size(1)}, on {v.device}; "
-            f"got {y.dtype} of shape {tuple(y.shape)} on {y.device}"
-        )
+    _check(y, v, spectrum)
     if torch.is_grad_enabled() and (y.requires_grad or v.requires_grad or spectrum.requires_grad):
         raise ValueError("add_conv_ has no gradient: call it under torch.no_grad(), or use gated_conv")
-    torch.ops.hyena.add_conv_(y, v, spectrum)
+    if y.numel() > 0:
+        torch.ops.hyena.add_conv_(y, v, spectrum)

@@ -8,15 +8,16 @@ K taps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hyena.ops._checks import check_gates
-from hyena.ops._layout import compute_dtype, empty_in_order_of, to_order_of
+from hyena.ops._checks import check_gates, check_like, check_weights
+from hyena.ops._derivatives import Group, Multilinear
+from hyena.ops._layout import compute_dtype, empty_in_order_of, empty_result, to_order_of
 from hyena.ops._library import define, has_kernel
-from hyena.ops._packing import check_bounds
+from hyena.ops._packing import check_bounds, row_bounds
 from hyena.ops.short_conv import shifted
 
 
@@ -40,11 +41,12 @@ def _row_numbers(v: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
     """(L, 1): from 1 on, which packed row a position is in."""
     if cu_seqlens is None:
         return None
+    row_bounds(cu_seqlens, v.size(1), v.size(1))
     at = torch.arange(v.size(1), device=v.device)
     return torch.searchsorted(cu_seqlens.to(at), at, right=True)[:, None]
 
 
-def _reached(x: Tensor, lag: int, rows: Tensor | None) -> Tensor:
+def _delayed(x: Tensor, lag: int, rows: Tensor | None) -> Tensor:
     """``x[:, t - lag]``, zero where that is another row or none."""
     moved = shifted(x, lag)
     return moved if rows is None else torch.where(rows == shifted(rows[None], lag)[0], moved, moved.new_zeros(()))
@@ -61,39 +63,51 @@ def _gate(x: Tensor, gate: Tensor | None) -> Tensor:
     return x if gate is None else x * gate
 
 
-def _direct_conv(
-    v: Tensor,
-    h: Tensor,
-    d: Tensor | None,
-    pre: Tensor | None,
-    post: Tensor | None,
-    cu_seqlens: Tensor | None,
-    causal: bool,
-) -> Tensor:
+class Inputs(NamedTuple):
+    """The arguments of ``hyena::direct_conv``."""
+
+    v: Tensor
+    h: Tensor
+    d: Tensor | None
+    pre: Tensor | None
+    post: Tensor | None
+    cu_seqlens: Tensor | None
+    causal: bool
+
+
+def _check(*args: Any) -> None:
+    a = Inputs(*args)
+    check_gates(a.v, a.d, a.pre, a.post, a.cu_seqlens)
+    check_weights("h", a.h, ("taps", "channels"), a.v)
+    if a.v.size(2) % a.h.size(1) != 0:
+        raise ValueError(f"h: {a.v.size(2)} channels cannot share {a.h.size(1)} filters: not a multiple")
+    if not a.causal and a.h.size(0) % 2 == 0:
+        raise ValueError(f"h: a two-sided filter has an odd number of taps, lags -(K-1) … K-1; got {a.h.size(0)}")
+
+
+def _check_backward(dy: Tensor, *args: Any) -> None:
+    _check(*args)
+    check_like("dy", dy, args[0].shape, args[0])
+
+
+def _direct_conv(*args: Any) -> Tensor:
+    v, h, d, pre, post, cu_seqlens, causal = Inputs(*args)
     p, rows = _gate(v, pre), _row_numbers(v, cu_seqlens)
     y = torch.zeros_like(p) if d is None else p * d.to(p.dtype)
     for lag, tap in _taps(h, v.size(2), p.dtype, causal):
-        y = y + tap * _reached(p, lag, rows)
+        y = y + tap * _delayed(p, lag, rows)
     return to_order_of(_gate(y, post), v)
 
 
-def _direct_conv_backward(
-    dy: Tensor,
-    v: Tensor,
-    h: Tensor,
-    d: Tensor | None,
-    pre: Tensor | None,
-    post: Tensor | None,
-    cu_seqlens: Tensor | None,
-    causal: bool,
-) -> tuple[Tensor, ...]:
+def _direct_conv_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    v, h, d, pre, post, cu_seqlens, causal = Inputs(*args)
     p, g, rows = _gate(v, pre), _gate(dy, post), _row_numbers(v, cu_seqlens)
     y, dp, dh = torch.zeros_like(p), torch.zeros_like(p), []
     for lag, tap in _taps(h, v.size(2), p.dtype, causal):
-        there = _reached(p, lag, rows)
-        y = y + tap * there
-        dp = dp + tap * _reached(g, -lag, rows)
-        dh.append((g * there).sum((0, 1)).view(h.size(1), -1).sum(1))
+        delayed = _delayed(p, lag, rows)
+        y = y + tap * delayed
+        dp = dp + tap * _delayed(g, -lag, rows)
+        dh.append((g * delayed).sum((0, 1)).view(h.size(1), -1).sum(1))
     dd = p.new_zeros(0)
     if d is not None:
         y, dp, dd = y + d.to(p.dtype) * p, dp + d.to(p.dtype) * g, (g * p).sum((0, 1)).to(d.dtype)
@@ -105,45 +119,39 @@ def _direct_conv_backward(
     return to_order_of(_gate(dp, pre), v), torch.stack(dh).to(h.dtype), dd, dpre, dpost
 
 
-def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
-    _, _, d, pre, post, _, _ = inputs
-    dv, dh, dd, dpre, dpost = torch.ops.hyena.direct_conv_backward(grads[0], *inputs)
-    present = (None if t is None else g for t, g in ((d, dd), (pre, dpre), (post, dpost)))
-    return dv, dh, *present, None, None
+def _fake(*args: Any) -> Tensor:
+    a = Inputs(*args)
+    return empty_in_order_of(a.v, a.v.size(2))
 
 
-def _fake_backward(
-    dy: Tensor,
-    v: Tensor,
-    h: Tensor,
-    d: Tensor | None,
-    pre: Tensor | None,
-    post: Tensor | None,
-    cu_seqlens: Tensor | None,
-    causal: bool,
-) -> tuple[Tensor, ...]:
-    absent = (v.size(0), v.size(1), 0)
+def _fake_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    a = Inputs(*args)
+    absent = (a.v.size(0), a.v.size(1), 0)
     return (
-        empty_in_order_of(v, v.size(2)),
-        h.new_empty(h.shape),
-        v.new_empty(0, dtype=compute_dtype(v)) if d is None else d.new_empty(v.size(2)),
-        v.new_empty(absent) if pre is None else empty_in_order_of(pre, v.size(2)),
-        v.new_empty(absent) if post is None else empty_in_order_of(post, v.size(2)),
+        empty_in_order_of(a.v, a.v.size(2)),
+        a.h.new_empty(a.h.shape),
+        a.v.new_empty(0, dtype=compute_dtype(a.v)) if a.d is None else a.d.new_empty(a.v.size(2)),
+        a.v.new_empty(absent) if a.pre is None else empty_in_order_of(a.pre, a.v.size(2)),
+        a.v.new_empty(absent) if a.post is None else empty_in_order_of(a.post, a.v.size(2)),
     )
 
 
-_INPUTS = "Tensor v, Tensor h, Tensor? d, Tensor? pre, Tensor? post, Tensor? cu_seqlens, bool causal"
-
-define(
-    f"direct_conv({_INPUTS}) -> Tensor",
-    _direct_conv,
-    lambda v, h, d, pre, post, cu_seqlens, causal: empty_in_order_of(v, v.size(2)),
-    backward=_backward,
+_ARGUMENTS = "Tensor v, Tensor h, Tensor? d, Tensor? pre, Tensor? post, Tensor? cu_seqlens, bool causal"
+_RULES = Multilinear(
+    "direct_conv",
+    Inputs._fields,
+    [Group(("v",)), Group(("pre",)), Group(("post",)), Group(("h", "d"))],
+    ("v", "h", "d", "pre", "post"),
+    optional=("d", "pre", "post"),
+    rows=("v", "pre", "post"),
 )
+define(f"direct_conv({_ARGUMENTS}) -> Tensor", _direct_conv, _fake, check=_check, rule=_RULES.rule)
 define(
-    f"direct_conv_backward(Tensor dy, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"direct_conv_backward(Tensor dy, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _direct_conv_backward,
     _fake_backward,
+    check=_check_backward,
+    rule=_RULES.backward_rule,
 )
 
 
@@ -170,15 +178,9 @@ def direct_conv(
     Raises:
         ValueError: shapes or dtypes that do not fit, with the ones found.
     """
-    check_gates(v, d, pre, post, cu_seqlens)
-    if h.dim() != 2 or h.size(0) < 1 or not h.is_floating_point() or h.device != v.device:
-        raise ValueError(
-            f"h must be floating point of shape (taps, channels) on {v.device}, got {h.dtype} of shape "
-            f"{tuple(h.shape)} on {h.device}"
-        )
-    if h.size(1) < 1 or v.size(2) % h.size(1) != 0:
-        raise ValueError(f"{v.size(2)} channels cannot share {h.size(1)} filters: not a multiple")
-    if not causal and h.size(0) % 2 == 0:
-        raise ValueError(f"a two-sided filter has an odd number of taps, lags -(K-1) … K-1; got {h.size(0)}")
+    a = Inputs(v, h, d, pre, post, cu_seqlens, causal)
+    _check(*a)
     check_bounds(cu_seqlens, v.size(1), v.size(1) if longest is None else longest)
-    return torch.ops.hyena.direct_conv(v, h, d, pre, post, cu_seqlens, causal)
+    if v.numel() == 0:
+        return empty_result(v, v.size(2), h, d, pre, post)
+    return torch.ops.hyena.direct_conv(*a)

@@ -6,17 +6,18 @@ P transform length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hyena.ops._checks import check_gates, check_spectrum
-from hyena.ops._layout import compute_dtype, empty_in_order_of, points_of, to_order_of
+from hyena.ops._checks import check_gates, check_like, check_spectrum
+from hyena.ops._derivatives import Group, Multilinear
+from hyena.ops._layout import compute_dtype, empty_in_order_of, empty_result, points_of, to_order_of
 from hyena.ops._library import define
 from hyena.ops._packing import check_bounds, map_rows, row_bounds
 from hyena.ops._rfft import long_conv, long_conv_backward
-from hyena.ops.spectrum import from_fallback_layout, spectrum_gradient, spectrum_rows, to_fallback_layout
+from hyena.ops.spectrum import spectrum_gradient, spectrum_rows
 
 # Of v, pre, post, spectrum and d.
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -63,9 +64,30 @@ def gated_conv_rows_backward(
     return dp * pre.to(p.dtype), dp * v.to(p.dtype), dpost, spectrum_gradient(ds, spectrum), dd
 
 
-def _gated_conv(
-    v: Tensor, spectrum: Tensor, d: Tensor | None, pre: Tensor | None, post: Tensor | None, cu_seqlens: Tensor | None
-) -> Tensor:
+class Inputs(NamedTuple):
+    """The arguments of ``hyena::gated_conv``."""
+
+    v: Tensor
+    spectrum: Tensor
+    d: Tensor | None
+    pre: Tensor | None
+    post: Tensor | None
+    cu_seqlens: Tensor | None
+
+
+def _check(*args: Any) -> None:
+    a = Inputs(*args)
+    check_gates(a.v, a.d, a.pre, a.post, a.cu_seqlens)
+    check_spectrum(a.v, a.spectrum, a.v.size(2), a.cu_seqlens is not None)
+
+
+def _check_backward(dy: Tensor, *args: Any) -> None:
+    _check(*args)
+    check_like("dy", dy, args[0].shape, args[0])
+
+
+def _gated_conv(*args: Any) -> Tensor:
+    v, spectrum, d, pre, post, cu_seqlens = Inputs(*args)
     if cu_seqlens is None:
         return to_order_of(gated_conv_rows(v, spectrum, d, pre, post), v)
     bounds = row_bounds(cu_seqlens, v.size(1), points_of(spectrum.size(1) - 1))
@@ -75,93 +97,75 @@ def _gated_conv(
     return to_order_of(y, v)
 
 
-def _gated_conv_backward(
-    dy: Tensor,
-    v: Tensor,
-    spectrum: Tensor,
-    d: Tensor | None,
-    pre: Tensor | None,
-    post: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> Gradients:
-    if cu_seqlens is None:
-        dv, dpre, dpost, ds, dd = gated_conv_rows_backward(dy, v, spectrum, d, pre, post)
+def _gated_conv_backward(dy: Tensor, *args: Any) -> Gradients:
+    a = Inputs(*args)
+    if a.cu_seqlens is None:
+        dv, dpre, dpost, ds, dd = gated_conv_rows_backward(dy, a.v, a.spectrum, a.d, a.pre, a.post)
     else:
-        dv, dpre, dpost, ds, dd = _packed_backward(dy, v, spectrum, d, pre, post, cu_seqlens)
-    if d is not None:
-        dd = dd.to(d.dtype)
-    orders = [v, v if pre is None else pre, v if post is None else post]
+        dv, dpre, dpost, ds, dd = _packed_backward(dy, a, a.cu_seqlens)
+    if a.d is not None:
+        dd = dd.to(a.d.dtype)
+    orders = [a.v, a.v if a.pre is None else a.pre, a.v if a.post is None else a.post]
     dv, dpre, dpost = (to_order_of(g, t) for g, t in zip((dv, dpre, dpost), orders, strict=True))
     return dv, dpre, dpost, ds.contiguous(), dd
 
 
-def _packed_backward(
-    dy: Tensor,
-    v: Tensor,
-    spectrum: Tensor,
-    d: Tensor | None,
-    pre: Tensor | None,
-    post: Tensor | None,
-    cu_seqlens: Tensor,
-) -> Gradients:
-    bounds = row_bounds(cu_seqlens, v.size(1), points_of(spectrum.size(1) - 1))
-    width = v.size(2)
+def _packed_backward(dy: Tensor, a: Inputs, cu_seqlens: Tensor) -> Gradients:
+    v, width = a.v, a.v.size(2)
+    bounds = row_bounds(cu_seqlens, v.size(1), points_of(a.spectrum.size(1) - 1))
     if not bounds:
-        dpre, dpost = (v.new_zeros(1, v.size(1), 0) if t is None else torch.zeros_like(t) for t in (pre, post))
-        return torch.zeros_like(v), dpre, dpost, torch.zeros_like(spectrum), v.new_zeros(0 if d is None else width)
+        dpre, dpost = (v.new_zeros(1, v.size(1), 0) if t is None else torch.zeros_like(t) for t in (a.pre, a.post))
+        dd = v.new_zeros(0 if a.d is None else width)
+        return torch.zeros_like(v), dpre, dpost, torch.zeros_like(a.spectrum), dd
 
-    def rows(_: Tensor, g: Tensor, a: Tensor, b: Tensor | None, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        dv, dpre, dpost, ds, dd = gated_conv_rows_backward(g, a, spectrum, d, b, c)
+    def rows(_: Tensor, g: Tensor, v: Tensor, pre: Tensor | None, post: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        dv, dpre, dpost, ds, dd = gated_conv_rows_backward(g, v, a.spectrum, a.d, pre, post)
         return torch.cat([dv, dpre, dpost], dim=2), ds, dd
 
-    packed, ds, dd = map_rows(rows, (dy, v, pre, post), bounds)
-    dv, dpre, dpost = packed.split([width, 0 if pre is None else width, 0 if post is None else width], dim=2)
+    packed, ds, dd = map_rows(rows, (dy, v, a.pre, a.post), bounds)
+    dv, dpre, dpost = packed.split([width, 0 if a.pre is None else width, 0 if a.post is None else width], dim=2)
     return dv, dpre, dpost, ds, dd
 
 
-def _differentiable_backward(dy: Tensor, v: Tensor, spectrum: Tensor, *rest: Tensor | None) -> tuple[Tensor, ...]:
-    dv, dpre, dpost, ds, dd = _gated_conv_backward(dy, v, to_fallback_layout(spectrum), *rest)
-    return dv, dpre, dpost, from_fallback_layout(ds), dd
+def _fake(*args: Any) -> Tensor:
+    a = Inputs(*args)
+    return empty_in_order_of(a.v, a.v.size(2))
 
 
-def _fake_backward(
-    dy: Tensor,
-    v: Tensor,
-    spectrum: Tensor,
-    d: Tensor | None,
-    pre: Tensor | None,
-    post: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> Gradients:
-    absent = (v.size(0), v.size(1), 0)
+def _fake_backward(dy: Tensor, *args: Any) -> Gradients:
+    a = Inputs(*args)
+    absent = (a.v.size(0), a.v.size(1), 0)
     return (
-        empty_in_order_of(v, v.size(2)),
-        v.new_empty(absent) if pre is None else empty_in_order_of(pre, v.size(2)),
-        v.new_empty(absent) if post is None else empty_in_order_of(post, v.size(2)),
-        spectrum.new_empty(spectrum.shape),
-        v.new_empty(0, dtype=compute_dtype(v)) if d is None else d.new_empty(v.size(2)),
+        empty_in_order_of(a.v, a.v.size(2)),
+        a.v.new_empty(absent) if a.pre is None else empty_in_order_of(a.pre, a.v.size(2)),
+        a.v.new_empty(absent) if a.post is None else empty_in_order_of(a.post, a.v.size(2)),
+        a.spectrum.new_empty(a.spectrum.shape),
+        a.v.new_empty(0, dtype=compute_dtype(a.v)) if a.d is None else a.d.new_empty(a.v.size(2)),
     )
 
 
-def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
-    v, spectrum, d, pre, post, cu_seqlens = inputs
-    dv, dpre, dpost, ds, dd = torch.ops.hyena.gated_conv_backward(grads[0], v, spectrum, d, pre, post, cu_seqlens)
-    present = (None if t is None else g for t, g in ((d, dd), (pre, dpre), (post, dpost)))
-    return dv, ds, *present, None
-
-
+_RULES = Multilinear(
+    "gated_conv",
+    Inputs._fields,
+    [Group(("v",)), Group(("pre",)), Group(("post",)), Group(("spectrum", "d"))],
+    ("v", "pre", "post", "spectrum", "d"),
+    optional=("d", "pre", "post"),
+    rows=("v", "pre", "post"),
+)
 define(
     "gated_conv(Tensor v, Tensor spectrum, Tensor? d, Tensor? pre, Tensor? post, Tensor? cu_seqlens) -> Tensor",
     _gated_conv,
-    lambda v, spectrum, d, pre, post, cu_seqlens: empty_in_order_of(v, v.size(2)),
-    backward=_backward,
+    _fake,
+    check=_check,
+    rule=_RULES.rule,
 )
 define(
     "gated_conv_backward(Tensor dy, Tensor v, Tensor spectrum, Tensor? d, Tensor? pre, Tensor? post,"
     " Tensor? cu_seqlens) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _gated_conv_backward,
     _fake_backward,
-    differentiable=_differentiable_backward,
+    check=_check_backward,
+    rule=_RULES.backward_rule,
 )
 
 
@@ -184,9 +188,9 @@ def gated_conv(
     Raises:
         ValueError: shapes, dtypes or sizes that do not fit, with the ones found.
     """
-    check_gates(v, d, pre, post, cu_seqlens)
-    check_spectrum(v, spectrum, v.size(2), cu_seqlens is not None)
-    if spectrum.dim() != 3:
-        raise ValueError(f"gated_conv takes one filter's spectrum, (G, P + 1, 2), got {tuple(spectrum.shape)}")
+    a = Inputs(v, spectrum, d, pre, post, cu_seqlens)
+    _check(*a)
     check_bounds(cu_seqlens, v.size(1), spectrum.size(1) - 1)
-    return torch.ops.hyena.gated_conv(v, spectrum, d, pre, post, cu_seqlens)
+    if v.numel() == 0:
+        return empty_result(v, v.size(2), spectrum, d, pre, post)
+    return torch.ops.hyena.gated_conv(*a)

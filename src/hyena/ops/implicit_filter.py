@@ -9,11 +9,14 @@ Dimensions: K taps, E features, H width, n inner layers, F filters, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hyena.ops._checks import check_like
+from hyena.ops._derivatives import Arguments, backward_through
 from hyena.ops._library import define
 
 
@@ -28,89 +31,134 @@ def _hidden_layers(
     return inputs, results
 
 
-def _implicit_filter(
-    features: Tensor,
-    time: Tensor,
-    first: Tensor,
-    inner: Tensor,
-    biases: Tensor,
-    freq: Tensor,
-    out: Tensor,
-    deltas: Tensor,
-    shift: float,
-    filters: int,
-) -> Tensor:
-    inputs, _ = _hidden_layers(features, first, inner, biases, freq)
-    h = F.linear(inputs[-1], out) * (torch.exp(torch.outer(-time, deltas.abs())) + shift)
-    return h.view(h.size(0), filters, -1).transpose(0, 1).contiguous()
+class Inputs(NamedTuple):
+    """The arguments of ``hyena::implicit_filter``.
+
+    The hidden layers after the first have weights of one shape, and come as one tensor, with the biases of all layers
+    in another: a schema has no list of layers that differ in shape, and a kernel reads two arrays.
+    """
+
+    features: Tensor
+    time: Tensor
+    first: Tensor
+    inner: Tensor
+    biases: Tensor
+    freq: Tensor
+    out: Tensor
+    deltas: Tensor
+    shift: float
+    filters: int
 
 
-def _implicit_filter_backward(
-    dh: Tensor,
-    features: Tensor,
-    time: Tensor,
-    first: Tensor,
-    inner: Tensor,
-    biases: Tensor,
-    freq: Tensor,
-    out: Tensor,
-    deltas: Tensor,
-    shift: float,
-    every: bool,
-) -> tuple[Tensor, ...]:
-    inputs, results = _hidden_layers(features, first, inner, biases, freq)
-    g = dh.transpose(0, 1).reshape(time.size(0), -1)
-    decay = torch.exp(torch.outer(-time, deltas.abs()))
-    if every:
-        slope = -g * F.linear(inputs[-1], out) * decay
-        dtime, ddeltas = slope @ deltas.abs(), (time @ slope) * deltas.sgn()
+def _check(*args: Any) -> None:
+    a = Inputs(*args)
+    f = a.features
+    if f.dim() != 2 or f.dtype not in (torch.float32, torch.float64) or f.layout != torch.strided:
+        raise ValueError(
+            f"features must be float32 or float64 of shape (K, E), got {f.dtype} of shape {tuple(f.shape)}"
+        )
+    if a.freq.dim() != 1 or a.inner.dim() != 3 or a.out.dim() != 2:
+        raise ValueError(
+            "freq must be (H,), inner (n, H, H) and out (F C, H), got "
+            f"{tuple(a.freq.shape)}, {tuple(a.inner.shape)} and {tuple(a.out.shape)}"
+        )
+    width, layers = a.freq.size(0), a.inner.size(0)
+    check_like("time", a.time, (f.size(0),), f)
+    check_like("first", a.first, (width, f.size(1)), f)
+    check_like("inner", a.inner, (layers, width, width), f)
+    check_like("biases", a.biases, (layers + 1, width), f)
+    check_like("freq", a.freq, (width,), f)
+    check_like("out", a.out, (a.out.size(0), width), f)
+    check_like("deltas", a.deltas, (a.out.size(0),), f)
+    if a.filters < 1 or a.out.size(0) % a.filters != 0:
+        raise ValueError(f"filters: {a.out.size(0)} outputs are not a multiple of {a.filters} filters")
+
+
+def _check_backward(dh: Tensor, *args: Any) -> None:
+    # In place of the number of filters comes with_inputs.
+    if dh.dim() != 3 or dh.size(0) < 1:
+        raise ValueError(f"dh must be (F, K, C), got {tuple(dh.shape)}")
+    a = Inputs._make((*args[:-1], dh.size(0)))
+    _check(*a)
+    check_like("dh", dh, (dh.size(0), a.features.size(0), a.out.size(0) // dh.size(0)), a.features)
+
+
+def _implicit_filter(*args: Any) -> Tensor:
+    a = Inputs(*args)
+    inputs, _ = _hidden_layers(a.features, a.first, a.inner, a.biases, a.freq)
+    h = F.linear(inputs[-1], a.out) * (torch.exp(torch.outer(-a.time, a.deltas.abs())) + a.shift)
+    return h.view(h.size(0), a.filters, -1).transpose(0, 1).contiguous()
+
+
+def _implicit_filter_backward(dh: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    with_inputs = args[-1]  # also gradients of features, time and deltas
+    a = Inputs._make((*args[:-1], 0))
+    inputs, results = _hidden_layers(a.features, a.first, a.inner, a.biases, a.freq)
+    g = dh.transpose(0, 1).reshape(a.time.size(0), -1)
+    decay = torch.exp(torch.outer(-a.time, a.deltas.abs()))
+    if with_inputs:
+        slope = -g * F.linear(inputs[-1], a.out) * decay
+        dtime, ddeltas = slope @ a.deltas.abs(), (a.time @ slope) * a.deltas.sgn()
     else:
-        dtime, ddeltas = time.new_zeros(0), deltas.new_zeros(0)
-    g = g * (decay + shift)
-    dout, dx = g.t() @ inputs[-1], g @ out
-    weights, dweights, dbiases, dfreq = [first, *inner], [], [], torch.zeros_like(freq)
+        dtime, ddeltas = a.time.new_zeros(0), a.deltas.new_zeros(0)
+    g = g * (decay + a.shift)
+    dout, dx = g.t() @ inputs[-1], g @ a.out
+    weights, dweights, dbiases, dfreq = [a.first, *a.inner], [], [], torch.zeros_like(a.freq)
     for i in reversed(range(len(weights))):
-        slope = dx * torch.cos(freq * results[i])
+        slope = dx * torch.cos(a.freq * results[i])
         dfreq = dfreq + (slope * results[i]).sum(0)
-        slope = slope * freq
+        slope = slope * a.freq
         dbiases.append(slope.sum(0))
         dweights.append(slope.t() @ inputs[i])
-        if i > 0 or every:
+        if i > 0 or with_inputs:
             dx = slope @ weights[i]
-    dinner = torch.stack(dweights[-2::-1]) if len(weights) > 1 else torch.zeros_like(inner)
-    dfeatures = dx if every else features.new_zeros(0)
+    dinner = torch.stack(dweights[-2::-1]) if len(weights) > 1 else torch.zeros_like(a.inner)
+    dfeatures = dx if with_inputs else a.features.new_zeros(0)
     return dfeatures, dtime, dweights[-1], dinner, torch.stack(dbiases[::-1]), dfreq, dout, ddeltas
 
 
-def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
+def _fake(*args: Any) -> Tensor:
+    a = Inputs(*args)
+    return a.features.new_empty(a.filters, a.features.size(0), a.out.size(0) // a.filters)
+
+
+def _fake_backward(dh: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    a, with_inputs = Inputs._make((*args[:-1], 0)), args[-1]
+    return (
+        a.features.new_empty(a.features.shape if with_inputs else 0),
+        a.time.new_empty(a.time.shape if with_inputs else 0),
+        *(t.new_empty(t.shape) for t in (a.first, a.inner, a.biases, a.freq, a.out)),
+        a.deltas.new_empty(a.deltas.shape if with_inputs else 0),
+    )
+
+
+def _backward(inputs: Arguments, grads: Arguments, needs: Arguments) -> tuple[Tensor | None, ...]:
+    a = Inputs(*inputs)
     # Features, time and the window seldom are trained: the window's gradient takes another product with the taps.
-    every = needs[0] or needs[1] or needs[7]
-    found = torch.ops.hyena.implicit_filter_backward(grads[0], *inputs[:-1], every)
+    with_inputs = needs[0] or needs[1] or needs[7]
+    found = torch.ops.hyena.implicit_filter_backward(grads[0], *a[:-1], with_inputs)
     return (*found, None, None)
 
 
 _TENSORS = (
     "Tensor features, Tensor time, Tensor first, Tensor inner, Tensor biases, Tensor freq, Tensor out, Tensor deltas"
 )
-
 define(
     f"implicit_filter({_TENSORS}, float shift, SymInt filters) -> Tensor",
     _implicit_filter,
-    lambda features, time, first, inner, biases, freq, out, deltas, shift, filters: features.new_empty(
-        filters, features.size(0), out.size(0) // filters
-    ),
+    _fake,
+    check=_check,
     backward=_backward,
+    plain=_implicit_filter,
 )
 define(
     f"implicit_filter_backward(Tensor dh, {_TENSORS}, float shift, bool every)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _implicit_filter_backward,
-    lambda dh, features, time, first, inner, biases, freq, out, deltas, shift, every: (
-        features.new_empty(features.shape if every else 0),
-        time.new_empty(time.shape if every else 0),
-        *(t.new_empty(t.shape) for t in (first, inner, biases, freq, out)),
-        deltas.new_empty(deltas.shape if every else 0),
-    ),
+    _fake_backward,
+    check=_check_backward,
+    backward=backward_through(_implicit_filter_backward),
+    plain=_implicit_filter_backward,
 )
 
 
@@ -144,29 +192,16 @@ def implicit_filter(
     Raises:
         ValueError: shapes or dtypes that do not fit, with the ones found.
     """
-    if features.dim() != 2 or features.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"features must be float32 or float64 of shape (K, E), got {features.dtype} of shape "
-            f"{tuple(features.shape)}"
-        )
+    if not layers:
+        raise ValueError("layers: need at least one hidden layer, got none")
+    if features.dim() != 2 or freq.dim() != 1:
+        raise ValueError(f"features must be (K, E) and freq (H,), got {tuple(features.shape)} and {tuple(freq.shape)}")
     width = freq.size(0)
-    want = {"time": (time, (features.size(0),)), "freq": (freq, (width,)), "out": (out, (out.size(0), width))}
-    want["deltas"] = deltas, (out.size(0),)
     for i, (weight, bias) in enumerate(layers):
-        want[f"weight {i}"] = weight, (width, width if i > 0 else features.size(1))
-        want[f"bias {i}"] = bias, (width,)
-    for name, (t, shape) in want.items():
-        if t.shape != shape or t.dtype != features.dtype or t.device != features.device:
-            raise ValueError(
-                f"{name} must be {features.dtype} of shape {shape} on {features.device}, got {t.dtype} of shape "
-                f"{tuple(t.shape)} on {t.device}"
-            )
-    if not layers or filters < 1 or out.size(0) % filters != 0:
-        raise ValueError(
-            f"need at least one hidden layer and {out.size(0)} outputs to be a multiple of {filters} filters"
-        )
+        check_like(f"weight {i}", weight, (width, width if i > 0 else features.size(1)), features)
+        check_like(f"bias {i}", bias, (width,), features)
     inner = torch.stack([w for w, _ in layers[1:]]) if len(layers) > 1 else freq.new_zeros(0, width, width)
     biases = torch.stack([b for _, b in layers])
-    return torch.ops.hyena.implicit_filter(
-        features, time, layers[0][0], inner, biases, freq, out, deltas, shift, filters
-    )
+    a = Inputs(features, time, layers[0][0], inner, biases, freq, out, deltas, shift, filters)
+    _check(*a)
+    return torch.ops.hyena.implicit_filter(*a)

@@ -19,10 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hyena.ops._checks import check_like, check_mask, check_rows
+from hyena.ops._derivatives import backward_through
 from hyena.ops._extension import EXTENSION
 from hyena.ops._layout import is_channel_major, new_channel_major
 from hyena.ops._library import define, has_kernel
 from hyena.ops._modules import autocasts, is_plain
+from hyena.ops.short_conv import masked
 
 # Up to this length one matrix product over the whole batch beats a batched product that writes (B, C, L).
 _SHORT = 32
@@ -59,11 +62,28 @@ def _weight_and_bias(g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     return rows.t() @ u.flatten(0, 1), rows.sum(0)
 
 
+def _check(u: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    check_rows("u", u)
+    if weight.dim() != 2:
+        raise ValueError(f"weight must be ({u.size(2)} in, C out) as (C, {u.size(2)}), got {tuple(weight.shape)}")
+    check_like("weight", weight, (weight.size(0), u.size(2)), u)
+    if bias is not None:
+        check_like("bias", bias, (weight.size(0),), u)
+
+
+def _check_backward(g: Tensor, u: Tensor) -> None:
+    check_rows("u", u)
+    check_rows("g", g)
+    check_like("g", g, (u.size(0), u.size(1), g.size(2)), u)
+
+
 define(
     "project(Tensor u, Tensor weight, Tensor? bias) -> Tensor",
     F.linear,
     lambda u, weight, bias: u.new_empty(u.size(0), u.size(1), weight.size(0)),
+    check=_check,
     backward=_backward,
+    plain=F.linear,
 )
 
 
@@ -76,6 +96,11 @@ def _channel_major(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     else:
         torch.baddbmm(bias[:, None], rows, columns, out=to)
     return y
+
+
+def _in_channel_major(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = (weight @ u.transpose(1, 2)).transpose(1, 2)
+    return y if bias is None else y + bias
 
 
 def _channel_major_backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
@@ -111,18 +136,25 @@ define(
     "project_backward(Tensor g, Tensor u) -> (Tensor, Tensor)",
     _weight_and_bias,
     lambda g, u: (u.new_empty(g.size(2), u.size(2)), u.new_empty(g.size(2))),
+    check=_check_backward,
+    backward=backward_through(_weight_and_bias),
+    plain=_weight_and_bias,
 )
 define(
     "project_channel_major(Tensor u, Tensor weight, Tensor? bias) -> Tensor",
     _channel_major,
     lambda u, weight, bias: new_channel_major(u, u.size(0), u.size(1), weight.size(0)),
+    check=_check,
     backward=_channel_major_backward,
+    plain=_in_channel_major,
 )
 define(
     "project_from_channel_major(Tensor u, Tensor weight, Tensor? bias) -> Tensor",
     _from_channel_major,
     lambda u, weight, bias: u.new_empty(u.size(0), u.size(1), weight.size(0)),
+    check=_check,
     backward=_from_channel_major_backward,
+    plain=F.linear,
 )
 
 
@@ -144,9 +176,12 @@ def _operands(u: Tensor, layer: nn.Module, autocast: bool) -> tuple[Tensor, Tens
             return None
         dtype = torch.get_autocast_dtype(u.device.type)
         u, weight = u.to(dtype), weight.to(dtype)
-    if u.dtype != weight.dtype or u.size(-1) != layer.in_features:
+    bias = layer.bias
+    # Something else may have been put into the parameters; the layer says what is wrong with it.
+    fits = u.dim() == 3 and weight.dim() == 2 and weight.size(1) == u.size(2) and weight.dtype == u.dtype
+    if not fits or (bias is not None and bias.shape != weight.shape[:1]):
         return None
-    return u, weight, layer.bias
+    return u, weight, bias
 
 
 def is_channel_major_faster(u: Tensor) -> bool:
@@ -163,7 +198,20 @@ def is_bias_left(u: Tensor) -> bool:
     return is_channel_major_faster(u) and has_kernel("recurrence", u.device) and u.dtype != torch.float64
 
 
-def project(u: Tensor, layer: nn.Module, channel_major: bool | None = False) -> Tensor:
+def without_padding(u: Tensor, mask: Tensor | None) -> Tensor:
+    """``u`` with zeros where ``mask`` is False.
+
+    What a later op masks has a gradient of zero, and the gradient of the weights is a sum of products with ``u``: zero
+    times a NaN in the padding would be NaN.
+    """
+    if mask is None:
+        return u
+    check_rows("u", u)
+    check_mask(mask, u)
+    return masked(u, mask)
+
+
+def project(u: Tensor, layer: nn.Module, channel_major: bool | None = False, mask: Tensor | None = None) -> Tensor:
     """``layer(u)`` for u of shape ``(B, L, D)``, by an op of this file if the layer is a plain ``nn.Linear``.
 
     Args:
@@ -171,7 +219,9 @@ def project(u: Tensor, layer: nn.Module, channel_major: bool | None = False) -> 
         layer: ``nn.Linear``, or what has taken its place.
         channel_major: whether the result should lie in memory as ``(B, C, L)``; None: if the ops on sequences, which
             read it next, are faster then.
+        mask: ``(B, L)`` bool, True = keep: other positions of ``u`` are not read, and come out as the layer's bias.
     """
+    u = without_padding(u, mask)
     if channel_major is None:
         channel_major = is_channel_major_faster(u)
     turns = channel_major or (u.is_cuda and u.dim() == 3 and is_channel_major(u))
@@ -187,12 +237,13 @@ def project(u: Tensor, layer: nn.Module, channel_major: bool | None = False) -> 
     return torch.ops.hyena.project(u, weight, bias)
 
 
-def project_without_bias(u: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+def project_without_bias(u: Tensor, layer: nn.Module, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """The projection without its bias, and the bias: :func:`hyena.ops.recurrence` adds it as it reads the projection.
 
     Args:
         u: ``(B, L, D)``.
         layer: ``nn.Linear``, or what has taken its place.
+        mask: as in :func:`project`.
 
     Returns:
         ``z`` ``(B, L, C)`` in the memory order that is fastest for the ops on sequences, and the bias ``(C,)`` in its
@@ -200,7 +251,8 @@ def project_without_bias(u: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor | 
         ``layer(u)`` and the bias None.
     """
     if not is_bias_left(u):
-        return project(u, layer, channel_major=None), None
+        return project(u, layer, channel_major=None, mask=mask), None
+    u = without_padding(u, mask)
     operands = _operands(u, layer, autocast=True)
     if operands is None:
         return layer(u), None

@@ -9,189 +9,156 @@ Dimensions: B batch, L length, C channels, N order, F long filters, G filter cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hyena.ops._checks import check_devices, check_row, check_spectrum
-from hyena.ops._layout import compute_dtype, empty_in_order_of, points_of, to_order_of
+from hyena.ops._checks import check_like, check_row, check_spectrum, check_weights
+from hyena.ops._derivatives import Arguments, backward_through
+from hyena.ops._layout import compute_dtype, empty_in_order_of, empty_result, to_order_of
 from hyena.ops._library import define
-from hyena.ops._packing import check_bounds, map_rows, row_bounds
-from hyena.ops._rfft import long_conv, long_conv_backward
-from hyena.ops.short_conv import short_conv_rows, short_conv_rows_backward
-from hyena.ops.spectrum import from_fallback_layout, spectrum_gradient, spectrum_rows, to_fallback_layout
+from hyena.ops._packing import check_bounds
+from hyena.ops.short_conv import wide_weight
 
 # Of z, weight, bias, spectrum, d and z_bias; the last of no size where there is none.
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _products_and_values(x: Sequence[Tensor], v: Tensor, s: Tensor, d: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs of each long convolution, and the values after each: (B, C, L); x[0] has not met the last value yet."""
-    value_filter = s.size(0) == len(x)
-    products, values = [], [v]
-    for i in range(s.size(0)):
-        # The gate of step i: none for the value filter, else x[N-1], x[N-2], …, x[1] in turn.
-        step = i - 1 if value_filter else i
-        p = values[-1] if step < 0 else x[len(x) - 1 - step] * values[-1]
-        products.append(p)
-        values.append(long_conv(p, s[i]) + d[i][:, None] * p)
-    return products, values
+class Inputs(NamedTuple):
+    """The arguments of ``hyena::recurrence``."""
+
+    z: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    spectrum: Tensor
+    d: Tensor
+    mask: Tensor | None
+    cu_seqlens: Tensor | None
+    z_bias: Tensor | None
 
 
-def _rows(z: Tensor, weight: Tensor, bias: Tensor | None, spectrum: Tensor, d: Tensor, mask: Tensor | None) -> Tensor:
-    parts = _split(short_conv_rows(z, weight, bias, mask), d.size(1))
-    s, d = spectrum_rows(spectrum), d.to(parts[0].dtype)
-    _, values = _products_and_values(parts[:-1], parts[-1], s, d)
-    return (parts[0] * values[-1]).transpose(1, 2)
+def _gates_of_steps(a: Inputs, order: int) -> list[int | None]:
+    """Which gate each long convolution's input meets: none for a value filter, then ``x^{N-1} … x^1``."""
+    gates: list[int | None] = list(range(order - 1, 0, -1))
+    return gates if a.d.size(0) < order else [None, *gates]
 
 
-def _split(zc: Tensor, channels: int) -> list[Tensor]:
-    return list(zc.transpose(1, 2).contiguous().split(channels, dim=1))
+def _parts(a: Inputs) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """``z`` with its bias, and gates and value after the short convolution, in the compute dtype."""
+    dtype = compute_dtype(a.z)
+    z = a.z.to(dtype) if a.z_bias is None else a.z.to(dtype) + a.z_bias.to(dtype)
+    zc = torch.ops.hyena.short_conv(z, a.weight, a.bias, a.mask, a.cu_seqlens)
+    return z, zc.split(a.d.size(1), dim=2)
 
 
-def _rows_backward(
-    dy: Tensor,
-    z: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    spectrum: Tensor,
-    d: Tensor,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Everything between z and y is computed again rather than kept from the forward pass."""
-    parts = _split(short_conv_rows(z, weight, bias, mask), d.size(1))
-    x, v = parts[:-1], parts[-1]
-    s, d = spectrum_rows(spectrum), d.to(v.dtype)
-    products, values = _products_and_values(x, v, s, d)
-    g = dy.to(v.dtype).transpose(1, 2)
-    dx: list[Tensor] = [g * values[-1]] + [torch.zeros(0)] * (len(x) - 1)
-    ds, dd = [], []
+def _in_ops(*args: Any) -> Tensor:
+    """The mixing step op by op: the fallback, and what is differentiated beyond the first derivative."""
+    a = Inputs(*args)
+    _, (*x, v) = _parts(a)
+    for i, gate in enumerate(_gates_of_steps(a, len(x))):
+        pre = None if gate is None else x[gate]
+        v = torch.ops.hyena.gated_conv(v, a.spectrum[i], a.d[i], pre, None, a.cu_seqlens)
+    return to_order_of(x[0] * v, a.z)
+
+
+def _in_ops_backward(dy: Tensor, *args: Any) -> Gradients:
+    """Its gradients op by op; everything between ``z`` and ``y`` is computed again, not kept from the forward pass."""
+    a = Inputs(*args)
+    z, (*x, v) = _parts(a)
+    gates, values = _gates_of_steps(a, len(x)), [v]
+    for i, gate in enumerate(gates):
+        pre = None if gate is None else x[gate]
+        values.append(torch.ops.hyena.gated_conv(values[-1], a.spectrum[i], a.d[i], pre, None, a.cu_seqlens))
+    g = dy.to(z.dtype)
+    dx: dict[int, Tensor] = {0: g * values[-1]}
     g = g * x[0]
-    value_filter = s.size(0) == len(x)
-    for i in reversed(range(s.size(0))):
-        dp, ds_i = long_conv_backward(g, products[i], s[i])
-        ds.append(ds_i)
-        dd.append((g * products[i]).sum((0, 2)))
-        dp = dp + d[i][:, None] * g
-        step = i - 1 if value_filter else i
-        if step < 0:
-            g = dp
-        else:
-            gate = len(x) - 1 - step
-            dx[gate] = dp * values[i]
-            g = dp * x[gate]
-    dzc = torch.cat([*dx, g], dim=1).transpose(1, 2)
-    dz, dw, db = short_conv_rows_backward(dzc, z, weight, mask)
-    if not ds:
-        return dz, dw, db, torch.zeros_like(spectrum), torch.zeros_like(d)
-    return dz, dw, db, spectrum_gradient(torch.stack(ds[::-1]), spectrum), torch.stack(dd[::-1])
-
-
-def _with_bias(z: Tensor, z_bias: Tensor | None) -> Tensor:
-    """``z + z_bias`` in the compute dtype."""
-    return z if z_bias is None else z.to(compute_dtype(z)) + z_bias.to(compute_dtype(z))
-
-
-def _recurrence(
-    z: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    spectrum: Tensor,
-    d: Tensor,
-    mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    z_bias: Tensor | None,
-) -> Tensor:
-    x = _with_bias(z, z_bias)
-    if cu_seqlens is None:
-        return to_order_of(_rows(x, weight, bias, spectrum, d, mask), z)
-    bounds = row_bounds(cu_seqlens, z.size(1), points_of(spectrum.size(2) - 1))
-    if not bounds:
-        return empty_in_order_of(z, d.size(1)).zero_()
-    (y,) = map_rows(
-        lambda keep, rows, m: _rows(rows, weight, bias, spectrum, d, keep if m is None else m),
-        (x, mask),
-        bounds,
-    )
-    return to_order_of(y, z)
-
-
-def _recurrence_backward(
-    dy: Tensor,
-    z: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    spectrum: Tensor,
-    d: Tensor,
-    mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    z_bias: Tensor | None,
-) -> Gradients:
-    x = _with_bias(z, z_bias)
-    like = weight[:0, 0] if z_bias is None else z_bias
-    if cu_seqlens is None:
-        dz, dw, db, ds, dd = _rows_backward(dy, x, weight, bias, spectrum, d, mask)
-    else:
-        bounds = row_bounds(cu_seqlens, z.size(1), points_of(spectrum.size(2) - 1))
-        if not bounds:
-            dw, db, ds, dd, dzb = (torch.zeros_like(t) for t in (weight, weight[:, 0], spectrum, d, like))
-            return empty_in_order_of(z, z.size(2)).zero_(), dw, db, ds, dd, dzb
-        dz, dw, db, ds, dd = map_rows(
-            lambda keep, g, rows, m: _rows_backward(g, rows, weight, bias, spectrum, d, keep if m is None else m),
-            (dy, x, mask),
-            bounds,
+    ds, dd = [torch.zeros_like(a.spectrum[:0])], [torch.zeros_like(a.d[:0])]
+    for i, gate in reversed(list(enumerate(gates))):
+        pre = None if gate is None else x[gate]
+        g, dpre, _, ds_i, dd_i = torch.ops.hyena.gated_conv_backward(
+            g, values[i], a.spectrum[i], a.d[i], pre, None, a.cu_seqlens
         )
-    dzb = torch.zeros_like(like) if z_bias is None else dz.sum((0, 1)).to(like.dtype)
-    return to_order_of(dz, z), dw.to(weight.dtype), db.to(weight.dtype), ds.contiguous(), dd.to(d.dtype), dzb
+        if gate is not None:
+            dx[gate] = dpre
+        ds.insert(1, ds_i[None])
+        dd.insert(1, dd_i[None])
+    dzc = torch.cat([*(dx[n] for n in range(len(x))), g], dim=2)
+    dz, dw, db = torch.ops.hyena.short_conv_backward(dzc, z, a.weight, a.mask, a.cu_seqlens)
+    dzb = a.weight.new_zeros(0) if a.z_bias is None else dz.sum((0, 1)).to(a.z_bias.dtype)
+    return to_order_of(dz, a.z), dw, db, torch.cat(ds), torch.cat(dd), dzb
 
 
-def _differentiable_backward(
-    dy: Tensor,
-    z: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    spectrum: Tensor,
-    d: Tensor,
-    mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    z_bias: Tensor | None,
-) -> Gradients:
-    dz, dw, db, ds, dd, dzb = _recurrence_backward(
-        dy, z, weight, bias, to_fallback_layout(spectrum), d, mask, cu_seqlens, z_bias
+def _check(*args: Any) -> None:
+    a = Inputs(*args)
+    check_row(a.z, a.mask, a.cu_seqlens)
+    width, channels = a.z.size(2), a.d.size(-1) if a.d.dim() > 0 else 0
+    if a.d.dim() != 2 or a.spectrum.dim() != 4 or a.d.size(0) != a.spectrum.size(0):
+        raise ValueError(
+            f"d must be (F, C) and spectrum (F, G, P + 1, 2) with one F, got {tuple(a.d.shape)} and "
+            f"{tuple(a.spectrum.shape)}"
+        )
+    order = width // max(channels, 1) - 1
+    if order < 1 or width != (order + 1) * channels or a.d.size(0) not in (order - 1, order):
+        raise ValueError(
+            f"z of {width} channels is not (N + 1) x {channels} for an order N with {a.d.size(0)} = N - 1 or N filters "
+            "(the d of shape (F, C))"
+        )
+    check_weights("weight", a.weight, (width, "taps"), a.z)
+    check_weights("bias", a.bias, (width,), a.z)
+    check_weights("d", a.d, tuple(a.d.shape), a.z)
+    check_weights("z_bias", a.z_bias, (width,), a.z)
+    check_spectrum(a.z, a.spectrum, channels, a.cu_seqlens is not None, dims=4)
+
+
+def _check_backward(dy: Tensor, *args: Any) -> None:
+    _check(*args)
+    a = Inputs(*args)
+    check_like("dy", dy, (a.z.size(0), a.z.size(1), a.d.size(1)), a.z)
+
+
+def _fake(*args: Any) -> Tensor:
+    a = Inputs(*args)
+    return empty_in_order_of(a.z, a.d.size(1))
+
+
+def _fake_backward(dy: Tensor, *args: Any) -> Gradients:
+    a = Inputs(*args)
+    return (
+        empty_in_order_of(a.z, a.z.size(2)),
+        a.weight.new_empty(a.weight.shape),
+        a.weight.new_empty(a.weight.size(0)),
+        a.spectrum.new_empty(a.spectrum.shape),
+        a.d.new_empty(a.d.shape),
+        a.weight.new_empty(0) if a.z_bias is None else a.z_bias.new_empty(a.z_bias.shape),
     )
-    return dz, dw, db, from_fallback_layout(ds), dd, dzb
 
 
-def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
-    z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias = inputs
-    dz, dw, db, ds, dd, dzb = torch.ops.hyena.recurrence_backward(
-        grads[0], z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias
-    )
-    db, dzb = None if bias is None else db.to(bias.dtype), None if z_bias is None else dzb
-    return dz, dw, db, ds, dd, None, None, dzb
+def _backward(inputs: Arguments, grads: Arguments, needs: Arguments) -> tuple[Tensor | None, ...]:
+    a = Inputs(*inputs)
+    wide = a._replace(weight=wide_weight(a.weight, a.bias))
+    dz, dw, db, ds, dd, dzb = torch.ops.hyena.recurrence_backward(grads[0], *wide)
+    dbias = None if a.bias is None else db.to(a.bias.dtype)
+    return dz, dw.to(a.weight.dtype), dbias, ds, dd, None, None, None if a.z_bias is None else dzb
 
 
 define(
     "recurrence(Tensor z, Tensor weight, Tensor? bias, Tensor spectrum, Tensor d, Tensor? mask, Tensor? cu_seqlens,"
     " Tensor? z_bias) -> Tensor",
-    _recurrence,
-    lambda z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias: empty_in_order_of(z, d.size(1)),
+    _in_ops,
+    _fake,
+    check=_check,
     backward=_backward,
+    plain=_in_ops,
 )
 define(
     "recurrence_backward(Tensor dy, Tensor z, Tensor weight, Tensor? bias, Tensor spectrum, Tensor d, Tensor? mask,"
     " Tensor? cu_seqlens, Tensor? z_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _recurrence_backward,
-    lambda dy, z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias: (
-        empty_in_order_of(z, z.size(2)),
-        weight.new_empty(weight.shape),
-        weight.new_empty(weight.size(0)),
-        spectrum.new_empty(spectrum.shape),
-        d.new_empty(d.shape),
-        weight.new_empty(0) if z_bias is None else z_bias.new_empty(z_bias.shape),
-    ),
-    differentiable=_differentiable_backward,
+    _in_ops_backward,
+    _fake_backward,
+    check=_check_backward,
+    backward=backward_through(_in_ops_backward),
+    plain=_in_ops_backward,
 )
 
 
@@ -225,29 +192,9 @@ def recurrence(
     Raises:
         ValueError: shapes, dtypes or sizes that do not fit, with the ones found.
     """
-    check_row(z, mask, cu_seqlens)
-    channels = d.size(-1)
-    if d.dim() != 2 or spectrum.dim() != 4 or d.size(0) != spectrum.size(0):
-        raise ValueError(
-            f"d must be (F, C) and spectrum (F, G, P + 1, 2) with one F, got {tuple(d.shape)} and "
-            f"{tuple(spectrum.shape)}"
-        )
-    order = z.size(2) // max(channels, 1) - 1
-    if order < 1 or z.size(2) != (order + 1) * channels or d.size(0) not in (order - 1, order):
-        raise ValueError(
-            f"z of {z.size(2)} channels is not (N + 1) x {channels} for an order N with {d.size(0)} = N - 1 or N "
-            "filters"
-        )
-    fits = weight.dim() == 2 and weight.size(0) == z.size(2) and weight.size(1) > 0
-    if not fits or (bias is not None and bias.shape != weight.shape[:1]):
-        shape = None if bias is None else tuple(bias.shape)
-        raise ValueError(
-            f"the short filter must be ({z.size(2)}, taps) with a bias of ({z.size(2)},) or None, got "
-            f"{tuple(weight.shape)} and {shape}"
-        )
-    if z_bias is not None and z_bias.shape != z.shape[2:]:
-        raise ValueError(f"z_bias must be ({z.size(2)},), one for each channel of z; got {tuple(z_bias.shape)}")
-    check_devices(z, weight=weight, bias=bias, d=d, z_bias=z_bias)
-    check_spectrum(z, spectrum, channels, cu_seqlens is not None)
+    a = Inputs(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias)
+    _check(*a)
     check_bounds(cu_seqlens, z.size(1), spectrum.size(2) - 1)
-    return torch.ops.hyena.recurrence(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias)
+    if z.numel() == 0:
+        return empty_result(z, d.size(1), weight, bias, spectrum, d, z_bias)
+    return torch.ops.hyena.recurrence(*a)

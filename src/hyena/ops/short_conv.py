@@ -5,13 +5,14 @@ Dimensions: B batch, L length, C channels, T taps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hyena.ops._checks import check_devices, check_row
-from hyena.ops._layout import compute_dtype, empty_in_order_of, to_order_of
+from hyena.ops._checks import check_like, check_row, check_weights
+from hyena.ops._derivatives import Group, Multilinear, Named
+from hyena.ops._layout import compute_dtype, empty_in_order_of, empty_result, to_order_of
 from hyena.ops._library import define
 from hyena.ops._packing import check_bounds, map_rows, row_bounds
 
@@ -60,58 +61,109 @@ def short_conv_rows_backward(
     return masked(dz, mask), torch.stack(dw[::-1], dim=1), g.sum((0, 1))
 
 
-def _short_conv(
-    z: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None
-) -> Tensor:
-    if cu_seqlens is None:
-        return to_order_of(short_conv_rows(z, weight, bias, mask), z)
-    bounds = row_bounds(cu_seqlens, z.size(1), z.size(1))
+class Inputs(NamedTuple):
+    """The arguments of ``hyena::short_conv``."""
+
+    z: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    mask: Tensor | None
+    cu_seqlens: Tensor | None
+
+
+def _without_bias(z: Tensor, weight: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Inputs:
+    """The arguments of ``hyena::short_conv_backward`` after ``dy``."""
+    return Inputs(z, weight, None, mask, cu_seqlens)
+
+
+def _check(*args: Any) -> None:
+    a = Inputs(*args)
+    check_row(a.z, a.mask, a.cu_seqlens)
+    check_weights("weight", a.weight, (a.z.size(2), "taps"), a.z)
+    check_weights("bias", a.bias, (a.z.size(2),), a.z)
+
+
+def _check_backward(dy: Tensor, *args: Any) -> None:
+    a = _without_bias(*args)
+    _check(*a)
+    check_like("dy", dy, a.z.shape, a.z)
+
+
+def _short_conv(*args: Any) -> Tensor:
+    a = Inputs(*args)
+    if a.cu_seqlens is None:
+        return to_order_of(short_conv_rows(a.z, a.weight, a.bias, a.mask), a.z)
+    bounds = row_bounds(a.cu_seqlens, a.z.size(1), a.z.size(1))
     if not bounds:
-        return torch.zeros_like(z)
+        return torch.zeros_like(a.z)
     (y,) = map_rows(
-        lambda keep, rows, m: short_conv_rows(rows, weight, bias, keep if m is None else m), (z, mask), bounds
+        lambda keep, rows, m: short_conv_rows(rows, a.weight, a.bias, keep if m is None else m), (a.z, a.mask), bounds
     )
-    return to_order_of(y, z)
+    return to_order_of(y, a.z)
 
 
-def _short_conv_backward(
-    dy: Tensor, z: Tensor, weight: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    if cu_seqlens is None:
-        dz, dw, db = short_conv_rows_backward(dy, z, weight, mask)
+def _short_conv_backward(dy: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    a = _without_bias(*args)
+    if a.cu_seqlens is None:
+        dz, dw, db = short_conv_rows_backward(dy, a.z, a.weight, a.mask)
     else:
-        bounds = row_bounds(cu_seqlens, z.size(1), z.size(1))
+        bounds = row_bounds(a.cu_seqlens, a.z.size(1), a.z.size(1))
         if not bounds:
-            return torch.zeros_like(z), torch.zeros_like(weight), torch.zeros_like(weight[:, 0])
+            return torch.zeros_like(a.z), torch.zeros_like(a.weight), torch.zeros_like(a.weight[:, 0])
         dz, dw, db = map_rows(
-            lambda keep, g, rows, m: short_conv_rows_backward(g, rows, weight, keep if m is None else m),
-            (dy, z, mask),
+            lambda keep, g, rows, m: short_conv_rows_backward(g, rows, a.weight, keep if m is None else m),
+            (dy, a.z, a.mask),
             bounds,
         )
-    return to_order_of(dz, z), dw.to(weight.dtype), db.to(weight.dtype)
+    return to_order_of(dz, a.z), dw.to(a.weight.dtype), db.to(a.weight.dtype)
 
 
-def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
-    z, weight, bias, mask, cu_seqlens = inputs
-    dz, dw, db = torch.ops.hyena.short_conv_backward(grads[0], z, weight, mask, cu_seqlens)
-    return dz, dw, None if bias is None else db.to(bias.dtype), None, None
+def _fake(*args: Any) -> Tensor:
+    a = Inputs(*args)
+    return empty_in_order_of(a.z, a.z.size(2))
 
 
+def _fake_backward(dy: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    a = _without_bias(*args)
+    return empty_in_order_of(a.z, a.z.size(2)), a.weight.new_empty(a.weight.shape), a.weight.new_empty(a.weight.size(0))
+
+
+def wide_weight(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The weight in the dtype of the bias, if that is wider: a backward op sums the bias' gradient in it."""
+    return weight if bias is None else weight.to(torch.promote_types(weight.dtype, bias.dtype))
+
+
+class _ShortConv(Multilinear):
+    def call_backward(self, dy: Tensor, a: Named) -> dict[str, Tensor]:
+        weight, bias = a["weight"], a["bias"]
+        found = super().call_backward(dy, {**a, "weight": wide_weight(weight, bias)})
+        found["weight"] = found["weight"].to(weight.dtype)
+        return found if bias is None else {**found, "bias": found["bias"].to(bias.dtype)}
+
+
+_RULES = _ShortConv(
+    "short_conv",
+    Inputs._fields,
+    [Group(("z",), without=("bias",)), Group(("weight", "bias"))],
+    ("z", "weight", "bias"),
+    optional=("bias",),
+    rows=("z", "mask"),
+    backward_names=("z", "weight", "mask", "cu_seqlens"),
+)
 define(
     "short_conv(Tensor z, Tensor weight, Tensor? bias, Tensor? mask, Tensor? cu_seqlens) -> Tensor",
     _short_conv,
-    lambda z, weight, bias, mask, cu_seqlens: empty_in_order_of(z, z.size(2)),
-    backward=_backward,
+    _fake,
+    check=_check,
+    rule=_RULES.rule,
 )
 define(
     "short_conv_backward(Tensor dy, Tensor z, Tensor weight, Tensor? mask, Tensor? cu_seqlens)"
     " -> (Tensor, Tensor, Tensor)",
     _short_conv_backward,
-    lambda dy, z, weight, mask, cu_seqlens: (
-        empty_in_order_of(z, z.size(2)),
-        torch.empty_like(weight, memory_format=torch.contiguous_format),
-        weight.new_empty(weight.size(0)),
-    ),
+    _fake_backward,
+    check=_check_backward,
+    rule=_RULES.backward_rule,
 )
 
 
@@ -119,13 +171,9 @@ def short_conv(
     z: Tensor, weight: Tensor, bias: Tensor | None = None, mask: Tensor | None = None, cu_seqlens: Tensor | None = None
 ) -> Tensor:
     """Checked call of ``hyena::short_conv``; see :func:`hyena.functional.short_conv`."""
-    check_row(z, mask, cu_seqlens)
-    if weight.dim() != 2 or weight.size(0) != z.size(2) or weight.size(1) < 1:
-        raise ValueError(
-            f"weight must be ({z.size(2)}, taps) for z of shape {tuple(z.shape)}, got {tuple(weight.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must be ({z.size(2)},), got {tuple(bias.shape)}")
-    check_devices(z, weight=weight, bias=bias)
+    a = Inputs(z, weight, bias, mask, cu_seqlens)
+    _check(*a)
     check_bounds(cu_seqlens, z.size(1), z.size(1))
-    return torch.ops.hyena.short_conv(z, weight, bias, mask, cu_seqlens)
+    if z.numel() == 0:
+        return empty_result(z, z.size(2), weight, bias)
+    return torch.ops.hyena.short_conv(*a)

@@ -10,11 +10,11 @@ to ``gated_conv`` and ``recurrence`` on the same device, never for storing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
+from hyena.ops._checks import DTYPES, check_like, check_size, longest_row
+from hyena.ops._derivatives import Group, Multilinear
 from hyena.ops._layout import compute_dtype, points_of
 from hyena.ops._library import define, has_kernel
 
@@ -85,13 +85,6 @@ def taps_of(spectrum: Tensor) -> Tensor:
     return torch.cat([placed[..., points + 1 :], placed[..., :points]], dim=-1).transpose(1, 2)
 
 
-def to_fallback_layout(spectrum: Tensor) -> Tensor:
-    """A spectrum of whatever backend as the fallback would have made it; differentiable."""
-    if not is_of_kernels(spectrum):
-        return spectrum
-    return _filter_spectrum(taps_of(spectrum), spectrum.size(-2) - 1, False).view(spectrum.shape)
-
-
 def move_spectrum(spectrum: Tensor, device: torch.device | str) -> Tensor:
     """A spectrum on another device, as the backend there would have made it."""
     device = torch.empty(0, device=device).device  # with its index: GPUs of two models have two layouts
@@ -101,42 +94,49 @@ def move_spectrum(spectrum: Tensor, device: torch.device | str) -> Tensor:
     return torch.ops.hyena.filter_spectrum(taps, spectrum.size(-2) - 1, False).view(spectrum.shape)
 
 
-def from_fallback_layout(ds: Tensor) -> Tensor:
-    """A gradient of ``to_fallback_layout(spectrum)`` as a gradient of ``spectrum``; differentiable."""
-    if not is_of_kernels(ds):
-        return ds
-    size = ds.size(-2) - 1
-    stacked = ds.reshape(-1, *ds.shape[-3:])
-    points = points_of(size)
-    like = ds.new_empty(stacked.size(0), 2 * points - 1, stacked.size(1))
-    h = _filter_spectrum_backward(stacked, like, size, False) * points
-    return torch.ops.hyena.filter_spectrum(h, size, False).view(ds.shape)
+def _check(h: Tensor, size: int, causal: bool) -> None:
+    if h.dim() != 3 or h.dtype not in DTYPES or h.layout != torch.strided:
+        raise ValueError(
+            f"h: filters must be floating point of shape (F, K, G), got {h.dtype} of shape {tuple(h.shape)}"
+        )
+    check_size(size)
+    if h.size(1) < 1:
+        raise ValueError(f"h: filters need at least one tap, got shape {tuple(h.shape)}")
+    if not causal and h.size(1) % 2 == 0:
+        raise ValueError(f"h: a two-sided filter has an odd number of taps, lags -(K-1) … K-1; got {h.size(1)}")
+    taps, most = h.size(1) if causal else (h.size(1) + 1) // 2, longest_row(size)
+    if taps > most:
+        raise ValueError(
+            f"h: a filter of {taps} lags does not fit a transform of {most} positions: cut it to {most} lags"
+        )
 
 
-def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
-    h, size, causal = inputs
-    return torch.ops.hyena.filter_spectrum_backward(grads[0], h, size, causal), None, None
+def _check_backward(ds: Tensor, h: Tensor, size: int, causal: bool) -> None:
+    _check(h, size, causal)
+    check_like("ds", ds, (h.size(0), h.size(2), size + 1, 2), h, compute_dtype(h))
 
 
-def _backward_of_backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
-    # Linear, and the adjoint of the forward op: its own adjoint is the forward op.
-    ds, _, size, causal = inputs
-    g = grads[0]
-    assert g is not None
-    return torch.ops.hyena.filter_spectrum(g.to(ds.dtype), size, causal), None, None, None
-
-
+_RULES = Multilinear(
+    "filter_spectrum",
+    ("h", "size", "causal"),
+    [Group(("h",))],
+    ("h",),
+    rows=("h",),
+    backward_rows=("dy", "h"),
+)
 define(
     "filter_spectrum(Tensor h, SymInt size, bool causal) -> Tensor",
     _filter_spectrum,
     lambda h, size, causal: h.new_empty(h.size(0), h.size(2), size + 1, 2, dtype=compute_dtype(h)),
-    backward=_backward,
+    check=_check,
+    rule=_RULES.rule,
 )
 define(
     "filter_spectrum_backward(Tensor ds, Tensor h, SymInt size, bool causal) -> Tensor",
     _filter_spectrum_backward,
     lambda ds, h, size, causal: h.new_empty(h.shape),
-    backward=_backward_of_backward,
+    check=_check_backward,
+    rule=_RULES.backward_rule,
 )
 
 
@@ -152,11 +152,5 @@ def filter_spectrum(h: Tensor, size: int, causal: bool = True) -> Tensor:
     Raises:
         ValueError: more taps than positions: cut the filter first, since it would wrap around.
     """
-    if h.dim() != 3 or not h.is_floating_point():
-        raise ValueError(f"filters must be floating point of shape (F, K, G), got {h.dtype} of shape {tuple(h.shape)}")
-    if not causal and h.size(1) % 2 == 0:
-        raise ValueError(f"a two-sided filter has an odd number of taps, lags -(K-1) … K-1; got {h.size(1)}")
-    taps = h.size(1) if causal else (h.size(1) + 1) // 2
-    if taps > size:
-        raise ValueError(f"a filter of {taps} lags does not fit a transform of {size} positions: cut it to {size} lags")
+    _check(h, size, causal)
     return torch.ops.hyena.filter_spectrum(h, size, causal)
