@@ -9,7 +9,9 @@ from typing import Any
 
 import opt_einsum
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from hyena import ops
 
@@ -17,9 +19,18 @@ __all__ = ["fft_conv", "gated_conv", "hyena_matrix", "short_conv", "toeplitz"]
 
 
 def short_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, mask: Tensor | None = None, cu_seqlens: Tensor | None = None
-) -> Tensor:
-    """Depthwise causal convolution of a few taps.
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    padding: str = "causal",
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+) -> Any:
+    """Depthwise convolution of a few taps, causal or centred.
 
     ``F.conv1d(F.pad(x.mT, (taps - 1, 0)), weight[:, None], bias, groups=C).mT``
 
@@ -29,35 +40,163 @@ def short_conv(
         bias: ``(C,)``.
         mask: ``(B, L)`` bool, True = keep; applied to ``x`` and again to the result, so that the bias does not leak.
         cu_seqlens: ``(rows + 1,)`` int32 or int64 offsets of rows packed into one; then ``B = 1``.
+        activation: "silu" (or "swish", the same), applied before the result is rounded to the dtype of ``x``.
+        padding: "causal", or "same": the taps are centred on the current position, as ``F.conv1d(…, padding="same")``
+            has them (of an even number, the one after the middle is the current position).
+        initial_state: ``(B, taps - 1, C)`` the inputs before the first position, the latest one last; ``(rows, taps -
+            1, C)`` with ``cu_seqlens``. Zeros if missing.
+        return_final_state: whether to return the inputs that the next positions will need, an ``initial_state`` for
+            them, too. Positions that ``mask`` hides are zeros there.
 
     Returns:
-        ``(B, L, C)`` in the dtype and memory order of ``x``.
+        ``(B, L, C)`` in the dtype and memory order of ``x``; with ``return_final_state`` a pair of it and the state.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit.
+        ValueError: shapes, dtypes or options that do not fit.
     """
-    return ops.short_conv(x, weight, bias, mask, cu_seqlens)
+    if activation not in (None, "silu", "swish"):
+        raise ValueError(f"activation must be 'silu', 'swish' or None, got {activation!r}")
+    if padding not in ("causal", "same"):
+        raise ValueError(f"padding must be 'causal' or 'same', got {padding!r}")
+    if padding == "same" and (initial_state is not None or return_final_state):
+        raise ValueError("padding='same' sees later inputs, so that it has no state to begin with or to return")
+    ops.check_short_conv(x, weight, bias, mask, cu_seqlens)
+    state = _checked_state(x, weight, cu_seqlens, initial_state)
+    z = x if activation is None else x.to(ops.compute_dtype(x))
+    if padding == "same":
+        y = _same_conv(z, weight, bias, mask, cu_seqlens)
+    elif state is None:
+        y = ops.short_conv(z, weight, bias, mask, cu_seqlens)
+    else:
+        y = _conv_after(state.to(z.dtype), z, weight, bias, mask, cu_seqlens)
+    if activation is not None:
+        y = F.silu(y)
+    y = ops.to_order_of(y, x)
+    if not return_final_state:
+        return y
+    kept = x if mask is None else torch.where(mask[..., None], x, 0)
+    return y, _final_state(kept, weight.size(1) - 1, state, cu_seqlens)
 
 
-def fft_conv(x: Tensor, h: Tensor, d: Tensor | None = None, *, causal: bool = True) -> Tensor:
+def _checked_state(x: Tensor, weight: Tensor, cu_seqlens: Tensor | None, state: Tensor | None) -> Tensor | None:
+    if state is None:
+        return None
+    rows = x.size(0) if cu_seqlens is None else cu_seqlens.size(0) - 1
+    shape = (rows, weight.size(1) - 1, x.size(2))
+    if state.shape != shape or state.dtype != x.dtype or state.device != x.device:
+        raise ValueError(
+            f"initial_state must be {x.dtype} of shape {shape} on {x.device}, (rows, taps - 1, channels); got "
+            f"{state.dtype} of shape {tuple(state.shape)} on {state.device}"
+        )
+    return state
+
+
+def _row_of_position(cu_seqlens: Tensor, length: int) -> Tensor:
+    """(L,): which packed row each position is in."""
+    at = torch.arange(length, device=cu_seqlens.device)
+    return torch.searchsorted(cu_seqlens.long(), at, right=True) - 1
+
+
+def _with_room(x: Tensor, cu_seqlens: Tensor, before: int, after: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``x`` with zeros before and after each packed row, its offsets, and where the positions of ``x`` now are."""
+    rows = cu_seqlens.size(0) - 1
+    room = before + after
+    at = torch.arange(x.size(1), device=x.device) + before + room * _row_of_position(cu_seqlens, x.size(1))
+    offsets = cu_seqlens.long() + room * torch.arange(rows + 1, device=x.device)
+    wide = x.new_zeros(1, x.size(1) + room * rows, *x.shape[2:]).index_copy(1, at, x)
+    return wide, offsets, at
+
+
+def _conv_after(
+    state: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None
+) -> Tensor:
+    """The causal convolution of ``x`` that follows the inputs in ``state``."""
+    before = state.size(1)
+    if cu_seqlens is None:
+        keep = None if mask is None else F.pad(mask, (before, 0), value=True)
+        return ops.short_conv(torch.cat([state, x], dim=1), weight, bias, keep)[:, before:]
+    kept = x if mask is None else torch.where(mask[..., None], x, 0)
+    wide, offsets, at = _with_room(kept, cu_seqlens, before, 0)
+    places = offsets[:-1, None] + torch.arange(before, device=x.device)
+    wide = wide.index_copy(1, places.flatten(), state.flatten(0, 1)[None])
+    y = ops.short_conv(wide, weight, bias, None, offsets)[:, at]
+    return y if mask is None else torch.where(mask[..., None], y, 0)
+
+
+def _same_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None
+) -> Tensor:
+    """The convolution whose taps are centred: the causal one, that many positions later."""
+    after = weight.size(1) // 2
+    kept = x if mask is None else torch.where(mask[..., None], x, 0)
+    if cu_seqlens is None:
+        y = ops.short_conv(F.pad(kept, (0, 0, 0, after)), weight, bias)[:, after:]
+    else:
+        wide, offsets, at = _with_room(kept, cu_seqlens, 0, after)
+        y = ops.short_conv(wide, weight, bias, None, offsets)[:, at + after]
+    return y if mask is None else torch.where(mask[..., None], y, 0)
+
+
+def _final_state(x: Tensor, count: int, state: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """The last ``count`` inputs of each row, those before its first position taken from ``state``."""
+    if cu_seqlens is None:
+        before = x.new_zeros(x.size(0), count, x.size(2)) if state is None else state
+        missing = max(count - x.size(1), 0)
+        return torch.cat([before[:, count - missing :], x[:, x.size(1) - (count - missing) :]], dim=1)
+    start, end = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
+    at = end - count + torch.arange(count, device=x.device)  # (rows, count)
+    found = x[0, at.clamp(min=0)]
+    earlier = torch.zeros_like(found)
+    if state is not None:
+        index = (at - start + count).clamp(0, max(count - 1, 0))
+        earlier = state.gather(1, index[..., None].expand(-1, -1, x.size(2)))
+    return torch.where((at >= start)[..., None], found, earlier)
+
+
+def fft_conv(x: Tensor, h: Tensor, d: Tensor | None = None, *, causal: bool = True, circular: bool = False) -> Tensor:
     """Long convolution along the sequence in ``O(L log L)``, causal or two-sided, without wrap-around at any length.
 
     ``torch.einsum("cts,bsc->btc", toeplitz(h, L, causal=causal), x) + d * x``
+
+    A transform spreads a NaN or an infinity in ``x`` over its whole row, earlier positions included; under
+    ``torch.autograd.detect_anomaly()`` the call raises and names the first one. Few taps are applied one by one where
+    that is faster; then earlier positions stay finite.
 
     Args:
         x: ``(B, L, C)``, any strides.
         h: ``(K, G)`` taps of lags ``0 … K-1``, or ``(2K-1, G)`` of lags ``-(K-1) … K-1`` with ``causal=False``. ``C``
             is a multiple of ``G``; channel ``c`` uses filter ``c // (C // G)``. Lags beyond the input do nothing.
+            ``(B, K, G)``: a filter of its own for each row of the batch.
         d: ``(C,)`` weight of the input itself.
+        circular: the row is a circle, its first position follows its last one; longer filters go round it repeatedly.
 
     Returns:
-        ``(B, L, C)`` in the dtype and memory order of ``x``. It is computed in float32, in float64 for float64; few
-        taps are applied one by one where that is faster.
+        ``(B, L, C)`` in the dtype and memory order of ``x``. It is computed in float32, in float64 for float64.
 
     Raises:
         ValueError: shapes or dtypes that do not fit.
     """
+    if circular:
+        return _circular_conv(x, h, d, causal)
     return gated_conv(x, h, d, causal=causal)
+
+
+def _circular_conv(x: Tensor, h: Tensor, d: Tensor | None, causal: bool) -> Tensor:
+    ops.check_gated_conv(x, h, d, causal=causal)
+    length = x.size(1)
+    if x.numel() == 0:
+        return gated_conv(x, h, d, causal=causal)
+    # As a causal filter of at most one round, applied to the row with its end before it. d is part of lag 0.
+    first = 0 if causal else -((h.size(-2) - 1) // 2)
+    h = h.to(ops.compute_dtype(x))
+    if d is not None:
+        lag_0 = torch.arange(h.size(-2), device=h.device) == -first
+        h = h.repeat_interleave(x.size(2) // h.size(-1), dim=-1) + lag_0[:, None] * d.to(h.dtype)
+    if h.size(-2) > length:
+        h = F.pad(h, (0, 0, 0, -h.size(-2) % length)).unflatten(-2, (-1, length)).sum(-3)
+    before = h.size(-2) - 1
+    y = gated_conv(torch.cat([x[:, length - before :], x], dim=1), h)[:, before:]
+    return ops.to_order_of(y.roll(first, 1), x)
 
 
 def gated_conv(
@@ -76,7 +215,7 @@ def gated_conv(
     ``post * fft_conv(pre * v, h, d, causal=causal)``
 
     Args:
-        v, pre, post: ``(B, L, C)``, any strides.
+        v, pre, post: ``(B, L, C)``, any strides. For NaN and infinities in them see :func:`fft_conv`.
         h, d, causal: as in :func:`fft_conv`.
         cu_seqlens: ``(rows + 1,)`` int32 or int64 offsets of rows packed into one; then ``B = 1``.
         max_seqlen: the longest of the packed rows; without it the transform is as long as the packed input.
@@ -86,12 +225,14 @@ def gated_conv(
 
     Raises:
         ValueError: shapes or dtypes that do not fit.
+        TypeError: ``max_seqlen`` is no integer.
     """
-    if h.dim() != 2:
-        raise ValueError(f"h must be (taps, channels), got {tuple(h.shape)}")
-    longest = v.size(1) if max_seqlen is None else min(max_seqlen, v.size(1))
-    if cu_seqlens is not None:
-        ops.check_longest(cu_seqlens, longest)
+    ops.check_gated_conv(v, h, d, pre, post, cu_seqlens, causal)
+    longest = ops.longest_row(v, cu_seqlens, max_seqlen)
+    if v.numel() == 0:
+        return ops.empty_result(v, v.size(2), h, d, pre, post)
+    if h.dim() == 3:
+        return _conv_of_own_filters(v, h, d, pre, post, causal, cu_seqlens, max_seqlen)
     h = _cut(h.to(ops.compute_dtype(v)), longest, causal)
     if ops.is_direct(h.size(0), longest, v.device):
         return ops.direct_conv(v, h, d, pre, post, cu_seqlens, causal, longest)
@@ -99,12 +240,31 @@ def gated_conv(
     return ops.gated_conv(v, spectrum[0], d, pre, post, cu_seqlens)
 
 
+def _conv_of_own_filters(
+    v: Tensor,
+    h: Tensor,
+    d: Tensor | None,
+    pre: Tensor | None,
+    post: Tensor | None,
+    causal: bool,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+) -> Tensor:
+    """Rows with filters of their own, ``(B, K, G)``, are channels of one row."""
+    batch = v.size(0)
+    if batch == 1:
+        args = (d, pre, post)
+        return gated_conv(v, h[0], *args, causal=causal, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
+    gates = [None if t is None else rearrange(t, "b l c -> 1 l (b c)") for t in (pre, post)]
+    d = None if d is None else d.repeat(batch)
+    y = gated_conv(rearrange(v, "b l c -> 1 l (b c)"), rearrange(h, "b k g -> k (b g)"), d, *gates, causal=causal)
+    return ops.to_order_of(rearrange(y, "1 l (b c) -> b l c", b=batch), v)
+
+
 def _cut(h: Tensor, length: int, causal: bool) -> Tensor:
     """The lags of ``h`` (taps first) that matter for rows of ``length`` positions; cut, so that none wraps around."""
     if causal:
         return h[:length]
-    if h.size(0) % 2 == 0:
-        raise ValueError(f"a two-sided filter has an odd number of taps, lags -(K-1) … K-1; got {h.size(0)}")
     extra = (h.size(0) + 1) // 2 - length
     return h[extra : h.size(0) - extra] if extra > 0 else h
 

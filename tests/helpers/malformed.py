@@ -142,26 +142,18 @@ def _faults(op: str, name: str, t: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "sparse", t.to_sparse()
 
 
-# float16 weights beside a float32 input are taken: they are widened. So are offsets of either width.
-TAKEN = {("weight", torch.float16), ("bias", torch.float16), ("d", torch.float16), ("z_bias", torch.float16)}
-TAKEN |= {("h", dtype) for dtype in (torch.float16, torch.float64)} | {("cu_seqlens", torch.int32)}
-
-
-def _is_taken(op: str, name: str, fault: str, good: dict[str, Any]) -> bool:
+def _is_taken(op: str, name: str, fault: str) -> bool:
     """Whether the call is right after all."""
-    if fault == "torch.float64" and name == "h" and op.startswith("direct_conv"):
-        return False
-    if op == "filter_spectrum_backward" and name == "h" and fault == "torch.float16":
-        return True  # its gradient is computed in float32
+    floating = fault in ("torch.float64", "torch.float16")
+    if op.startswith(("short_conv", "direct_conv", "gated_conv", "recurrence")) and floating:
+        if name in ("weight", "bias", "d", "h", "z_bias"):
+            return True  # weights of a floating dtype of their own
+        return name == "z" and (op == "short_conv" or (op == "recurrence" and fault == "torch.float16"))
+    if op == "filter_spectrum" and name == "h":
+        return floating
     if op == "filter_spectrum_backward" and name == "h":
-        return False
-    if op.startswith("project") or op.startswith("implicit_filter"):
-        return False
-    if op == "short_conv" and name == "z" and fault in ("torch.float64", "torch.float16"):
-        return True  # weights of a dtype of their own
-    if op == "recurrence" and name == "z" and fault == "torch.float16":
-        return True
-    return any(name == n and fault == str(dtype) for n, dtype in TAKEN)
+        return fault == "torch.float16"  # its gradient is computed in float32
+    return name == "cu_seqlens" and fault == "torch.int32"
 
 
 def calls() -> Iterator[Call]:
@@ -188,7 +180,7 @@ def _calls(op: str, good: dict[str, Any], packed: bool) -> Iterator[Call]:
             if packed and name not in ("cu_seqlens", "z", "v"):
                 continue
             for fault, wrong in _faults(op, name, value):
-                if not _is_taken(op, name, fault, good) and not (name == "cu_seqlens" and "size" in fault):
+                if not _is_taken(op, name, fault) and not (name == "cu_seqlens" and "size" in fault):
                     yield call(name, fault, wrong)
             if name not in optional:
                 yield call(name, "None", None)

@@ -146,7 +146,7 @@ def test_errors_name_the_numbers() -> None:
             ops.add_conv_(wrong, v, spectrum)
     with pytest.raises(ValueError, match=r"a row of 9 positions needs.*this one was built for 8"):
         ops.add_conv_(y, torch.zeros(2, 9, 6), spectrum)
-    with pytest.raises(ValueError, match=r"one filter's spectrum, \(G, P \+ 1, 2\), got \(1, 3, 9, 2\)"):
+    with pytest.raises(ValueError, match=r"\(G, P \+ 1, 2\), one filter's, .*got .* \(1, 3, 9, 2\)"):
         ops.add_conv_(y, v, spectrum[None])
     with pytest.raises(ValueError, match="has no gradient"):
         ops.add_conv_(y, v.requires_grad_(), spectrum)

@@ -130,15 +130,15 @@ def test_it_compiles_whole(device: str) -> None:
 
 def test_errors_name_the_numbers() -> None:
     v = torch.zeros(2, 7, 4)
-    with pytest.raises(ValueError, match=r"h must be floating point of shape \(taps, channels\).*of shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"h must be \(taps, channels\) .*got \(4,\)"):
         ops.direct_conv(v, torch.zeros(4))
-    with pytest.raises(ValueError, match=r"h must be floating point.*of shape \(0, 4\)"):
+    with pytest.raises(ValueError, match=r"h must be \(taps, channels\) .*got \(0, 4\)"):
         ops.direct_conv(v, torch.zeros(0, 4))
     with pytest.raises(ValueError, match=r"4 channels cannot share 3 filters"):
         ops.direct_conv(v, torch.zeros(3, 3))
     with pytest.raises(ValueError, match=r"odd number of taps.*got 4"):
         ops.direct_conv(v, torch.zeros(4, 4), causal=False)
-    with pytest.raises(ValueError, match=r"d must be \(4,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"d must be \(4,\) .*got \(3,\)"):
         ops.direct_conv(v, torch.zeros(3, 4), torch.zeros(3))
-    with pytest.raises(ValueError, match=r"pre must be .* of shape \(2, 7, 4\) like v"):
+    with pytest.raises(ValueError, match=r"pre must be .* of shape \(2, 7, 4\), got"):
         ops.direct_conv(v, torch.zeros(3, 4), None, v[:, 1:])

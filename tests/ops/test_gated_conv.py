@@ -133,16 +133,6 @@ def test_gradgradcheck_packed(tier: Tier) -> None:
         assert torch.autograd.gradgradcheck(lambda *a: convolve(*a, at), leaves)
 
 
-def test_a_third_derivative_raises(tier: Tier) -> None:
-    x = place(inputs(1, 4, 2, 3, 1), tier, torch.float64)
-    v = x["v"].requires_grad_()
-    with tier():
-        y = convolve(**x).pow(3).sum()
-        (first,) = torch.autograd.grad(y, v, create_graph=True)
-        with pytest.raises(RuntimeError, match="first and second derivatives, but no third"):
-            torch.autograd.grad(first.pow(2).sum(), v, create_graph=True)
-
-
 @pytest.mark.parametrize(
     ("gates", "layout"),
     [("d pre post", "contiguous"), ("d pre post", "channel_major"), ("", "sliced"), ("post", "channel_major")],
@@ -175,17 +165,17 @@ def test_errors_name_the_numbers() -> None:
         ops.gated_conv(v.double(), spectrum)
     with pytest.raises(ValueError, match=r"on meta, as filter_spectrum makes it; got torch.float32 .* on cpu"):
         ops.gated_conv(v.to("meta"), spectrum)
-    with pytest.raises(ValueError, match=r"one filter's spectrum, \(G, P \+ 1, 2\), got \(1, 3, 9, 2\)"):
+    with pytest.raises(ValueError, match=r"\(G, P \+ 1, 2\), one filter's, .*got .* \(1, 3, 9, 2\)"):
         ops.gated_conv(v, spectrum[None])
     with pytest.raises(ValueError, match=r"pre must be torch.float32 of shape \(2, 7, 6\).*\(2, 7, 5\)"):
         ops.gated_conv(v, spectrum, None, v[..., :5])
-    with pytest.raises(ValueError, match=r"post must be torch.float32 of shape \(2, 7, 6\) like v, got torch.float16"):
+    with pytest.raises(ValueError, match=r"post must be torch.float32 of shape \(2, 7, 6\), got torch.float16"):
         ops.gated_conv(v, spectrum, None, None, v.half())
     for name in ("d", "pre", "post"):
         there = {name: torch.zeros(6) if name == "d" else v}
         with pytest.raises(ValueError, match=rf"{name} is on meta, but the input on cpu"):
             ops.gated_conv(v, spectrum, **{k: t.to("meta") for k, t in there.items()})
-    with pytest.raises(ValueError, match=r"d must be \(6,\), got \(5,\)"):
+    with pytest.raises(ValueError, match=r"d must be \(6,\) .*got \(5,\)"):
         ops.gated_conv(v, spectrum, torch.zeros(5))
     with pytest.raises(ValueError, match=r"a row of 9 positions, more than the 8 .* pass max_seqlen=9 or more"):
         ops.gated_conv(torch.zeros(1, 12, 6), spectrum, cu_seqlens=offsets([9, 3]))

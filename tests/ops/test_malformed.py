@@ -17,7 +17,7 @@ from hyena import ops
 from hyena.ops._library import OP_NAMES
 
 # Whether the kernels check for themselves yet; those that do not would read out of bounds here.
-KERNELS_CHECK = False
+KERNELS_CHECK = True
 CALLS = list(calls())
 ERRORS = (RuntimeError, ValueError, TypeError)
 

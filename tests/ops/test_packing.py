@@ -37,12 +37,12 @@ def test_a_row_too_long_names_both_numbers() -> None:
 def test_offsets_are_integers_in_a_row(bad: Tensor) -> None:
     shape = str(tuple(bad.shape)).replace("(", r"\(").replace(")", r"\)")
     with pytest.raises(ValueError, match=rf"1-D int32 or int64 .* got {bad.dtype} of shape {shape}"):
-        check_cu_seqlens(bad, 1, 7)
+        check_cu_seqlens(bad, rand(1, 7, 2))
 
 
 def test_packed_rows_come_as_one() -> None:
     with pytest.raises(ValueError, match=r"\(1, T, C\); got batch 3"):
-        check_cu_seqlens(offsets([7]), 3, 7)
+        check_cu_seqlens(offsets([7]), rand(3, 7, 2))
 
 
 @given(sizes=st.lists(st.integers(0, 300), min_size=1, max_size=12).filter(sum))

@@ -198,15 +198,6 @@ def test_gradgradcheck_without_filters(tier: Tier) -> None:
         assert torch.autograd.gradgradcheck(lambda z, w: ops.recurrence(z, w, None, spectrum, x["d"]), leaves)
 
 
-def test_a_third_derivative_raises(tier: Tier) -> None:
-    x = place(inputs(1, 4, 2), tier, torch.float64)
-    z = x["z"].requires_grad_()
-    with tier():
-        (first,) = torch.autograd.grad(convolve(**x).pow(3).sum(), z, create_graph=True)
-        with pytest.raises(RuntimeError, match="first and second derivatives, but no third"):
-            torch.autograd.grad(first.pow(2).sum(), z, create_graph=True)
-
-
 def test_gradients_only_where_asked(tier: Tier) -> None:
     """Each input may be the only one that wants a gradient, and gets the same one then."""
     x = place(inputs(2, 9, 4, order=3, mask="random", z_bias=True), tier, torch.float64)
@@ -282,11 +273,11 @@ def test_errors_name_the_numbers() -> None:
         ops.recurrence(z[..., :4], weight[:4], None, spectrum, d)
     with pytest.raises(ValueError, match=r"z of 16 channels is not \(N \+ 1\) x 4 .* with 1 = N - 1 or N"):
         ops.recurrence(torch.zeros(2, 7, 16), torch.zeros(16, 3), None, spectrum, d)
-    with pytest.raises(ValueError, match=r"\(12, taps\) with a bias of \(12,\) or None, got \(11, 3\) and \(12,\)"):
+    with pytest.raises(ValueError, match=r"weight must be \(12, taps\) .*got \(11, 3\)"):
         ops.recurrence(z, weight[:11], bias, spectrum, d)
-    with pytest.raises(ValueError, match=r"\(12, taps\) with a bias of \(12,\) or None, got \(12, 3\) and \(11,\)"):
+    with pytest.raises(ValueError, match=r"bias must be \(12,\) .*got \(11,\)"):
         ops.recurrence(z, weight, bias[:11], spectrum, d)
-    with pytest.raises(ValueError, match=r"z_bias must be \(12,\), one for each channel of z; got \(4,\)"):
+    with pytest.raises(ValueError, match=r"z_bias must be \(12,\) .*got \(4,\)"):
         ops.recurrence(z, weight, bias, spectrum, d, z_bias=bias[:4])
     with pytest.raises(ValueError, match=r"4 channels cannot share 3 filters"):
         ops.recurrence(z, weight, bias, ops.filter_spectrum(torch.zeros(1, 7, 3), 8), d)

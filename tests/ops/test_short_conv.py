@@ -143,13 +143,11 @@ def test_errors_name_the_numbers() -> None:
         ops.short_conv(z[0], weight)
     with pytest.raises(ValueError, match=r"floating point.*torch.int64 of shape \(2, 7, 4\)"):
         ops.short_conv(z.long(), weight)
-    with pytest.raises(ValueError, match=r"at least one position, got a tensor of shape \(2, 0, 4\)"):
-        ops.short_conv(z[:, :0], weight)
-    with pytest.raises(ValueError, match=r"weight must be \(4, taps\) for z of shape \(2, 7, 4\), got \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"weight must be \(4, taps\) for an input of shape \(2, 7, 4\), got \(5, 3\)"):
         ops.short_conv(z, torch.zeros(5, 3))
     with pytest.raises(ValueError, match=r"weight must be \(4, taps\).*got \(4, 0\)"):
         ops.short_conv(z, torch.zeros(4, 0))
-    with pytest.raises(ValueError, match=r"bias must be \(4,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"bias must be \(4,\) .*got \(3,\)"):
         ops.short_conv(z, weight, torch.zeros(3))
     for name in ("weight", "bias", "mask"):
         there = {"weight": torch.zeros(4, 3), "bias": torch.zeros(4), "mask": torch.ones(2, 7, dtype=torch.bool)}

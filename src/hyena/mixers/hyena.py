@@ -168,7 +168,7 @@ class HyenaOperator(Mixer):
         if self._is_fused(longest):
             y = self._mix(u, longest, mask, cu_seqlens)
         else:
-            z = ops.project(u, self.in_proj, channel_major=None)
+            z = ops.project(u, self.in_proj, channel_major=None, mask=mask)
             y = self._mix_in_parts(z, longest, mask, cu_seqlens)
         if self.activation is not None:
             y = self.activation(y)
@@ -190,7 +190,7 @@ class HyenaOperator(Mixer):
 
     def _mix(self, u: Tensor, longest: int, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
         """The projection and the fused mixing step, which may have the projection's bias to add."""
-        z, bias = ops.project_without_bias(u, self.in_proj)
+        z, bias = ops.project_without_bias(u, self.in_proj, mask)
         spectrum = self.conv.spectrum(longest)
         return ops.recurrence(z, self.short.weight, self.short.bias, spectrum, self.conv.bias, mask, cu_seqlens, bias)
 

@@ -1,12 +1,12 @@
 """The registered ops (``torch.ops.hyena``), with a checked Python call for each."""
 
-from hyena.ops._checks import check_row
+from hyena.ops._checks import check_gated_conv, check_row
 from hyena.ops._extension import EXTENSION
 from hyena.ops._kept import check_instructions, clear_tables
-from hyena.ops._layout import compute_dtype, transform_length
+from hyena.ops._layout import compute_dtype, empty_result, to_order_of, transform_length
 from hyena.ops._library import fallback_only, find_kernels, has_kernel
 from hyena.ops._modules import fusible, has_plain_weights, is_hooked, is_plain, without_autocast
-from hyena.ops._packing import check_longest
+from hyena.ops._packing import check_longest, longest_row
 from hyena.ops.add_conv import add_conv_
 from hyena.ops.direct_conv import direct_conv, is_direct
 from hyena.ops.gated_conv import gated_conv
@@ -14,7 +14,7 @@ from hyena.ops.implicit_filter import implicit_filter
 from hyena.ops.project import project, project_without_bias
 from hyena.ops.recurrence import recurrence
 from hyena.ops.report import backend_report
-from hyena.ops.short_conv import short_conv
+from hyena.ops.short_conv import check_short_conv, short_conv
 from hyena.ops.spectrum import filter_spectrum, move_spectrum
 
 EXTENSION.load()
@@ -24,11 +24,14 @@ check_instructions()
 __all__ = [
     "add_conv_",
     "backend_report",
+    "check_gated_conv",
     "check_longest",
     "check_row",
+    "check_short_conv",
     "clear_tables",
     "compute_dtype",
     "direct_conv",
+    "empty_result",
     "fallback_only",
     "filter_spectrum",
     "fusible",
@@ -39,11 +42,13 @@ __all__ = [
     "is_direct",
     "is_hooked",
     "is_plain",
+    "longest_row",
     "move_spectrum",
     "project",
     "project_without_bias",
     "recurrence",
     "short_conv",
+    "to_order_of",
     "transform_length",
     "without_autocast",
 ]

@@ -71,7 +71,7 @@ def check_device(name: str, t: Tensor, like: Tensor) -> None:
 
 
 def check_weights(name: str, t: Tensor | None, shape: Sequence[int | str], z: Tensor) -> None:
-    """Weights beside the sequence ``z``: a floating dtype of their own, not wider than the arithmetic.
+    """Weights beside the sequence ``z``: of any floating dtype, converted to that of the arithmetic.
 
     Args:
         shape: what it must be; words stand for any size of at least 1.
@@ -90,11 +90,6 @@ def check_weights(name: str, t: Tensor | None, shape: Sequence[int | str], z: Te
         raise ValueError(f"{name} must be ({text}) for an input of shape {tuple(z.shape)}, got {tuple(t.shape)}")
     if t.dtype not in DTYPES or t.layout != torch.strided:
         raise ValueError(f"{name} must be {_NAMES}, got {t.dtype}")
-    if t.dtype == torch.float64 and z.dtype != torch.float64:
-        raise ValueError(
-            f"{name} is torch.float64 beside an input of {z.dtype}, for which everything is computed in torch.float32: "
-            f"use {name}.float(), or an input of torch.float64"
-        )
 
 
 def check_mask(mask: Tensor | None, z: Tensor) -> None:
@@ -121,6 +116,11 @@ def check_cu_seqlens(cu_seqlens: Tensor | None, z: Tensor) -> None:
     """
     if cu_seqlens is None:
         return
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(
+            f"cu_seqlens must be a tensor of offsets, got {type(cu_seqlens).__name__}: "
+            "torch.tensor(cu_seqlens, dtype=torch.int32)"
+        )
     if cu_seqlens.dim() != 1 or cu_seqlens.size(0) < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             "cu_seqlens must be a 1-D int32 or int64 tensor of at least 2 offsets, (0, end of the first row, …); got "
@@ -148,7 +148,7 @@ def check_size(size: int) -> None:
         raise ValueError(f"a transform needs at least one position, got size={size}")
 
 
-def longest_row(size: int) -> int:
+def longest_in(size: int) -> int:
     """The longest row that a spectrum for ``size`` positions convolves; ``size`` while a trace has no number for it."""
     return points_of(size) if isinstance(size, int) else size
 
@@ -162,14 +162,14 @@ def check_spectrum(z: Tensor, spectrum: Tensor, channels: int, packed: bool, dim
     dtype = compute_dtype(z)
     wrong = spectrum.dim() != dims or spectrum.dtype != dtype or spectrum.layout != torch.strided
     if wrong or spectrum.size(-1) != 2 or spectrum.size(-2) < 2 or spectrum.device != z.device:
-        shape = "(G, P + 1, 2)" if dims == 3 else "(F, G, P + 1, 2)"
+        shape = "(G, P + 1, 2), one filter's," if dims == 3 else "(F, G, P + 1, 2)"
         raise ValueError(
             f"the spectrum must be a {dtype} tensor of shape {shape} on {z.device}, as filter_spectrum makes it; got "
             f"{shown(spectrum)}"
         )
     if spectrum.size(-3) == 0 or channels % spectrum.size(-3) != 0:
         raise ValueError(f"spectrum: {channels} channels cannot share {spectrum.size(-3)} filters: not a multiple")
-    longest = longest_row(spectrum.size(-2) - 1)
+    longest = longest_in(spectrum.size(-2) - 1)
     if not packed and z.size(1) > longest:
         raise ValueError(
             f"spectrum: a row of {z.size(1)} positions needs a spectrum of at least that size; this one was built for "
@@ -190,3 +190,33 @@ def check_gates(
         if gate is not None:
             check_like(name, gate, v.shape, v)
     check_weights("d", d, (v.size(2),), v)
+
+
+def check_gated_conv(
+    v: Tensor,
+    h: Tensor,
+    d: Tensor | None = None,
+    pre: Tensor | None = None,
+    post: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    causal: bool = True,
+) -> None:
+    """What :func:`hyena.functional.gated_conv` asks of its arguments.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, with the ones found.
+    """
+    check_gates(v, d, pre, post, cu_seqlens)
+    check_device("h", h, v)
+    own = h.dim() == 3 and h.size(0) == v.size(0)
+    if not (h.dim() == 2 or own) or h.size(-2) < 1:
+        raise ValueError(
+            f"h must be (taps, channels), or ({v.size(0)}, taps, channels) for a filter of its own for each row, got "
+            f"{tuple(h.shape)}"
+        )
+    if h.dtype not in DTYPES or h.layout != torch.strided:
+        raise ValueError(f"h must be floating point ({_NAMES}), got {h.dtype}")
+    if h.size(-1) < 1 or v.size(2) % h.size(-1) != 0:
+        raise ValueError(f"h: {v.size(2)} channels cannot share {h.size(-1)} filters: not a multiple")
+    if not causal and h.size(-2) % 2 == 0:
+        raise ValueError(f"h: a two-sided filter has an odd number of taps, lags -(K-1) … K-1; got {h.size(-2)}")

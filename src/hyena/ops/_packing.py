@@ -35,6 +35,27 @@ def check_longest(cu_seqlens: Tensor, longest: int) -> None:
         )
 
 
+def longest_row(v: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None) -> int:
+    """The longest row of ``v`` (B, L, C), packed or not: ``max_seqlen``, where the caller knows it, or L.
+
+    Raises:
+        ValueError: ``max_seqlen`` without packed rows, or less than one of them.
+        TypeError: ``max_seqlen`` is no integer.
+    """
+    if max_seqlen is None:
+        return v.size(1)
+    if cu_seqlens is None:
+        raise ValueError(
+            f"max_seqlen={max_seqlen} is the longest of packed rows: pass their cu_seqlens too, or leave it out"
+        )
+    if isinstance(max_seqlen, bool) or not isinstance(max_seqlen, (int, torch.SymInt)):
+        raise TypeError(f"max_seqlen must be an int, got {max_seqlen!r} of type {type(max_seqlen).__name__}")
+    if max_seqlen < 1:
+        raise ValueError(f"max_seqlen must be at least 1, got {max_seqlen}")
+    check_longest(cu_seqlens, max_seqlen)
+    return min(max_seqlen, v.size(1))
+
+
 def row_bounds(cu_seqlens: Tensor, total: int, longest: int) -> list[tuple[int, int]]:
     """``[(start, end), …]`` of the non-empty rows, after checking the offsets against ``total`` positions.
 

@@ -50,13 +50,17 @@ class Inputs(NamedTuple):
     filters: int
 
 
-def _check(*args: Any) -> None:
-    a = Inputs(*args)
-    f = a.features
+def _check_features(f: Tensor) -> None:
     if f.dim() != 2 or f.dtype not in (torch.float32, torch.float64) or f.layout != torch.strided:
         raise ValueError(
             f"features must be float32 or float64 of shape (K, E), got {f.dtype} of shape {tuple(f.shape)}"
         )
+
+
+def _check(*args: Any) -> None:
+    a = Inputs(*args)
+    f = a.features
+    _check_features(f)
     if a.freq.dim() != 1 or a.inner.dim() != 3 or a.out.dim() != 2:
         raise ValueError(
             "freq must be (H,), inner (n, H, H) and out (F C, H), got "
@@ -194,8 +198,9 @@ def implicit_filter(
     """
     if not layers:
         raise ValueError("layers: need at least one hidden layer, got none")
-    if features.dim() != 2 or freq.dim() != 1:
-        raise ValueError(f"features must be (K, E) and freq (H,), got {tuple(features.shape)} and {tuple(freq.shape)}")
+    _check_features(features)
+    if freq.dim() != 1:
+        raise ValueError(f"freq must be (H,), got {tuple(freq.shape)}")
     width = freq.size(0)
     for i, (weight, bias) in enumerate(layers):
         check_like(f"weight {i}", weight, (width, width if i > 0 else features.size(1)), features)

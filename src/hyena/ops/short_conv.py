@@ -76,7 +76,8 @@ def _without_bias(z: Tensor, weight: Tensor, mask: Tensor | None, cu_seqlens: Te
     return Inputs(z, weight, None, mask, cu_seqlens)
 
 
-def _check(*args: Any) -> None:
+def check_short_conv(*args: Any) -> None:
+    """Raises ``ValueError`` where the arguments of ``hyena::short_conv`` do not fit."""
     a = Inputs(*args)
     check_row(a.z, a.mask, a.cu_seqlens)
     check_weights("weight", a.weight, (a.z.size(2), "taps"), a.z)
@@ -85,7 +86,7 @@ def _check(*args: Any) -> None:
 
 def _check_backward(dy: Tensor, *args: Any) -> None:
     a = _without_bias(*args)
-    _check(*a)
+    check_short_conv(*a)
     check_like("dy", dy, a.z.shape, a.z)
 
 
@@ -154,7 +155,7 @@ define(
     "short_conv(Tensor z, Tensor weight, Tensor? bias, Tensor? mask, Tensor? cu_seqlens) -> Tensor",
     _short_conv,
     _fake,
-    check=_check,
+    check=check_short_conv,
     rule=_RULES.rule,
 )
 define(
@@ -172,7 +173,7 @@ def short_conv(
 ) -> Tensor:
     """Checked call of ``hyena::short_conv``; see :func:`hyena.functional.short_conv`."""
     a = Inputs(z, weight, bias, mask, cu_seqlens)
-    _check(*a)
+    check_short_conv(*a)
     check_bounds(cu_seqlens, z.size(1), z.size(1))
     if z.numel() == 0:
         return empty_result(z, z.size(2), weight, bias)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyena.ops._checks import DTYPES, check_like, check_size, longest_row
+from hyena.ops._checks import DTYPES, check_like, check_size, longest_in
 from hyena.ops._derivatives import Group, Multilinear
 from hyena.ops._layout import compute_dtype, points_of
 from hyena.ops._library import define, has_kernel
@@ -104,7 +104,7 @@ def _check(h: Tensor, size: int, causal: bool) -> None:
         raise ValueError(f"h: filters need at least one tap, got shape {tuple(h.shape)}")
     if not causal and h.size(1) % 2 == 0:
         raise ValueError(f"h: a two-sided filter has an odd number of taps, lags -(K-1) … K-1; got {h.size(1)}")
-    taps, most = h.size(1) if causal else (h.size(1) + 1) // 2, longest_row(size)
+    taps, most = h.size(1) if causal else (h.size(1) + 1) // 2, longest_in(size)
     if taps > most:
         raise ValueError(
             f"h: a filter of {taps} lags does not fit a transform of {most} positions: cut it to {most} lags"
