@@ -42,7 +42,7 @@ def short_conv(
         cu_seqlens: ``(rows + 1,)`` int32 or int64 offsets of rows packed into one; then ``B = 1``.
         activation: "silu" (or "swish", the same), applied before the result is rounded to the dtype of ``x``.
         padding: "causal", or "same": the taps are centred on the current position, as ``F.conv1d(…, padding="same")``
-            has them (of an even number, the one after the middle is the current position).
+            has them (of an even number, the one before the middle is at the current position).
         initial_state: ``(B, taps - 1, C)`` the inputs before the first position, the latest one last; ``(rows, taps -
             1, C)`` with ``cu_seqlens``. Zeros if missing.
         return_final_state: whether to return the inputs that the next positions will need, an ``initial_state`` for

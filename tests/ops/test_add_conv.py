@@ -139,6 +139,16 @@ def test_in_a_compiled_graph(device: str) -> None:
     torch.testing.assert_close(compiled(y), twice(y))
 
 
+def test_an_expanded_sum_is_refused(tier: Tier) -> None:
+    """Several of its entries are one number in memory."""
+    v = torch.randn(2, 7, 4, device=tier.device)
+    with tier():
+        spectrum = ops.filter_spectrum(torch.randn(1, 7, 4, device=tier.device), 8)[0]
+        for y in (torch.zeros(1, 7, 4).expand(2, -1, -1), torch.zeros(2, 7, 1).expand(-1, -1, 4)):
+            with pytest.raises(ValueError, match=r"y of shape \(2, 7, 4\) is expanded .*pass y.clone\(\)"):
+                ops.add_conv_(y.to(tier.device), v, spectrum)
+
+
 def test_errors_name_the_numbers() -> None:
     y, v, spectrum = torch.zeros(2, 5, 6), torch.zeros(2, 7, 6), ops.filter_spectrum(torch.zeros(1, 7, 3), 8)[0]
     for wrong in (torch.zeros(2, 8, 6), torch.zeros(1, 5, 6), torch.zeros(2, 5, 5), torch.zeros(5, 6), y.double()):

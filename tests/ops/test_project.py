@@ -191,3 +191,55 @@ def test_the_bias_apart(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     z, bias = ops.project_without_bias(u, layer)
     assert bias is None
     torch.testing.assert_close(z, layer(u))
+
+
+@pytest.mark.parametrize("op", [project, channel_major, from_channel_major])
+@pytest.mark.parametrize(("weight", "bias"), [((24, 7), (24,)), ((24, 8), (1,)), ((24, 8), (23,)), ((8,), None)])
+def test_weights_that_do_not_fit(op: Callable[..., Tensor], weight: tuple[int, ...], bias: tuple[int, ...]) -> None:
+    """However many rows there are; a kernel would read beyond them."""
+    for rows in (3, 300):
+        with pytest.raises((RuntimeError, ValueError), match=r"weight|bias"):
+            op(torch.randn(1, rows, 8), torch.randn(weight), None if bias is None else torch.randn(bias))
+
+
+@pytest.mark.parametrize("channel_major", [False, True])
+@pytest.mark.parametrize(("weight", "bias"), [((24, 7), (24,)), ((24, 8), (23,)), ((8,), (24,))])
+def test_a_layer_with_other_weights_raises_as_it_does(
+    weight: tuple[int, ...], bias: tuple[int, ...], channel_major: bool
+) -> None:
+    u = torch.randn(1, 300, 8)
+    other = {"weight": torch.randn(weight), "bias": torch.randn(bias)}
+    layer = nn.Linear(8, 24)
+
+    def run(u: Tensor) -> Tensor:
+        return ops.project(u, layer, channel_major=channel_major)
+
+    layer.weight, layer.bias = (nn.Parameter(t) for t in other.values())
+    with pytest.raises(RuntimeError) as found:
+        layer(u)
+    with pytest.raises(RuntimeError) as ours:
+        run(u)
+    assert str(ours.value) == str(found.value)
+
+
+def test_a_layer_whose_weight_has_changed_its_size_is_followed() -> None:
+    layer, u = nn.Linear(8, 24), torch.randn(1, 300, 8)
+    with torch.no_grad():
+        layer.weight, layer.bias = nn.Parameter(layer.weight[:20]), nn.Parameter(layer.bias[:20])
+    torch.testing.assert_close(ops.project(u, layer), layer(u))
+    layer.bias = nn.Parameter(torch.randn(1))  # which torch spreads over the channels
+    torch.testing.assert_close(ops.project(u, layer), layer(u))
+
+
+@pytest.mark.parametrize("channel_major", [False, True])
+def test_padding_reaches_no_gradient(tier: Tier, channel_major: bool) -> None:
+    layer, mask = nn.Linear(4, 5).to(tier.device), torch.rand(2, 300, device=tier.device) < 0.7
+    found = []
+    for value in (0.0, torch.nan):
+        u = torch.where(mask[..., None], rand(2, 300, 4).float().to(tier.device), value)
+        with tier():
+            z = ops.project(u.requires_grad_(), layer, channel_major=channel_major, mask=mask)
+            grads = torch.autograd.grad(torch.where(mask[..., None], z, 0).square().sum(), [u, *layer.parameters()])
+        found.append([z, *grads])
+    for clean, dirty in zip(*found, strict=True):
+        assert torch.equal(clean, dirty)

@@ -137,6 +137,25 @@ def test_opcheck_packed(device: str) -> None:
     torch.library.opcheck(torch.ops.hyena.short_conv.default, (*leaves, None, offsets([4, 0, 2]).to(device)))
 
 
+def test_a_wide_bias_beside_narrow_weights_has_a_wide_gradient(tier: Tier) -> None:
+    """Its sum over 70,000 positions is beyond float16."""
+    z, weight = (torch.ones(s, dtype=torch.float16, device=tier.device) for s in ((1, 70000, 2), (2, 3)))
+    bias = torch.zeros(2, device=tier.device, requires_grad=True)
+    with tier():
+        ops.short_conv(z, weight.requires_grad_(), bias).sum(dtype=torch.float32).backward()
+        assert bias.grad.tolist() == [70000.0, 70000.0]
+        assert weight.grad.dtype == torch.float16
+        bias.grad = None
+        spectrum = ops.filter_spectrum(torch.zeros(0, 3, 1, device=tier.device), ops.transform_length(70000))
+        d = torch.zeros(0, 1, device=tier.device)
+        ones = torch.ones(1, 70000, 2, dtype=torch.float16, device=tier.device)
+        torch.ops.hyena.recurrence_backward(ones[..., :1], ones, weight.detach(), bias, spectrum, d, None, None, None)
+        y = ops.recurrence(ones, weight, bias + 1, spectrum, d)
+        (found,) = torch.autograd.grad(y, bias, torch.ones_like(y))
+    assert found.isfinite().all()
+    assert found.abs().max() > 65504
+
+
 def test_errors_name_the_numbers() -> None:
     z, weight = torch.zeros(2, 7, 4), torch.zeros(4, 3)
     with pytest.raises(ValueError, match=r"\(B, L, C\), got torch.float32 of shape \(7, 4\)"):

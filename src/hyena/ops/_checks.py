@@ -220,3 +220,26 @@ def check_gated_conv(
         raise ValueError(f"h: {v.size(2)} channels cannot share {h.size(-1)} filters: not a multiple")
     if not causal and h.size(-2) % 2 == 0:
         raise ValueError(f"h: a two-sided filter has an odd number of taps, lags -(K-1) … K-1; got {h.size(-2)}")
+
+
+def check_finite(**tensors: Tensor | None) -> None:
+    """Looks for NaN and infinities under ``torch.autograd.detect_anomaly``, before a transform spreads them over a row.
+
+    Raises:
+        RuntimeError: there is one, with the argument, the value and the place of the first.
+    """
+    if torch.compiler.is_compiling() or not torch.is_anomaly_enabled():
+        return
+    if torch._C._are_functorch_transforms_active():
+        return  # values under a transform cannot be looked at
+    for name, t in tensors.items():
+        if t is None or t.is_meta:
+            continue
+        places = t.isfinite().logical_not().nonzero()
+        if places.size(0) > 0:
+            place = tuple(places[0].tolist())
+            raise RuntimeError(
+                f"{name} is {t[place].item()} at {place}, the first of {places.size(0)} entries that are not finite: a "
+                "transform spreads it over its whole row, earlier positions included (looked at because "
+                "torch.autograd.detect_anomaly is on)"
+            )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hyena.ops._checks import check_gates, check_like, check_spectrum
+from hyena.ops._checks import check_finite, check_gates, check_like, check_spectrum
 from hyena.ops._derivatives import Group, Multilinear
 from hyena.ops._layout import compute_dtype, empty_in_order_of, empty_result, points_of, to_order_of
 from hyena.ops._library import define
@@ -179,6 +179,8 @@ def gated_conv(
 ) -> Tensor:
     """Checked call of ``hyena::gated_conv``: ``post * (h conv (pre * v) + d * (pre * v))``.
 
+    A NaN or an infinity is spread over its whole row; under ``torch.autograd.detect_anomaly()`` it raises instead.
+
     Args:
         v, pre, post: ``(B, L, C)``, any strides, one dtype.
         spectrum: ``(G, P+1, 2)`` from :func:`hyena.ops.filter_spectrum`.
@@ -193,4 +195,5 @@ def gated_conv(
     check_bounds(cu_seqlens, v.size(1), spectrum.size(1) - 1)
     if v.numel() == 0:
         return empty_result(v, v.size(2), spectrum, d, pre, post)
+    check_finite(v=v, pre=pre, post=post)
     return torch.ops.hyena.gated_conv(*a)

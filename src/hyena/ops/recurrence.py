@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hyena.ops._checks import check_like, check_row, check_spectrum, check_weights
+from hyena.ops._checks import check_finite, check_like, check_row, check_spectrum, check_weights
 from hyena.ops._derivatives import Arguments, backward_through
 from hyena.ops._layout import compute_dtype, empty_in_order_of, empty_result, to_order_of
 from hyena.ops._library import define
 from hyena.ops._packing import check_bounds
-from hyena.ops.short_conv import wide_weight
+from hyena.ops.short_conv import masked, wide_weight
 
 # Of z, weight, bias, spectrum, d and z_bias; the last of no size where there is none.
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -174,6 +174,8 @@ def recurrence(
 ) -> Tensor:
     """Checked call of ``hyena::recurrence``: the mixing step of an order-``N`` Hyena operator.
 
+    A NaN or an infinity is spread over its whole row; under ``torch.autograd.detect_anomaly()`` it raises instead.
+
     Args:
         z: ``(B, L, (N+1) C)`` projections, gates ``x^0 … x^{N-1}`` then value, any strides.
         weight, bias: ``((N+1) C, taps)`` and ``((N+1) C,)`` of the short convolution; the last tap is the current
@@ -197,4 +199,5 @@ def recurrence(
     check_bounds(cu_seqlens, z.size(1), spectrum.size(2) - 1)
     if z.numel() == 0:
         return empty_result(z, d.size(1), weight, bias, spectrum, d, z_bias)
+    check_finite(z=z if mask is None else masked(z, mask))
     return torch.ops.hyena.recurrence(*a)

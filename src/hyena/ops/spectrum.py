@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyena.ops._checks import DTYPES, check_like, check_size, longest_in
+from hyena.ops._checks import DTYPES, check_finite, check_like, check_size, longest_in
 from hyena.ops._derivatives import Group, Multilinear
 from hyena.ops._layout import compute_dtype, points_of
 from hyena.ops._library import define, has_kernel
@@ -153,4 +153,5 @@ def filter_spectrum(h: Tensor, size: int, causal: bool = True) -> Tensor:
         ValueError: more taps than positions: cut the filter first, since it would wrap around.
     """
     _check(h, size, causal)
+    check_finite(h=h)
     return torch.ops.hyena.filter_spectrum(h, size, causal)
