@@ -150,7 +150,7 @@ def check_size(size: int) -> None:
 
 def longest_in(size: int) -> int:
     """The longest row that a spectrum for ``size`` positions convolves; ``size`` while a trace has no number for it."""
-    return points_of(size) if isinstance(size, int) else size
+    return size if torch.compiler.is_compiling() or not isinstance(size, int) else points_of(size)
 
 
 def check_spectrum(z: Tensor, spectrum: Tensor, channels: int, packed: bool, dims: int = 3) -> None:

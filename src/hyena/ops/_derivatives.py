@@ -46,8 +46,10 @@ class Rule(NamedTuple):
     packed: int | None = None
 
 
-def _make_function(op: Any, backward: Backward | None, rule: Rule | None) -> type[torch.autograd.Function]:
-    """The ``autograd.Function`` of an op."""
+def _make_function(
+    op: Any, backward: Backward | None, rule: Rule | None, *, apart: bool
+) -> type[torch.autograd.Function]:
+    """The ``autograd.Function`` of an op; ``apart``: with a ``setup_context``, for transforms."""
     name = op._schema.name
 
     def forward(*args: Any) -> Any:
@@ -83,7 +85,14 @@ def _make_function(op: Any, backward: Backward | None, rule: Rule | None) -> typ
         assert rule is not None
         return _map_batch(op, rule, info.batch_size, in_dims, args)
 
-    methods = {"forward": forward, "setup_context": setup_context, "backward": differentiate}
+    def forward_and_save(ctx: Any, *args: Any) -> Any:
+        output = forward(*args)
+        setup_context(ctx, args, output)
+        return output
+
+    # Transforms need the two apart; Function.apply then looks at signatures, 10 µs a call.
+    first = {"forward": forward, "setup_context": setup_context} if apart else {"forward": forward_and_save}
+    methods: dict[str, Callable[..., Any]] = {**first, "backward": differentiate}
     if rule is not None:
         methods |= {"jvp": jvp, "vmap": vmap}
     bound = {key: staticmethod(method) for key, method in methods.items()}
@@ -115,7 +124,7 @@ def make_autograd_kernel(
 ) -> Callable[..., Any]:
     """What the op does under ``Autograd``."""
     backward = backward if rule is None else rule.backward
-    function = _make_function(op, backward, rule)
+    function = _make_function(op, backward, rule, apart=False)
 
     def kernel(*args: Any) -> Any:
         forward_mode = forward_ad._current_level >= 0 and _has_tangent(args)
@@ -133,7 +142,7 @@ def make_autograd_kernel(
 
 def make_transform_kernel(op: Any, rule: Rule | None, plain: Callable[..., Any] | None) -> Callable[..., Any]:
     """What the op does while transforms of ``torch.func`` are active."""
-    function = None if rule is None else _make_function(op, rule.backward, rule)
+    function = None if rule is None else _make_function(op, rule.backward, rule, apart=True)
 
     def kernel(*args: Any) -> Any:
         _check_transforms(op)

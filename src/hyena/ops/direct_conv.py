@@ -1,6 +1,6 @@
 """``hyena::direct_conv``: a gated convolution of few taps, tap by tap, ``post * (h conv (pre * v) + d * (pre * v))``.
 
-What ``filter_spectrum`` and ``gated_conv`` do, without a transform.
+The same result as ``filter_spectrum`` and ``gated_conv``, without a transform: a NaN stays where its taps reach.
 
 Dimensions: B batch, L length, C channels, G filter channels (C a multiple of G; channel c uses filter c // (C // G)),
 K taps.
@@ -21,17 +21,7 @@ from hyena.ops._packing import check_bounds, row_bounds
 from hyena.ops.short_conv import shifted
 
 
-# CPU time of the spectrum and the transforms over that of the taps one by one, forward and backward with both gates,
-# 256 channels, AVX-512 (1.26 says that the taps are faster):
-#
-#     taps      3     32     64    128    192    256    384
-#     32 x 64   1.65  1.12   0.92
-#     16 x 512  1.66  1.65   1.26  0.93   0.64   0.60   0.45
-#     1 x 2K    2.71  2.49   1.87  1.31   1.03   0.80   0.61
-#     1 x 8K    3.47  2.72   2.35  1.56   1.25   0.91   0.67
-#     1 x 64K   3.25  2.93   2.49  1.90   1.85   3.54   1.69
-#
-# So: an eighth of the row, but 32 taps at least and 128 at most.
+# Up to an eighth of the row, but 32 taps at least and 128 at most: measured, see docs/kernels.md, "Few taps".
 def is_direct(taps: int, length: int, device: torch.device) -> bool:
     """Whether rows of ``length`` positions meet a filter of this many taps faster tap by tap than by transforms."""
     return has_kernel("direct_conv", device) and taps <= max(32, min(length // 8, 128))
