@@ -147,7 +147,7 @@ def _is_taken(op: str, name: str, fault: str) -> bool:
     floating = fault in ("torch.float64", "torch.float16")
     if op.startswith(("short_conv", "direct_conv", "gated_conv", "recurrence")) and floating:
         if name in ("weight", "bias", "d", "h", "z_bias"):
-            return True  # weights of a floating dtype of their own
+            return fault == "torch.float16"  # weights of a dtype of their own, not wider than the arithmetic
         return name == "z" and (op == "short_conv" or (op == "recurrence" and fault == "torch.float16"))
     if op == "filter_spectrum" and name == "h":
         return floating

@@ -71,7 +71,7 @@ def check_device(name: str, t: Tensor, like: Tensor) -> None:
 
 
 def check_weights(name: str, t: Tensor | None, shape: Sequence[int | str], z: Tensor) -> None:
-    """Weights beside the sequence ``z``: of any floating dtype, converted to that of the arithmetic.
+    """Weights beside the sequence ``z``: a floating dtype of their own, not wider than the arithmetic.
 
     Args:
         shape: what it must be; words stand for any size of at least 1.
@@ -90,6 +90,11 @@ def check_weights(name: str, t: Tensor | None, shape: Sequence[int | str], z: Te
         raise ValueError(f"{name} must be ({text}) for an input of shape {tuple(z.shape)}, got {tuple(t.shape)}")
     if t.dtype not in DTYPES or t.layout != torch.strided:
         raise ValueError(f"{name} must be {_NAMES}, got {t.dtype}")
+    if t.dtype == torch.float64 and z.dtype != torch.float64:
+        raise ValueError(
+            f"{name} is torch.float64 beside an input of {z.dtype}, for which everything is computed in torch.float32: "
+            f"use {name}.float(), or an input of torch.float64"
+        )
 
 
 def check_mask(mask: Tensor | None, z: Tensor) -> None:
