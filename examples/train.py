@@ -33,8 +33,9 @@ def batch(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return data[at], data[at + 1]
 
 
-# Hyena in attention's place; mixer="attention" is the same model with attention.
-config = CausalLMConfig(vocab_size=len(vocabulary), l_max=L, d_model=128, num_layers=4, filter={"freq": 1.0})
+# Hyena in attention's place; mixer="Attention" without options is the same model with attention.
+smooth = {"filter": {"class": "HyenaFilter", "freq": 1.0}}
+config = CausalLMConfig(vocab_size=len(vocabulary), l_max=L, d_model=128, num_layers=4, mixer_options=smooth)
 model = CausalLM(config)
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 

@@ -21,7 +21,7 @@ from hyena.optim import param_groups
 
 
 def model(**operator: Any) -> CausalLM:
-    return CausalLM(CausalLMConfig(vocab_size=7, l_max=12, d_model=8, num_layers=2, operator=operator))
+    return CausalLM(CausalLMConfig(vocab_size=7, l_max=12, d_model=8, num_layers=2, mixer_options=operator))
 
 
 def with_table() -> CausalLM:

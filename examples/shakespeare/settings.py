@@ -77,15 +77,17 @@ class Settings:
 
     def model(self, vocab_size: int) -> CausalLMConfig:
         """The model of this run."""
+        mixer, options = "HyenaOperator", {"filter": {"class": "HyenaFilter", "freq": FREQUENCY}}
+        if self.mixer == "attention":
+            mixer, options = "Attention", {"num_heads": self.heads, "dropout": self.dropout}
         return CausalLMConfig(
             vocab_size=vocab_size,
             l_max=self.context,
             d_model=self.width,
             num_layers=self.layers,
-            mixer=self.mixer,
-            num_heads=self.heads,
+            mixer=mixer,
+            mixer_options=options,
             dropout=self.dropout,
-            filter={"freq": FREQUENCY} if self.mixer == "hyena" else {},
         )
 
     def lr_factor(self, step: int) -> float:

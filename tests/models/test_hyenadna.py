@@ -14,7 +14,7 @@ from hyena import HyenaOperator
 from hyena.generation import generate_by_rerun
 from hyena.models import HyenaDNA, HyenaDNAConfig
 
-SMALL = {"d_model": 16, "num_layers": 2, "l_max": 50, "filter_order": 8, "embed_dropout": 0.0}
+SMALL = {"d_model": 16, "num_layers": 2, "l_max": 50, "filter_width": 8, "embed_dropout": 0.0}
 
 
 def build(dtype: torch.dtype = torch.float64, **changes: object) -> HyenaDNA:

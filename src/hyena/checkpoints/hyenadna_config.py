@@ -233,8 +233,8 @@ def _model_config(s: SafariConfig, head: str | None, **others: Any) -> HyenaDNAC
         d_model=s.d_model,
         order=s.order,
         emb_dim=s.emb_dim,
-        filter_order=s.filter_order,
-        short_filter_order=s.short_filter_order,
+        filter_width=s.filter_order,
+        short_taps=s.short_filter_order,
         head=head,
         **others,
     )

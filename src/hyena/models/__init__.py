@@ -2,7 +2,7 @@
 
 from hyena.models.blocks import MLP, Block
 from hyena.models.causal_lm import CausalLM, CausalLMConfig, next_token_loss
-from hyena.models.decoder import Decoder
+from hyena.models.decoder import Decoder, ModelState
 from hyena.models.hyenadna import HyenaDNA, HyenaDNAConfig
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "Decoder",
     "HyenaDNA",
     "HyenaDNAConfig",
+    "ModelState",
     "next_token_loss",
 ]

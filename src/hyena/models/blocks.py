@@ -1,6 +1,6 @@
-"""The parts that whole models share: pre-norm block, MLP, attention to compare with.
+"""The parts of models: MLP and pre-norm residual block.
 
-Dimensions: B batch, L length, D channels (d_model), I inner width of the MLP, M heads.
+Dimensions: B batch, L length, D channels (d_model), I inner width of the MLP.
 """
 
 from __future__ import annotations
@@ -39,8 +39,13 @@ class MLP(nn.Module):
         self.fc1 = nn.Linear(d_model, d_inner, bias=bias, device=device, dtype=dtype)
         self.fc2 = nn.Linear(d_inner, d_model, bias=bias, device=device, dtype=dtype)
 
+    def reset_parameters(self) -> None:
+        """Initialises every parameter again."""
+        self.fc1.reset_parameters()
+        self.fc2.reset_parameters()
+
     def forward(self, x: Tensor) -> Tensor:
-        """``(…, D) -> (…, D)``."""
+        """Computes ``(…, D) -> (…, D)``."""
         return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
     def extra_repr(self) -> str:
@@ -51,8 +56,8 @@ class Block(nn.Module):
     """Pre-norm residual block: ``x + mixer(norm1(x))``, then ``x + mlp(norm2(x))``, each with dropout before the sum.
 
     Args:
-        mixer: ``(B, L, D) -> (B, L, D)``: :class:`hyena.HyenaOperator`, :class:`Attention`, or anything else that is
-            called with the keywords given to :meth:`forward`.
+        mixer: ``(B, L, D) -> (B, L, D)``: a :class:`hyena.mixers.Mixer`, or anything else that is called with the
+            keywords given to :meth:`forward`.
         d_model: D.
         d_inner: I, ``4 * D`` if missing.
         dropout: probability of dropping an entry of what is added to the residual stream.
@@ -82,8 +87,24 @@ class Block(nn.Module):
         self.mlp = MLP(d_model, 4 * d_model if d_inner is None else d_inner, bias=bias, approximate=approximate, **at)
         self.dropout = nn.Dropout(dropout)
 
+    def reset_parameters(self) -> None:
+        """Initialises every parameter again.
+
+        Raises:
+            ValueError: a mixer with parameters and without ``reset_parameters``.
+        """
+        if hasattr(self.mixer, "reset_parameters"):
+            self.mixer.reset_parameters()
+        elif any(True for _ in self.mixer.parameters()):
+            raise ValueError(f"{type(self.mixer).__name__} has no reset_parameters to initialise its parameters with")
+        for part in (self.norm1, self.norm2, self.mlp):
+            part.reset_parameters()
+
     def forward(self, x: Tensor, **mixing: Any) -> Tensor:
-        """``(B, L, D) -> (B, L, D)``; ``mixing`` (``mask``, ``cu_seqlens``, …) goes to the mixer."""
+        """Computes ``(B, L, D) -> (B, L, D)``; ``mixing`` goes to the mixer.
+
+        With a ``state`` among it, ``x`` holds the next positions: every part but the mixer sees each position alone.
+        """
         # A residual stream may be of a higher precision than the weights; what is added to it then leaves it so.
         x = x + self.dropout(self.mixer(self.norm1(x.to(self.norm1.weight.dtype)), **mixing))
         return x + self.dropout(self.mlp(self.norm2(x.to(self.norm2.weight.dtype))))

@@ -8,18 +8,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hyena.filters import HyenaFilter
-from hyena.mixers import Attention, HyenaOperator
+from hyena import mixers
 from hyena.mixers.masks import keep_from_tokenizer
+from hyena.models import options
 from hyena.models.blocks import Block
 from hyena.models.config import ModelConfig
-from hyena.models.decoder import Decoder
+from hyena.models.decoder import Decoder, learned_positions
 
 # Targets with this value are not predicted: F.cross_entropy's own default.
 IGNORED = -100
@@ -31,63 +32,97 @@ class CausalLMConfig(ModelConfig):
 
     Args:
         vocab_size: V.
-        l_max: longest input. It is part of what a filter means (time runs to 1 at ``l_max``), so a model is trained and
-            used with one value.
+        l_max: longest input.
         d_model: D.
         num_layers: number of blocks.
-        mixer: ``"hyena"``, or ``"attention"``: the same model with :class:`hyena.mixers.Attention` and learned
-            positions.
-        num_heads: of the attention. Hyena's own heads are an option in ``operator``.
+        mixer: the name of a class in ``hyena.mixers``, or a class or function of one's own (which cannot be saved),
+            called with ``(d_model, l_max, **mixer_options)``, and ``device`` and ``dtype`` if it takes them.
+        mixer_options: its keywords, plain values. A filter is given as a dict, ``{"class": "HyenaFilter", "freq": 1.0}``,
+            with the name of a class in ``hyena.filters`` and its keywords.
         d_inner: inner width of the MLP, ``4 * D`` if missing.
-        dropout: of the residual branches, the embedding and the attention weights.
+        dropout: of the residual branches and the embedding.
         tie_embeddings: the output layer's weight is the embedding's.
         gradient_checkpointing: in training, keep only the blocks' inputs and compute the rest again in the backward
             pass.
-        operator: keywords for :class:`hyena.HyenaOperator`.
-        filter: keywords for the :class:`hyena.HyenaFilter` of each operator (``freq``, ``shift``, …), instead of
-            ``emb_dim`` and ``filter_order`` in ``operator``.
     """
 
     vocab_size: int
     l_max: int
     d_model: int = 128
     num_layers: int = 4
-    mixer: str = "hyena"
-    num_heads: int = 4
+    mixer: str | Callable[..., nn.Module] = "HyenaOperator"
+    mixer_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     d_inner: int | None = None
     dropout: float = 0.0
     tie_embeddings: bool = True
     gradient_checkpointing: bool = False
-    operator: dict[str, Any] = dataclasses.field(default_factory=dict)
-    filter: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Checks the numbers that no layer checks.
+        """Checks the values that no layer checks, and names exported classes.
 
         Raises:
-            ValueError: an unknown mixer, a size below 1, or options that contradict each other.
+            ValueError: an unknown mixer or option, a module instead of a class, a size below 1.
         """
-        if self.mixer not in ("hyena", "attention"):
-            raise ValueError(f"mixer must be 'hyena' or 'attention', got {self.mixer!r}")
-        options = {**self.operator, **self.filter}
-        if self.mixer == "attention" and options:
-            raise ValueError(f"mixer='attention' has no Hyena operator that could take {sorted(options)}")
-        if "filter" in self.operator or {"encoding", "ffn", "window"} & set(self.filter):
-            raise ValueError("operator and filter take plain values; a module would be shared by all layers")
-        both = sorted({"emb_dim", "filter_order"} & set(self.operator))
-        if self.filter and both:
-            raise ValueError(f"with options in filter, {both} of operator belong there too, as 'emb_dim' and 'width'")
         self._check_sizes("vocab_size", "l_max", "d_model", "num_layers")
         if self.d_inner is not None:
             self._check_sizes("d_inner")
         self._check_flags("tie_embeddings", "gradient_checkpointing")
         self._check_probabilities("dropout")
+        if not isinstance(self.mixer_options, dict):
+            raise ValueError(f"mixer_options must be a dict of keywords, got {self.mixer_options!r}")
+        if modules := [k for k, v in {"mixer": self.mixer, **self.mixer_options}.items() if isinstance(v, nn.Module)]:
+            raise ValueError(f"{', '.join(modules)}: a module would be shared by all layers; give its class or a partial")
+        if (found := options.named(self.mixer, mixers, mixers.Mixer)) is not None:
+            object.__setattr__(self, "mixer", found[0])
+            object.__setattr__(self, "mixer_options", {**found[1], **self.mixer_options})
+        object.__setattr__(self, "mixer_options", {k: options.plain(v) for k, v in self.mixer_options.items()})
+        self.mixer_factory()
+
+    def mixer_factory(self) -> Callable[..., nn.Module]:
+        """Returns what builds the mixer of a block, called with ``(d_model, l_max)``, ``device`` and ``dtype``.
+
+        Raises:
+            ValueError: an unknown mixer, filter or option, with those there are.
+        """
+        factory = options.mixer_factory(self.mixer)
+        keywords = {name: options.resolve(value) for name, value in self.mixer_options.items()}
+        options.check_options(factory, keywords)
+        return functools.partial(factory, **keywords)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> CausalLMConfig:
+        """Returns the config that :meth:`to_dict` was called on; also that of version 0.1's ``HyenaLMConfig``."""
+        if values.get("mixer") in ("hyena", "attention"):
+            values = _from_first_version(values)
+        return super().from_dict(values)
+
+
+def _from_first_version(values: dict[str, Any]) -> dict[str, Any]:
+    """The config of a ``HyenaLMConfig``, which had options of Hyena and of attention side by side."""
+    values = dict(values)
+    operator, inner = dict(values.pop("operator", {})), dict(values.pop("filter", {}))
+    heads = values.pop("num_heads", 4)
+    if values.pop("mixer") == "attention":
+        return {
+            **values,
+            "mixer": "Attention",
+            "mixer_options": {"num_heads": heads, "dropout": values.get("dropout", 0.0)},
+        }
+    for before, now in (("filter_order", "width"), ("emb_dim", "emb_dim")):
+        if before in operator:
+            inner[now] = operator.pop(before)
+    if "short_filter_order" in operator:
+        operator["short_taps"] = operator.pop("short_filter_order")
+    if inner:
+        operator["filter"] = {"class": "HyenaFilter", **inner}
+    return {**values, "mixer": "HyenaOperator", "mixer_options": operator}
 
 
 class CausalLM(Decoder):
     """Embedding, pre-norm blocks, LayerNorm, output layer.
 
-    Hyena needs no positions: its filters know them. With attention, learned positions are added to the embedding.
+    Hyena needs no positions: its filters know them. With mixers that need them, as attention, learned positions are
+    added to the embedding.
     """
 
     head: nn.Linear
@@ -98,16 +133,26 @@ class CausalLM(Decoder):
         super().__init__()
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         c = self.config = config
+        mixer = c.mixer_factory()
         self.embedding = nn.Embedding(c.vocab_size, c.d_model, **at)
-        self.positions = nn.Embedding(c.l_max, c.d_model, **at) if c.mixer == "attention" else None
+        self.register_module("positions", None)  # its place among the parameters, which optimizers number
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(
-            Block(_mixer(c, at), c.d_model, d_inner=c.d_inner, dropout=c.dropout, **at) for _ in range(c.num_layers)
+            Block(options.build(mixer, c.d_model, c.l_max, **at), c.d_model, d_inner=c.d_inner, dropout=c.dropout, **at)
+            for _ in range(c.num_layers)
         )
+        self.positions = learned_positions(self.blocks, c.l_max, c.d_model, **at)
         self.norm = nn.LayerNorm(c.d_model, **at)
         self.head = nn.Linear(c.d_model, c.vocab_size, bias=False, **at)
-        if c.tie_embeddings:
-            self.head.weight = self.embedding.weight
+        self.tie_embeddings()
+        self._reset_own_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialises every parameter again, also those that ``to_empty`` has left without values."""
+        for block in cast("list[Block]", self.blocks):
+            block.reset_parameters()
+        self.norm.reset_parameters()
+        self.tie_embeddings()
         self._reset_own_parameters()
 
     @torch.no_grad()
@@ -175,16 +220,3 @@ def next_token_loss(logits: Tensor, targets: Tensor, mask: Tensor | None = None)
     flat = logits.flatten(0, 1)
     flat = flat if flat.dtype == torch.float64 else flat.float()
     return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED)
-
-
-def _mixer(c: CausalLMConfig, at: dict[str, Any]) -> nn.Module:
-    if c.mixer == "attention":
-        return Attention(c.d_model, c.l_max, num_heads=c.num_heads, dropout=c.dropout, **at)
-    options = dict(c.operator)
-    renamed = {"filter_order": "width", "emb_dim": "emb_dim"}
-    inner = {renamed[name]: options.pop(name) for name in renamed if name in options}
-    if "short_filter_order" in options:
-        options["short_taps"] = options.pop("short_filter_order")
-    return HyenaOperator(
-        c.d_model, c.l_max, filter=functools.partial(HyenaFilter, **inner, **c.filter), **options, **at
-    )

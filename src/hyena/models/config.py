@@ -16,10 +16,21 @@ class ModelConfig:
         renamed: earlier names of fields, which :meth:`from_dict` still takes, and their names now.
     """
 
-    renamed: ClassVar[dict[str, str]] = {"n_layer": "num_layers", "n_classes": "num_classes"}
+    renamed: ClassVar[dict[str, str]] = {
+        "n_layer": "num_layers",
+        "n_classes": "num_classes",
+        "filter_order": "filter_width",
+        "short_filter_order": "short_taps",
+    }
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all fields as plain values."""
+        """Returns all fields as plain values.
+
+        Raises:
+            ValueError: a field that is none, with its name.
+        """
+        for field in dataclasses.fields(self):
+            _check_plain(f"{type(self).__name__}.{field.name}", getattr(self, field.name))
         return dataclasses.asdict(self)
 
     @classmethod
@@ -59,3 +70,18 @@ class ModelConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
+
+
+def _check_plain(name: str, value: Any) -> None:
+    """Raises ``ValueError`` for a value that JSON does not have."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _check_plain(f"{name}[{key!r}]", entry)
+    elif isinstance(value, (list, tuple)):
+        for i, entry in enumerate(value):
+            _check_plain(f"{name}[{i}]", entry)
+    elif value is not None and not isinstance(value, (bool, int, float, str)):
+        raise ValueError(
+            f"{name} is {value!r}, which cannot be saved: a saved config names classes that hyena.mixers and "
+            "hyena.filters export, and has plain values; build this model from a config in code"
+        )

@@ -5,25 +5,44 @@ Dimensions: B batch, L length, n new positions, D channels (d_model), V vocabula
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hyena.generation import generate, model
-from hyena.generation.model import ModelState
+from hyena.generation import generate
+from hyena.mixers import State, StateSize
 from hyena.mixers.attention import row_starts
-from hyena.mixers.base import StateSize, size_of
 from hyena.mixers.masks import keep_from_tokenizer
+from hyena.models.blocks import Block
+from hyena.models.sharding import whole_parameters
+
+
+@dataclasses.dataclass
+class ModelState(State):
+    """The decoding state of a model.
+
+    Args:
+        layers: one state for each block.
+        tokens: ``(B,)`` int64, how many positions of each row were not padding.
+    """
+
+    layers: list[State]
+    tokens: Tensor
 
 
 class Decoder(nn.Module):
     """Base of models that read tokens in order: embedding, pre-norm blocks, LayerNorm, and a head or none.
 
+    :meth:`forward` computes a whole sequence, or with a state its next tokens: the modules are called in both cases, so
+    that hooks, wrappers and sharded parameters work alike.
+
     Attributes:
-        config: with ``l_max`` and ``vocab_size``.
+        config: with ``l_max``, ``vocab_size`` and ``gradient_checkpointing``.
         embedding: of the tokens.
         positions: learned positions that are added to it, or None. They count the kept positions of each row, so that
             padding and packing change nothing.
@@ -49,24 +68,30 @@ class Decoder(nn.Module):
         mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
+        state: ModelState | None = None,
+        *,
+        last: bool = False,
     ) -> Tensor:
         """Computes the head's output for each position.
 
         Args:
-            tokens: ``(B, L)`` integers below ``vocab_size``.
+            tokens: ``(B, L)`` integers below ``vocab_size``; with a ``state`` the next tokens of its rows.
             mask: ``(B, L)``, True or 1 = keep: a tokenizer's ``attention_mask``. With it a padded row gives what it
                 gives alone, on whichever side the padding is.
             cu_seqlens: ``(rows + 1,)`` offsets of rows packed into one; then ``B = 1``.
             max_seqlen: the longest packed row, see :meth:`hyena.HyenaOperator.forward`.
+            state: what came before, from :meth:`init_state`; changed in place. Without gradients :meth:`prefill` is the
+                same.
+            last: only the last position's output.
 
         Returns:
-            Logits ``(B, L, V)`` for the token after each one, or without a head hidden states ``(B, L, D)``. Outputs at
-            positions that are not kept mean nothing.
+            Logits ``(B, L, V)`` for the token after each one, or without a head hidden states ``(B, L, D)``; with
+            ``last`` of one position. Outputs at positions that are not kept mean nothing.
 
         Raises:
             ValueError: an input longer than ``l_max``, or shapes that do not fit.
         """
-        x = self.hidden_states(tokens, mask, cu_seqlens, max_seqlen)
+        x = self.hidden_states(tokens, mask, cu_seqlens, max_seqlen, state, last=last)
         return x if self.head is None else self.head(x)
 
     def hidden_states(
@@ -75,19 +100,31 @@ class Decoder(nn.Module):
         mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
+        state: ModelState | None = None,
+        *,
+        last: bool = False,
     ) -> Tensor:
         """Computes the normalised output of the last block, ``(B, L, D)``; arguments as for :meth:`forward`."""
         if tokens.dim() != 2:
             raise ValueError(f"tokens must be (B, L), got {tuple(tokens.shape)}")
         keep = None if mask is None else keep_from_tokenizer(mask, tokens.shape)
-        at = None if self.positions is None else self._count(tokens, keep, cu_seqlens, max_seqlen)
-        mixing = {"mask": keep, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+        if state is not None:
+            self._check_next(tokens, state, cu_seqlens)
+        at = None if self.positions is None else self._count(tokens, keep, cu_seqlens, max_seqlen, state)
+        mixing: dict[str, Any] = {"mask": keep, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
         x = self.dropout(self.embed(tokens, at))  # (B, L, D)
-        for block in self.blocks:
-            if self.config.gradient_checkpointing and self.training:
+        for i, block in enumerate(self.blocks):
+            if state is not None:
+                x = block(x, **mixing, state=state.layers[i])
+            elif self.config.gradient_checkpointing and self.training:
                 x = checkpoint(functools.partial(block, **mixing), x, use_reentrant=False)
             else:
                 x = block(x, **mixing)
+        if state is not None:
+            state.position += tokens.size(1)
+            state.tokens += tokens.size(1) if keep is None else keep.sum(1)
+        if last:
+            x = x[:, -1:]
         return self.norm(x.to(self.norm.weight.dtype))
 
     def embed(self, tokens: Tensor, at: Tensor | None) -> Tensor:
@@ -101,7 +138,14 @@ class Decoder(nn.Module):
         x = self.embedding(tokens)
         return x if self.positions is None else x + self.positions(at)
 
-    def _count(self, tokens: Tensor, keep: Tensor | None, cu_seqlens: Tensor | None, longest: int | None) -> Tensor:
+    def _count(
+        self,
+        tokens: Tensor,
+        keep: Tensor | None,
+        cu_seqlens: Tensor | None,
+        longest: int | None,
+        state: ModelState | None,
+    ) -> Tensor:
         """The position of each token in its row, not counting padding: ``(L,)`` or ``(B, L)``."""
         length, limit = tokens.size(1), self.config.l_max
         at = torch.arange(length, device=tokens.device)
@@ -109,10 +153,27 @@ class Decoder(nn.Module):
             length = int(cu_seqlens.diff().max()) if longest is None else longest
             at = at - row_starts(cu_seqlens, at.numel())
         elif keep is not None:
-            at = (keep.cumsum(1) - 1).clamp_min(0)
+            at = keep.cumsum(1) - 1
         if length > limit:
             raise ValueError(f"a row of {length} positions is longer than this model's l_max={limit}")
-        return at
+        if state is not None:
+            at = state.tokens[:, None] + at
+        return at.clamp_min(0)
+
+    def _check_next(self, tokens: Tensor, state: ModelState, cu_seqlens: Tensor | None) -> None:
+        """Checks the arguments of a :meth:`forward` with a state, before any layer changes its own."""
+        if not isinstance(state, ModelState) or len(state.layers) != len(self.blocks):
+            given = f"{len(state.layers)} layers" if isinstance(state, ModelState) else type(state).__name__
+            raise ValueError(f"expected a state from this model's init_state, of {len(self.blocks)} layers, got {given}")
+        if cu_seqlens is not None:
+            raise ValueError("packed rows cannot be continued: a state has one row for each row of the batch")
+        if tokens.size(0) != state.batch or tokens.size(1) < 1:
+            raise ValueError(f"expected tokens of shape ({state.batch}, n), n at least 1, got {tuple(tokens.shape)}")
+        dropouts = [self.dropout, *(block.dropout for block in cast("list[Block]", self.blocks))]
+        drops = max(part.p if part.training else 0.0 for part in dropouts)
+        if drops > 0:
+            raise ValueError(f"the model is in training mode with dropout={drops}; call eval() first")
+        state.check_room(tokens.size(1), f"this model's l_max={self.config.l_max}")
 
     @property
     def device(self) -> torch.device:
@@ -126,6 +187,9 @@ class Decoder(nn.Module):
             ValueError: it has no output for each position, or with ``needs_logits`` no logits for tokens.
         """
 
+    # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def init_state(self, batch: int, max_length: int | None = None) -> ModelState:
         """Returns the state of all layers before the first token.
 
@@ -137,18 +201,56 @@ class Decoder(nn.Module):
             ValueError: ``max_length`` above ``l_max``, a model whose output is not one for each position, or layers
                 that cannot be stepped.
         """
-        return model.init_state(self, batch, max_length)
+        length = self._room(max_length)
+        layers = self._each_mixer(lambda mixer: mixer.init_state(batch, length))
+        return ModelState(0, length, layers, torch.zeros(batch, dtype=torch.long, device=self.device))
 
     def state_size(self, batch: int, max_length: int | None = None) -> StateSize:
-        """Bytes that :meth:`init_state` allocates, found without allocating them."""
-        return size_of(lambda: self.init_state(batch, max_length))
+        """Returns the bytes that :meth:`init_state` allocates, found without allocating them.
 
+        Returns:
+            ``rows``, which grows with the batch, and ``shared``, the filters', which states of a model in eval mode
+            have in common.
+
+        Raises:
+            ValueError: as :meth:`init_state`.
+        """
+        length = self._room(max_length)
+        sizes = self._each_mixer(lambda mixer: mixer.state_size(batch, length))
+        return StateSize(8 * batch + sum(size.rows for size in sizes), sum(size.shared for size in sizes))
+
+    def _room(self, max_length: int | None) -> int:
+        self.check_can_decode(needs_logits=False)
+        limit = self.config.l_max
+        length = limit if max_length is None else max_length
+        if not 1 <= length <= limit:
+            raise ValueError(f"max_length must be 1 to this model's l_max={limit}, got {length}")
+        return length
+
+    def _each_mixer(self, ask: Callable[[Any], Any]) -> list[Any]:
+        """What each block's mixer answers; errors name the block."""
+        answers = []
+        for i, block in enumerate(cast("list[Block]", self.blocks)):
+            name, mixer = f"blocks.{i}.mixer", block.mixer
+            if not hasattr(mixer, "init_state"):
+                raise ValueError(
+                    f"{name} is a {type(mixer).__name__}, which is no hyena.mixers.Mixer and has no state; "
+                    "hyena.generation.generate_by_rerun works with any mixer"
+                )
+            try:
+                with whole_parameters(mixer):
+                    answers.append(ask(mixer))
+            except ValueError as e:
+                raise ValueError(f"{name}: {e}") from e
+        return answers
+
+    @torch.no_grad()
     def prefill(
         self, tokens: Tensor, state: ModelState, mask: Tensor | None = None, *, last: bool = False
     ) -> tuple[Tensor, ModelState]:
         """Computes logits after each of the next tokens, those of :meth:`forward` on all so far.
 
-        No gradient passes through.
+        The model is called, so hooks run; no gradient passes through.
 
         Args:
             tokens: ``(B, n)``, any number of them, also after steps.
@@ -164,9 +266,22 @@ class Decoder(nn.Module):
         Raises:
             ValueError: more tokens than the state was made for, or shapes that do not fit.
         """
-        return model.advance(self, tokens, state, mask, last=last), state
+        return self(tokens, mask, state=state, last=last), state
 
     def step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """Computes :meth:`prefill` of one token a row: ``(B,)`` in, logits ``(B, V)`` out."""
+        if tokens.dim() != 1:
+            raise ValueError(f"a step takes one token a row, (B,), got {tuple(tokens.shape)}; prefill takes several")
         logits, state = self.prefill(tokens[:, None], state)
         return logits[:, 0], state
+
+    def tie_embeddings(self) -> None:
+        """Makes the output layer's weight the embedding's, if the config says so; again after what separates them."""
+        if self.config.tie_embeddings and self.head is not None:
+            self.head.weight = self.embedding.weight
+
+
+def learned_positions(blocks: nn.ModuleList, l_max: int, d_model: int, **at: Any) -> nn.Embedding | None:
+    """Returns positions to add to the embedding, if a block's mixer does not know the order of its inputs."""
+    needed = any(getattr(block.mixer, "needs_positions", False) for block in cast("list[Block]", blocks))
+    return nn.Embedding(l_max, d_model, **at) if needed else None

@@ -6,6 +6,7 @@ Dimensions: B batch, L length, D channels (d_model), V vocabulary, padded to a m
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, cast
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from hyena.filters import HyenaFilter
-from hyena.mixers.hyena import HyenaOperator
+from hyena.mixers import HyenaOperator
 from hyena.models.blocks import Block
 from hyena.models.config import ModelConfig
-from hyena.models.decoder import Decoder
+from hyena.models.decoder import Decoder, ModelState, learned_positions
 
 # Of the released models: standard deviation of the initial weights, what the filters' window decays to, and the
 # frequency of the filters' sines (`w` in the released configs).
@@ -41,19 +42,17 @@ class HyenaDNAConfig(ModelConfig):
         d_inner: inner width of the MLP, ``4 * D`` if missing.
         order: of the Hyena operators.
         emb_dim: features of the filters' positional encoding, odd.
-        filter_order: width of the filters' FFN.
-        short_filter_order: taps of the short convolution.
+        filter_width: width of the filters' FFN.
+        short_taps: taps of the short convolution.
         dropout: of the residual branches (``resid_dropout``).
         embed_dropout: of the embedding.
         norm_eps: of the LayerNorms.
         pad_vocab_size_multiple: V is the next multiple of this from ``vocab_size`` on.
         residual_in_fp32: keeps the residual stream in float32 (float64 in a float64 model) when the weights are in half
             precision.
-        head: None for hidden states, ``"lm"`` for next-token logits, ``"classes"`` for one row of class logits.
+        head: None for hidden states, ``"lm"`` for next-token logits, ``"classes"`` for one row of class logits, from
+            the mean of the hidden states.
         num_classes: of ``head="classes"``.
-        pooling: which hidden state the classes are read from: ``"mean"`` over the kept positions, as in the original
-            code, or the ``"last"`` kept one, as in the ``-hf`` models.
-        head_bias: whether the layer of ``head="classes"`` has a bias; the ``-hf`` models' has none.
         tie_embeddings: the output layer of ``head="lm"`` has the embedding's weight.
         gradient_checkpointing: in training, keep only the blocks' inputs and compute the rest again in the backward
             pass.
@@ -66,8 +65,8 @@ class HyenaDNAConfig(ModelConfig):
     d_inner: int | None = None
     order: int = 2
     emb_dim: int = 5
-    filter_order: int = 64
-    short_filter_order: int = 3
+    filter_width: int = 64
+    short_taps: int = 3
     dropout: float = 0.0
     embed_dropout: float = 0.1
     norm_eps: float = 1e-5
@@ -75,8 +74,6 @@ class HyenaDNAConfig(ModelConfig):
     residual_in_fp32: bool = True
     head: str | None = None
     num_classes: int = 2
-    pooling: str = "mean"
-    head_bias: bool = True
     tie_embeddings: bool = True
     gradient_checkpointing: bool = False
 
@@ -84,16 +81,14 @@ class HyenaDNAConfig(ModelConfig):
         """Checks what no layer checks.
 
         Raises:
-            ValueError: an unknown head or pooling, or a size below 1.
+            ValueError: an unknown head, or a size below 1.
         """
         if self.head not in (None, "lm", "classes"):
             raise ValueError(f"head must be None, 'lm' or 'classes', got {self.head!r}")
-        if self.pooling not in ("mean", "last"):
-            raise ValueError(f"pooling must be 'mean' or 'last', got {self.pooling!r}")
         self._check_sizes("vocab_size", "l_max", "d_model", "num_layers", "pad_vocab_size_multiple", "num_classes")
         if self.d_inner is not None:
             self._check_sizes("d_inner")
-        self._check_flags("residual_in_fp32", "head_bias", "tie_embeddings", "gradient_checkpointing")
+        self._check_flags("residual_in_fp32", "tie_embeddings", "gradient_checkpointing")
         self._check_probabilities("dropout", "embed_dropout")
 
     @property
@@ -130,7 +125,7 @@ class HyenaDNA(Decoder):
         elif len(mixers) != c.num_layers:
             raise ValueError(f"num_layers={c.num_layers} blocks need as many mixers, got {len(mixers)}")
         self.embedding = nn.Embedding(c.padded_vocab_size, c.d_model, **at)
-        self.positions = None
+        self.register_module("positions", None)
         self.dropout = nn.Dropout(c.embed_dropout)
         self.blocks = nn.ModuleList(
             Block(
@@ -144,19 +139,30 @@ class HyenaDNA(Decoder):
             )
             for mixer in mixers
         )
+        self.positions = learned_positions(self.blocks, c.l_max, c.d_model, **at)
         self.norm = nn.LayerNorm(c.d_model, c.norm_eps, **at)
         self.head = None
         if c.head == "lm":
             self.head = nn.Linear(c.d_model, c.padded_vocab_size, bias=False, **at)
             self.tie_embeddings()
         elif c.head == "classes":
-            self.head = nn.Linear(c.d_model, c.num_classes, bias=c.head_bias, **at)
+            self.head = nn.Linear(c.d_model, c.num_classes, **at)
         self._reset_own_parameters()
 
     def tie_embeddings(self) -> None:
-        """Makes the output layer's weight the embedding's, if the config says so; again after what separates them."""
-        if self.config.head == "lm" and self.config.tie_embeddings and self.head is not None:
-            self.head.weight = self.embedding.weight
+        """See :meth:`hyena.models.Decoder.tie_embeddings`; a classifier is never tied."""
+        if self.config.head == "lm":
+            super().tie_embeddings()
+
+    def reset_parameters(self) -> None:
+        """Initialises every parameter again, also those that ``to_empty`` has left without values."""
+        for block in cast("list[Block]", self.blocks):
+            block.reset_parameters()
+            if isinstance(block.mixer, HyenaOperator):
+                _reset_projections(block.mixer, self.config.num_layers)
+        self.norm.reset_parameters()
+        self.tie_embeddings()
+        self._reset_own_parameters()
 
     def reset_head(self) -> None:
         """Initialises the head, for training on other classes. A tied output layer stays the embedding."""
@@ -165,7 +171,9 @@ class HyenaDNA(Decoder):
 
     @torch.no_grad()
     def _reset_own_parameters(self) -> None:
-        nn.init.normal_(self.embedding.weight, std=INIT_STD)
+        for table in (self.embedding, self.positions):
+            if table is not None:
+                nn.init.normal_(table.weight, std=INIT_STD)
         for block in cast("list[Block]", self.blocks):
             _reset(block.mlp.fc1, INIT_STD)
             _reset(block.mlp.fc2, INIT_STD / math.sqrt(2 * self.config.num_layers))
@@ -177,6 +185,9 @@ class HyenaDNA(Decoder):
         mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
+        state: ModelState | None = None,
+        *,
+        last: bool = False,
     ) -> Tensor:
         """Computes the head's output: see :meth:`hyena.models.Decoder.forward`.
 
@@ -187,12 +198,13 @@ class HyenaDNA(Decoder):
             ``(B, num_classes)``. Outputs at positions that are not kept mean nothing.
         """
         if self.config.head != "classes":
-            return super().forward(tokens, mask, cu_seqlens, max_seqlen)
+            return super().forward(tokens, mask, cu_seqlens, max_seqlen, state, last=last)
         if cu_seqlens is not None:
             raise ValueError("head='classes' gives one row of logits a row of tokens: pad rows, do not pack them")
+        if state is not None or last:
+            self.check_can_decode(needs_logits=False)
         assert self.head is not None
-        pool = _mean if self.config.pooling == "mean" else _last
-        return self.head(pool(self.hidden_states(tokens, mask), mask))
+        return self.head(_mean(self.hidden_states(tokens, mask), mask))
 
     def embed(self, tokens: Tensor, at: Tensor | None) -> Tensor:
         """See :meth:`hyena.models.Decoder.embed`."""
@@ -211,20 +223,17 @@ class HyenaDNA(Decoder):
 
 
 def _mixer(c: HyenaDNAConfig, at: dict[str, Any]) -> HyenaOperator:
-    long_filters = HyenaFilter(
-        c.d_model,
-        c.l_max,
-        c.order - 1,
-        emb_dim=c.emb_dim,
-        width=c.filter_order,
-        freq=SINE_FREQUENCY,
-        shift=WINDOW_SHIFT,
-        **at,
+    long_filter = functools.partial(
+        HyenaFilter, emb_dim=c.emb_dim, width=c.filter_width, freq=SINE_FREQUENCY, shift=WINDOW_SHIFT
     )
-    mixer = HyenaOperator(c.d_model, c.l_max, order=c.order, short_taps=c.short_filter_order, filter=long_filters, **at)
-    _reset(mixer.in_proj, INIT_STD)
-    _reset(mixer.out_proj, INIT_STD / math.sqrt(2 * c.num_layers))
+    mixer = HyenaOperator(c.d_model, c.l_max, order=c.order, short_taps=c.short_taps, filter=long_filter, **at)
+    _reset_projections(mixer, c.num_layers)
     return mixer
+
+
+def _reset_projections(mixer: HyenaOperator, num_layers: int) -> None:
+    _reset(mixer.in_proj, INIT_STD)
+    _reset(mixer.out_proj, INIT_STD / math.sqrt(2 * num_layers))
 
 
 def _reset(layer: nn.Linear, std: float) -> None:
@@ -239,11 +248,3 @@ def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
         return x.mean(1)
     keep = mask.bool()[..., None]
     return torch.where(keep, x, torch.zeros((), dtype=x.dtype, device=x.device)).sum(1) / keep.sum(1).clamp_min(1)
-
-
-def _last(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The last kept position of each row: ``(B, L, D) -> (B, D)``."""
-    if mask is None:
-        return x[:, -1]
-    at = mask.size(1) - 1 - mask.int().flip(1).argmax(1)  # (B,): argmax is the first of several largest
-    return x[torch.arange(x.size(0), device=x.device), at]
