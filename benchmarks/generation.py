@@ -34,9 +34,8 @@ from torch import Tensor
 
 from hyena import HyenaOperator
 from hyena.conv.tiled import BLOCK
-from hyena.generation import ModalFilter, state_size, stepping
-from hyena.generation.model import attend, init_attention
-from hyena.models import Attention
+from hyena.filters import ModalFilter
+from hyena.mixers import Attention
 from hyena.ops import backend_report
 
 HEADS = 4
@@ -123,12 +122,9 @@ def decode_ms(op: HyenaOperator, batch: int, length: int) -> list[float]:
 def crossover(batch: int, width: int) -> dict:
     """What a token costs with each base block, in units of the library's choice."""
     op, times = HyenaOperator(width, BLOCKS_CONTEXT).eval(), defaultdict(list)
-    try:
-        for _ in range(3):
-            for stepping.BLOCK in BLOCKS:  # they take turns, so that a slow minute meets all of them
-                times[stepping.BLOCK].append(mean_ms(decode_ms(op, batch, BLOCKS_CONTEXT), stepping.BLOCK))
-    finally:
-        stepping.BLOCK = BLOCK
+    for _ in range(3):
+        for op.conv.block in BLOCKS:  # they take turns, so that a slow minute meets all of them
+            times[op.conv.block].append(mean_ms(decode_ms(op, batch, BLOCKS_CONTEXT), op.conv.block))
     medians = {block: statistics.median(each) for block, each in times.items()}
     return {"batch": batch, "context": BLOCKS_CONTEXT, **{str(b): ms / medians[BLOCK] for b, ms in medians.items()}}
 
@@ -160,7 +156,7 @@ def measure(batch: int, contexts: list[int], width: int, order: int) -> Iterator
     longest, repeats = contexts[-1], 30
     op = HyenaOperator(width, longest).eval()
     small = HyenaOperator(width, longest, filter=ModalFilter(width, longest, modes=order)).eval()
-    attention = Attention(width, HEADS).eval()
+    attention = Attention(width, longest, num_heads=HEADS).eval()
     u = torch.randn(batch, width)
     projections = medians_ms({"": lambda: op.out_proj(op.in_proj(u)[:, :width])}, 300)[""]
 
@@ -168,14 +164,14 @@ def measure(batch: int, contexts: list[int], width: int, order: int) -> Iterator
     steps = [min(each) for each in zip(*(decode_ms(op, batch, longest) for _ in range(DECODES)), strict=True)]
     naive = Naive(op, batch, longest)
     distilled = small.init_state(batch)
-    cache = init_attention(attention, batch, longest)
+    cache = attention.init_state(batch, longest)
     cache.keys.normal_()
     cache.values.normal_()
     cache.keep.fill_(True)
 
     def attention_step(c: int) -> Tensor:
         cache.position = c - 1
-        return attend(attention, u[:, None], cache)
+        return attention.step(u, cache)[0]
 
     def distilled_step(c: int) -> Tensor:
         distilled.position = c - 1
@@ -205,10 +201,10 @@ def measure(batch: int, contexts: list[int], width: int, order: int) -> Iterator
                 "distilled_ms": flat[str(c)],
                 "rerun_ms": alike * medians_ms({"": lambda w=whole: op(w)}, 3)[""],
                 "attention_ms": cached["attention"],
-                "exact_bytes": state_size(op, batch, c).rows,
-                "exact_shared_bytes": state_size(op, batch, c).shared,
+                "exact_bytes": op.state_size(batch, c).rows,
+                "exact_shared_bytes": op.state_size(batch, c).shared,
                 "naive_bytes": 4 * batch * width * c,
-                "distilled_bytes": state_size(small, batch, c).rows,
+                "distilled_bytes": small.state_size(batch, c).rows,
                 "rerun_bytes": 4 * batch * width * c,
                 "attention_bytes": 8 * batch * width * c,
             }

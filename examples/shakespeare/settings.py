@@ -43,6 +43,8 @@ class Settings:
     clip: float = 1.0  # largest norm of the gradient; 0 leaves it as it is
 
     def __post_init__(self) -> None:
+        if self.mixer not in ("hyena", "attention"):
+            raise ValueError(f"mixer must be 'hyena' or 'attention', got {self.mixer!r}")
         for name in ("steps", "batch", "context", "layers", "width", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

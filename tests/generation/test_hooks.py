@@ -52,7 +52,9 @@ def test_every_module_is_called_once_a_step(name: str) -> None:
     assert text == {part: 5 * n for part, n in want.items()}
 
 
-@pytest.mark.parametrize("part", ["", "blocks.0", "blocks.1.mixer", "blocks.0.norm1", "blocks.1.mlp", "norm", "embedding"])
+@pytest.mark.parametrize(
+    "part", ["", "blocks.0", "blocks.1.mixer", "blocks.0.norm1", "blocks.1.mlp", "norm", "embedding"]
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_steered_model_steps_as_it_runs(name: str, part: str) -> None:
     model, tokens = build(name), torch.randint(V, (2, 20))

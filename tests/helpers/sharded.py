@@ -50,9 +50,7 @@ def check_generation(name: str, units: str) -> None:
 def run(rank: int, processes: int, folder: str, cases: list[tuple[str, str]]) -> None:
     """One process of several."""
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{Path(folder) / 'store'}", rank=rank, world_size=processes
-    )
+    dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=rank, world_size=processes)
     try:
         for name, units in cases:
             check_generation(name, units)

@@ -68,7 +68,9 @@ def test_options_reach_mixer_and_filter() -> None:
         f = next(m for m in block.modules() if isinstance(m, HyenaFilter))
         assert (f.ffn.initial_freq, f.ffn.out.in_features, f.window.shift, f.encoding.emb_dim) == (2.0, 7, 0.1, 5)
         assert f(3).shape == (3, 3, 16)
-    heads = [block.mixer.num_heads for block in CausalLM(config(mixer="Attention", mixer_options={"num_heads": 2})).blocks]
+    heads = [
+        block.mixer.num_heads for block in CausalLM(config(mixer="Attention", mixer_options={"num_heads": 2})).blocks
+    ]
     assert heads == [2, 2]
 
 
@@ -78,10 +80,14 @@ def test_exported_classes_are_saved_by_name() -> None:
     filter_options = {"class": "ExplicitFilter", "taps": 5}
     assert c == config(mixer_options={"order": 3, "filter": filter_options, "bias": False})
     assert config(mixer=Attention) == config(mixer="Attention")
-    assert config(mixer_options={"filter": HyenaFilter}).to_dict()["mixer_options"] == {"filter": {"class": "HyenaFilter"}}
+    assert config(mixer_options={"filter": HyenaFilter}).to_dict()["mixer_options"] == {
+        "filter": {"class": "HyenaFilter"}
+    }
 
 
-@pytest.mark.parametrize("mixer", [Mean, functools.partial(Mean, scale=1.0), lambda d_model, l_max: Mean(d_model, l_max)])
+@pytest.mark.parametrize(
+    "mixer", [Mean, functools.partial(Mean, scale=1.0), lambda d_model, l_max: Mean(d_model, l_max)]
+)
 def test_a_mixer_of_ones_own(mixer: Any) -> None:
     model, x = CausalLM(config(mixer=mixer), dtype=torch.float64), torch.randint(11, (2, 8))
     assert all(isinstance(block.mixer, Mean) for block in model.blocks)
@@ -111,7 +117,10 @@ def test_options_of_a_mixer_of_ones_own() -> None:
         ({"mixer_options": {"l_max": 3}}, "HyenaOperator has no option 'l_max'"),
         ({"mixer": "Attention", "mixer_options": {"order": 3}}, "Attention has no option 'order', only .*num_heads"),
         ({"mixer_options": {"filter": {"class": "S5"}}}, "exports no Filter 'S5', only ExplicitFilter, .*HyenaFilter"),
-        ({"mixer_options": {"filter": {"class": "HyenaFilter", "frek": 1.0}}}, "HyenaFilter has no option 'frek', only"),
+        (
+            {"mixer_options": {"filter": {"class": "HyenaFilter", "frek": 1.0}}},
+            "HyenaFilter has no option 'frek', only",
+        ),
         ({"mixer_options": {"filter": nn.Identity()}}, "filter: a module would be shared by all layers"),
         ({"mixer": nn.Identity()}, "mixer: a module would be shared by all layers"),
         ({"mixer_options": [1]}, r"mixer_options must be a dict of keywords, got \[1\]"),

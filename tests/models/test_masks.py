@@ -40,7 +40,7 @@ def test_other_masks_raise_everywhere(name: str) -> None:
             door(torch.ones(2, 5))
         with pytest.raises(ValueError, match=r"bool or integer, of shape \(2, 5\).*\(2, 6\)"):
             door(torch.ones(2, 6, dtype=torch.bool))
-        with pytest.raises(ValueError, match="1 where a token is kept and 0 for padding; got 2.*cu_seqlens"):
+        with pytest.raises(ValueError, match=r"1 where a token is kept and 0 for padding; got 2.*cu_seqlens"):
             door(torch.tensor([[1, 1, 2, 2, 2], [1, 1, 1, 1, 1]]))
 
 
@@ -51,5 +51,3 @@ def test_integer_masks_compile(name: str) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     kept = mask.bool()
     torch.testing.assert_close(compiled(tokens, mask)[kept], model(tokens, mask)[kept])
-
-

@@ -93,8 +93,9 @@ class Block(nn.Module):
         Raises:
             ValueError: a mixer with parameters and without ``reset_parameters``.
         """
-        if hasattr(self.mixer, "reset_parameters"):
-            self.mixer.reset_parameters()
+        reset = getattr(self.mixer, "reset_parameters", None)
+        if callable(reset):
+            reset()
         elif any(True for _ in self.mixer.parameters()):
             raise ValueError(f"{type(self.mixer).__name__} has no reset_parameters to initialise its parameters with")
         for part in (self.norm1, self.norm2, self.mlp):

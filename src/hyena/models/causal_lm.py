@@ -37,8 +37,8 @@ class CausalLMConfig(ModelConfig):
         num_layers: number of blocks.
         mixer: the name of a class in ``hyena.mixers``, or a class or function of one's own (which cannot be saved),
             called with ``(d_model, l_max, **mixer_options)``, and ``device`` and ``dtype`` if it takes them.
-        mixer_options: its keywords, plain values. A filter is given as a dict, ``{"class": "HyenaFilter", "freq": 1.0}``,
-            with the name of a class in ``hyena.filters`` and its keywords.
+        mixer_options: its keywords, plain values. A filter is a dict with the name of a class in ``hyena.filters`` and
+            its keywords: ``{"class": "HyenaFilter", "freq": 1.0}``.
         d_inner: inner width of the MLP, ``4 * D`` if missing.
         dropout: of the residual branches and the embedding.
         tie_embeddings: the output layer's weight is the embedding's.
@@ -71,7 +71,7 @@ class CausalLMConfig(ModelConfig):
         if not isinstance(self.mixer_options, dict):
             raise ValueError(f"mixer_options must be a dict of keywords, got {self.mixer_options!r}")
         if modules := [k for k, v in {"mixer": self.mixer, **self.mixer_options}.items() if isinstance(v, nn.Module)]:
-            raise ValueError(f"{', '.join(modules)}: a module would be shared by all layers; give its class or a partial")
+            raise ValueError(f"{', '.join(modules)}: a module would be shared by all layers; give its class")
         if (found := options.named(self.mixer, mixers, mixers.Mixer)) is not None:
             object.__setattr__(self, "mixer", found[0])
             object.__setattr__(self, "mixer_options", {**found[1], **self.mixer_options})

@@ -164,7 +164,9 @@ class Decoder(nn.Module):
         """Checks the arguments of a :meth:`forward` with a state, before any layer changes its own."""
         if not isinstance(state, ModelState) or len(state.layers) != len(self.blocks):
             given = f"{len(state.layers)} layers" if isinstance(state, ModelState) else type(state).__name__
-            raise ValueError(f"expected a state from this model's init_state, of {len(self.blocks)} layers, got {given}")
+            raise ValueError(
+                f"expected a state from this model's init_state, of {len(self.blocks)} layers, got {given}"
+            )
         if cu_seqlens is not None:
             raise ValueError("packed rows cannot be continued: a state has one row for each row of the batch")
         if tokens.size(0) != state.batch or tokens.size(1) < 1:

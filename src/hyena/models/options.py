@@ -61,9 +61,10 @@ def named(factory: Any, room: ModuleType, base: type) -> tuple[str, dict[str, An
     options: dict[str, Any] = {}
     if isinstance(factory, functools.partial) and not factory.args:
         factory, options = factory.func, factory.keywords
-    if not _is_kind(factory, base) or getattr(room, factory.__name__, None) is not factory:
+    name = getattr(factory, "__name__", "")
+    if not _is_kind(factory, base) or name not in room.__all__ or getattr(room, name) is not factory:
         return None
-    return factory.__name__, dict(options)
+    return name, dict(options)
 
 
 def plain(value: Any) -> Any:
