@@ -277,6 +277,30 @@ class Decoder(nn.Module):
         logits, state = self.prefill(tokens[:, None], state)
         return logits[:, 0], state
 
+    def extend(self, l_max: int, mode: str = "continue") -> None:
+        """Lets a trained model take longer rows: extends every mixer, and sets the config's ``l_max``.
+
+        Args:
+            l_max: the longest row from now on.
+            mode: what becomes of the filters, see :meth:`hyena.filters.HyenaFilter.extend`.
+
+        Raises:
+            ValueError: learned positions, or a mixer that cannot be extended.
+        """
+        if self.positions is not None:
+            raise ValueError(
+                f"this model has learned positions, a table of l_max={self.config.l_max} rows, none for l_max={l_max}"
+            )
+        config = dataclasses.replace(self.config, l_max=l_max)
+        for i, block in enumerate(cast("list[Block]", self.blocks)):
+            extend = getattr(block.mixer, "extend", None)
+            if not callable(extend):
+                raise ValueError(
+                    f"blocks.{i}.mixer is a {type(block.mixer).__name__}, which has no extend(l_max, mode)"
+                )
+            extend(l_max, mode)
+        self.config = config
+
     def tie_embeddings(self) -> None:
         """Makes the output layer's weight the embedding's, if the config says so; again after what separates them."""
         if self.config.tie_embeddings and self.head is not None:
