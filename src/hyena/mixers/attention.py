@@ -166,9 +166,11 @@ class Attention(Mixer):
         state.keys[:, :, start:stop], state.values[:, :, start:stop] = k, v
         state.keep[:, start:stop] = True if mask is None else mask
         state.position = stop
-        at = torch.arange(stop, device=u.device)
-        # A padded query may see itself, as in forward.
-        allowed = (at <= at[start:, None]) & state.keep[:, None, None, :stop] | (at == at[start:, None])
+        allowed = None  # one new position sees all that came
+        if n > 1 or torch.compiler.is_compiling() or not state.keep[:, :stop].all():
+            at = torch.arange(stop, device=u.device)
+            # A padded query may see itself, as in forward.
+            allowed = (at <= at[start:, None]) & state.keep[:, None, None, :stop] | (at == at[start:, None])
         keys, values = state.keys[:, :, :stop].to(q.dtype), state.values[:, :, :stop].to(q.dtype)
         y = F.scaled_dot_product_attention(q, keys, values, attn_mask=allowed)
         return self.out_proj(y.transpose(1, 2).flatten(2))
