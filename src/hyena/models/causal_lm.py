@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyena import mixers
+from hyena.filters import Filter
 from hyena.mixers.masks import keep_from_tokenizer
 from hyena.models import options
 from hyena.models.blocks import Block
 from hyena.models.config import ModelConfig
 from hyena.models.decoder import Decoder, learned_positions
+from hyena.models.sharding import whole_parameters
 
 # Targets with this value are not predicted: F.cross_entropy's own default.
 IGNORED = -100
@@ -148,9 +150,10 @@ class CausalLM(Decoder):
         self._reset_own_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialises every parameter again, also those that ``to_empty`` has left without values."""
+        """Initialises every parameter again, also those that ``to_empty`` has left without values, sharded or not."""
         for block in cast("list[Block]", self.blocks):
-            block.reset_parameters()
+            with whole_parameters(block, write=True):
+                block.reset_parameters()
         self.norm.reset_parameters()
         self.tie_embeddings()
         self._reset_own_parameters()
@@ -165,9 +168,10 @@ class CausalLM(Decoder):
         for table in (self.embedding, self.positions, self.head):
             if table is not None:
                 nn.init.normal_(table.weight, std=std)
+        # The filters' own layers keep their initialisation, which gives them unit norm.
+        filters_own = {part for each in self.modules() if isinstance(each, Filter) for part in each.modules()}
         for name, layer in self.blocks.named_modules():
-            # The filters' own layers keep their initialisation, which gives them unit norm.
-            if isinstance(layer, nn.Linear) and ".filter." not in name:
+            if isinstance(layer, nn.Linear) and layer not in filters_own and ".filter." not in name:
                 nn.init.normal_(layer.weight, std=residual if name.endswith((".out_proj", ".fc2")) else std)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)

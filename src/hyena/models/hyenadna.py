@@ -19,6 +19,7 @@ from hyena.mixers import HyenaOperator
 from hyena.models.blocks import Block
 from hyena.models.config import ModelConfig
 from hyena.models.decoder import Decoder, ModelState, learned_positions
+from hyena.models.sharding import whole_parameters
 
 # Of the released models: standard deviation of the initial weights, what the filters' window decays to, and the
 # frequency of the filters' sines (`w` in the released configs).
@@ -155,11 +156,12 @@ class HyenaDNA(Decoder):
             super().tie_embeddings()
 
     def reset_parameters(self) -> None:
-        """Initialises every parameter again, also those that ``to_empty`` has left without values."""
+        """Initialises every parameter again, also those that ``to_empty`` has left without values, sharded or not."""
         for block in cast("list[Block]", self.blocks):
-            block.reset_parameters()
-            if isinstance(block.mixer, HyenaOperator):
-                _reset_projections(block.mixer, self.config.num_layers)
+            with whole_parameters(block, write=True):
+                block.reset_parameters()
+                if isinstance(block.mixer, HyenaOperator):
+                    _reset_projections(block.mixer, self.config.num_layers)
         self.norm.reset_parameters()
         self.tie_embeddings()
         self._reset_own_parameters()
