@@ -226,7 +226,8 @@ def test_a_run_of_version_0_1_goes_on(text: Path, monkeypatch: pytest.MonkeyPatc
     full = Settings.model
 
     def small(self: Settings, vocab_size: int) -> Any:  # so that the file is
-        return dataclasses.replace(full(self, vocab_size), d_inner=8, filter={"freq": 1.0, "width": 4, "emb_dim": 3})
+        options = {"filter": {"class": "HyenaFilter", "freq": 1.0, "width": 4, "emb_dim": 3}}
+        return dataclasses.replace(full(self, vocab_size), d_inner=8, mixer_options=options)
 
     monkeypatch.setattr(Settings, "model", small)
     settings = Settings(context=8, layers=1, width=4, batch=2, steps=6, dropout=0.1, lr=0.01)
