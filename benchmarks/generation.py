@@ -11,7 +11,8 @@ median), by a dot product over the history (naive, the fastest of three ways to 
 over the whole context; and attention with a cache of keys and values. The projections, which all of them have, are
 timed alone and subtracted for the ratio of mixing times. Totals of a decode are sums of all its steps for exact, and
 for the others integrals over the contexts measured. Then exact decodes with other base blocks than the library's.
-Writes results/generation.json after each batch size, and results/generation.png (generation-cuda on a GPU).
+Writes results/generation.json after each batch size, and results/generation.png (generation-cuda on a GPU);
+generation_report.py has the targets and the plot.
 
 Dimensions: B batch, C context, D channels, T longest context.
 """
@@ -26,9 +27,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import torch
+from generation_report import checks, plot, report
 from measure import RESULTS, interleaved, machine, write
 from torch import Tensor
 
@@ -39,9 +40,8 @@ from hyena.mixers import Attention
 from hyena.ops import backend_report
 
 HEADS = 4
-METHODS = ("exact", "naive", "distilled", "rerun", "attention")
-# So that lines that lie on each other are seen.
-STYLES = {"exact": "C0o-", "naive": "C1s--", "distilled": "C2^--", "rerun": "C3x:", "attention": "C4o-"}
+# The layouts of the naive way's history.
+NAIVE = ("channels last", "time last", "channels first")
 BLOCKS = (8, 16, 32, 64, 128)
 # Of the decodes that base blocks are compared by: seven tile sizes or more, for any of them.
 BLOCKS_CONTEXT = 4096
@@ -76,7 +76,7 @@ class Naive:
         elif how == "time last":
             self.history_last[..., t] = p
             y = torch.linalg.vecdot(self.history_last[..., : t + 1], self.taps_last[:, first:, 0])
-        else:
+        else:  # channels last
             self.history[:, t] = p
             y = (self.history[:, : t + 1] * self.taps[first:]).sum(1)
         return op.out_proj(x * y)
@@ -105,6 +105,11 @@ def medians_ms(functions: dict[str, Callable[[], object]], repeats: int) -> dict
     wait()
     repeats = min(repeats, max(3, int(2.0 / (time.perf_counter() - start))))
     return {name: 1e3 * seconds for name, seconds in interleaved(functions, repeats=repeats, device=device()).items()}
+
+
+def median_ms(function: Callable[[], object], repeats: int) -> float:
+    """Median milliseconds of one function."""
+    return medians_ms({"": function}, repeats)[""]
 
 
 def decode_ms(op: HyenaOperator, batch: int, length: int) -> list[float]:
@@ -158,7 +163,7 @@ def measure(batch: int, contexts: list[int], width: int, order: int) -> Iterator
     small = HyenaOperator(width, longest, filter=ModalFilter(width, longest, modes=order)).eval()
     attention = Attention(width, longest, num_heads=HEADS).eval()
     u = torch.randn(batch, width)
-    projections = medians_ms({"": lambda: op.out_proj(op.in_proj(u)[:, :width])}, 300)[""]
+    projections = median_ms(lambda: op.out_proj(op.in_proj(u)[:, :width]), 300)
 
     say(f"batch {batch}: {DECODES} decodes of {longest} tokens, every step timed")
     steps = [min(each) for each in zip(*(decode_ms(op, batch, longest) for _ in range(DECODES)), strict=True)]
@@ -181,7 +186,7 @@ def measure(batch: int, contexts: list[int], width: int, order: int) -> Iterator
     rows = []
     for c in contexts:
         say(f"batch {batch}, context {c}: naive, attention and the whole context again")
-        ways = {how: lambda c=c, how=how: naive.step(u, c - 1, how) for how in ("", "time last", "channels first")}
+        ways = {how: lambda c=c, how=how: naive.step(u, c - 1, how) for how in NAIVE}
         cached = medians_ms({**ways, "attention": lambda c=c: attention_step(c)}, repeats)
         # On one thread rows cost alike; one is enough, and sixteen of the longest would be most of the time of all.
         alike = batch if device() == "cpu" else 1
@@ -199,7 +204,7 @@ def measure(batch: int, contexts: list[int], width: int, order: int) -> Iterator
                 "exact_worst_at": upto.index(max(upto)) + 1,
                 "naive_ms": min(cached[how] for how in ways),
                 "distilled_ms": flat[str(c)],
-                "rerun_ms": alike * medians_ms({"": lambda w=whole: op(w)}, 3)[""],
+                "rerun_ms": alike * median_ms(lambda w=whole: op(w), 3),
                 "attention_ms": cached["attention"],
                 "exact_bytes": op.state_size(batch, c).rows,
                 "exact_shared_bytes": op.state_size(batch, c).shared,
@@ -221,71 +226,6 @@ def measure(batch: int, contexts: list[int], width: int, order: int) -> Iterator
         row["worst_over_median"] = row["exact_worst_ms"] / row["exact_median_ms"]
         row["worst_over_rerun"] = row["exact_worst_ms"] / row["rerun_ms"]
         yield row
-
-
-def bars(rows: list[dict]) -> list[tuple[str, float, str, bool]]:
-    """What is asked of these numbers: (what, value, limit, whether it holds)."""
-    out = []
-    for batch in sorted({r["batch"] for r in rows}):
-        mine = {r["context"]: r for r in rows if r["batch"] == batch}
-        first, last = mine[min(mine)], mine[max(mine)]
-        start = mine.get(4096, first)
-        middle = mine.get(32768, last)
-        growth = last["exact_ms"] / start["exact_ms"]
-        flat = max(r["distilled_ms"] for r in mine.values()) / min(r["distilled_ms"] for r in mine.values())
-        ratio = min(r["attention_over_exact_total"] for c, r in mine.items() if c >= start["context"])
-        now = min(r["attention_over_exact"] for c, r in mine.items() if c >= start["context"])
-        label = f"batch {batch}: "
-        naive = middle["naive_over_exact_mixing"]
-        out += [
-            (
-                f"{label}mixing time of a decode of {middle['context']} tokens, naive / exact",
-                naive,
-                ">= 10",
-                naive >= 10,
-            ),
-            (
-                f"{label}step at the context, attention / mean exact, least from {start['context']} on",
-                now,
-                "> 1",
-                now > 1,
-            ),
-            (f"{label}whole decode, attention / exact, least from {start['context']} on", ratio, "> 1", ratio > 1),
-            (
-                f"{label}exact cost of a token, {last['context']} / {start['context']}",
-                growth,
-                "<= 2.5",
-                growth <= 2.5,
-            ),
-            (f"{label}distilled step, largest / smallest over contexts", flat, "<= 1.1", flat <= 1.1),
-        ]
-    return out
-
-
-def plot(rows: list[dict], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    batches = sorted({r["batch"] for r in rows})
-    figure, axes = plt.subplots(1, len(batches) + 1, figsize=(5 * (len(batches) + 1), 4))
-    for axis, batch in zip(axes, batches):
-        mine = [r for r in rows if r["batch"] == batch]
-        for name in METHODS:
-            axis.loglog([r["context"] for r in mine], [r[f"{name}_ms"] for r in mine], STYLES[name], label=name)
-        worst = [r["exact_worst_ms"] for r in mine]
-        axis.loglog([r["context"] for r in mine], worst, "C0o:", label="exact, worst step", alpha=0.6)
-        axis.set(title=f"batch {batch}", xlabel="context (tokens)", ylabel="ms per token")
-        axis.grid(alpha=0.3)
-    mine = [r for r in rows if r["batch"] == batches[0]]
-    for name in METHODS:
-        axes[-1].loglog([r["context"] for r in mine], [r[f"{name}_bytes"] for r in mine], STYLES[name], label=name)
-    axes[-1].set(title=f"state, batch {batches[0]}", xlabel="context (tokens)", ylabel="bytes")
-    axes[-1].grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
 
 
 def name() -> str:
@@ -342,9 +282,8 @@ def main() -> None:
     rows, blocks = finished(record) if options.resume else ([], [])
 
     def save() -> None:
-        checks = [{"what": w, "value": v, "limit": limit, "holds": ok} for w, v, limit, ok in bars(rows)]
         if recorded:
-            write(name(), {**record, "rows": rows, "blocks": blocks, "bars": checks})
+            write(name(), {**record, "rows": rows, "blocks": blocks, "bars": checks(rows)})
 
     print(record["backend"])
     print("batch context    exact (median, worst)    naive  distilled    rerun  attention   ms per token; exact state")
@@ -374,14 +313,7 @@ def main() -> None:
                 save()
             print(f"{batch:>5}" + "".join(f"{found[str(block)]:>7.2f}" for block in BLOCKS))
     print()
-    for what, value, limit, holds in bars(rows):
-        print(f"{'yes' if holds else 'NO ':3} {value:8.2f} {limit:7} {what}")
-    for r in rows:
-        if r["context"] == contexts[-1]:
-            print(
-                f"batch {r['batch']}: the worst of {r['context']} steps is number {r['exact_worst_at']}, "
-                f"{r['worst_over_median']:.0f} x the median and {r['worst_over_rerun']:.2f} x a run over the context"
-            )
+    report(rows)
     if recorded:
         plot(rows, RESULTS / f"{name()}.png")
         print(f"wrote {RESULTS / name()}.json and {name()}.png")
