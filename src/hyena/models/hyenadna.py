@@ -51,9 +51,11 @@ class HyenaDNAConfig(ModelConfig):
         pad_vocab_size_multiple: V is the next multiple of this from ``vocab_size`` on.
         residual_in_fp32: keeps the residual stream in float32 (float64 in a float64 model) when the weights are in half
             precision.
-        head: None for hidden states, ``"lm"`` for next-token logits, ``"classes"`` for one row of class logits, from
-            the mean of the hidden states.
+        head: None for hidden states, ``"lm"`` for next-token logits, ``"classes"`` for one row of class logits.
         num_classes: of ``head="classes"``.
+        pooling: which hidden state the classes are read from: ``"mean"`` over the kept positions, as in the original
+            code, or the ``"last"`` kept one, as in the ``-hf`` models.
+        head_bias: whether the layer of ``head="classes"`` has a bias; the ``-hf`` models' has none.
         tie_embeddings: the output layer of ``head="lm"`` has the embedding's weight.
         gradient_checkpointing: in training, keep only the blocks' inputs and compute the rest again in the backward
             pass.
@@ -75,6 +77,8 @@ class HyenaDNAConfig(ModelConfig):
     residual_in_fp32: bool = True
     head: str | None = None
     num_classes: int = 2
+    pooling: str = "mean"
+    head_bias: bool = True
     tie_embeddings: bool = True
     gradient_checkpointing: bool = False
 
@@ -82,14 +86,16 @@ class HyenaDNAConfig(ModelConfig):
         """Checks what no layer checks.
 
         Raises:
-            ValueError: an unknown head, or a size below 1.
+            ValueError: an unknown head or pooling, or a size below 1.
         """
         if self.head not in (None, "lm", "classes"):
             raise ValueError(f"head must be None, 'lm' or 'classes', got {self.head!r}")
+        if self.pooling not in ("mean", "last"):
+            raise ValueError(f"pooling must be 'mean' or 'last', got {self.pooling!r}")
         self._check_sizes("vocab_size", "l_max", "d_model", "num_layers", "pad_vocab_size_multiple", "num_classes")
         if self.d_inner is not None:
             self._check_sizes("d_inner")
-        self._check_flags("residual_in_fp32", "tie_embeddings", "gradient_checkpointing")
+        self._check_flags("residual_in_fp32", "head_bias", "tie_embeddings", "gradient_checkpointing")
         self._check_probabilities("dropout", "embed_dropout")
 
     @property
@@ -147,7 +153,7 @@ class HyenaDNA(Decoder):
             self.head = nn.Linear(c.d_model, c.padded_vocab_size, bias=False, **at)
             self.tie_embeddings()
         elif c.head == "classes":
-            self.head = nn.Linear(c.d_model, c.num_classes, **at)
+            self.head = nn.Linear(c.d_model, c.num_classes, bias=c.head_bias, **at)
         self._reset_own_parameters()
 
     def tie_embeddings(self) -> None:
@@ -206,7 +212,8 @@ class HyenaDNA(Decoder):
         if state is not None or last:
             self.check_can_decode(needs_logits=False)
         assert self.head is not None
-        return self.head(_mean(self.hidden_states(tokens, mask), mask))
+        pool = _mean if self.config.pooling == "mean" else _last
+        return self.head(pool(self.hidden_states(tokens, mask), mask))
 
     def embed(self, tokens: Tensor, at: Tensor | None) -> Tensor:
         """See :meth:`hyena.models.Decoder.embed`."""
@@ -250,3 +257,11 @@ def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
         return x.mean(1)
     keep = mask.bool()[..., None]
     return torch.where(keep, x, torch.zeros((), dtype=x.dtype, device=x.device)).sum(1) / keep.sum(1).clamp_min(1)
+
+
+def _last(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The last kept position of each row: ``(B, L, D) -> (B, D)``."""
+    if mask is None:
+        return x[:, -1]
+    at = mask.size(1) - 1 - mask.int().flip(1).argmax(1)  # (B,): argmax is the first of several largest
+    return x[torch.arange(x.size(0), device=x.device), at]
