@@ -13,7 +13,7 @@ from hyena.models import CausalLM, CausalLMConfig, HyenaDNA, HyenaDNAConfig
 def test_a_longer_l_max(name: str) -> None:
     model, x = build(name), torch.randint(V, (2, 2 * L_MAX))
     short = model(x[:, :L_MAX])
-    with pytest.raises(ValueError, match=f"longer than this operator's l_max={L_MAX}; extend"):
+    with pytest.raises(ValueError, match=f"longer than this HyenaOperator's l_max={L_MAX}; extend"):
         model(x)
     model.extend(2 * L_MAX)
     assert model.config.l_max == 2 * L_MAX

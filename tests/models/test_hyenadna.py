@@ -183,7 +183,7 @@ def test_copies_pickles_and_state() -> None:
 
 def test_errors() -> None:
     model = build()
-    with pytest.raises(ValueError, match="a row of 51 positions is longer than this operator's l_max=50"):
+    with pytest.raises(ValueError, match="a row of 51 positions is longer than this HyenaOperator's l_max=50"):
         model(tokens(1, 51))
     with pytest.raises(ValueError, match=r"tokens must be \(B, L\), got \(5,\)"):
         model(tokens(5))
