@@ -198,7 +198,6 @@ def test_longer_than_l_max_raises():
         {"multi_head": True, "order": 3},
         {"filter_groups": 2},
         {"inner_factor": 2},
-        {"num_blocks": 2},
     ],
     ids=str,
 )

@@ -50,7 +50,8 @@ def test_what_replacement_was_asked_for_comes_back(tmp_path: Path):
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     loaded = load_pretrained(tmp_path)
     first, second = operators(loaded)
-    assert (first.l_max, first.causal, first.order, first.filter_channels, first.value_filter) == (33, True, 3, 4, True)
+    assert (first.l_max, first.causal, first.order, first.value_filter) == (33, True, 3, True)
+    assert first.conv.filter.channels == 4
     assert (second.l_max, second.causal, second.num_heads) == (48, False, 4)
     assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
     settings = {"do_sample": False, "max_new_tokens": 3, "use_cache": False, "pad_token_id": 2}
@@ -148,7 +149,7 @@ def test_a_class_that_replaces_attention_loads_weights_of_attention(
     for (name, got), (other, want) in zip(fresh.named_buffers(), model.named_buffers(), strict=False):
         if name == other and "c_attn" not in name:
             torch.testing.assert_close(got, want, msg=name)
-    taps = [op.filter(48).norm(dim=1) for op in operators(model)]
+    taps = [op.conv.filter(48).norm(dim=1) for op in operators(model)]
     torch.testing.assert_close(torch.stack(taps), torch.ones_like(torch.stack(taps)), rtol=1e-4, atol=1e-4)
     assert model(tokens()).logits.isfinite().all()
     # and its own weights
@@ -162,7 +163,7 @@ def test_a_class_that_replaces_attention_loads_weights_of_attention(
 def test_a_part_of_a_layer_raises(tmp_path: Path):
     model = Replaced(KINDS["gpt2"].make().config)
     state = model.state_dict()
-    state.pop("transformer.h.0.attn.operator.short_weight")
+    state.pop("transformer.h.0.attn.operator.out_proj.weight")
     model.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(ValueError, match=r"a part of a HyenaOperator and not .*short_weight"):
+    with pytest.raises(ValueError, match=r"a part of a Linear and not .*out_proj\.weight"):
         Replaced.from_pretrained(tmp_path)

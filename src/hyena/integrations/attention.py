@@ -1,4 +1,4 @@
-"""Hyena behind ``nn.MultiheadAttention``'s interface.
+"""Mixers behind ``nn.MultiheadAttention``'s interface.
 
 Dimensions: B batch, L length, E channels (embed_dim), M heads, W inner width of the operator.
 """
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from hyena.integrations.masks import check_causal_mask, keep_from_padding
-from hyena.mixers.hyena import HyenaOperator
+from hyena.integrations.sites import MixerFactory, keywords_of, means_heads_of_attention
+from hyena.mixers import HyenaOperator
 
 if TYPE_CHECKING:
-    from hyena.mixers import HyenaState
+    from hyena.mixers import State
 
 
 class _NotForFusedAttention(Tensor):
-    """A weight that is no attention projection.
+    """Marks a weight, so that ``nn.TransformerEncoder`` does not take its fused attention path.
 
     An ``nn.TransformerEncoder`` that was built around attention, and given Hyena later, still turns padded batches into
     nested tensors for the fused path of its layers, and zeros at padded positions come back in eval mode alone. It
@@ -49,7 +50,8 @@ class HyenaAttention(nn.Module):
         multi_head: multi-head Hyena (arXiv 2310.18780) with M heads, at ``E / M`` times the cost in half of the long
             convolutions.
         max_weights_length: the longest input that ``need_weights`` is answered for.
-        **operator: everything else that :class:`HyenaOperator` takes.
+        mixer: what is inside: the class of a :class:`hyena.mixers.Mixer` or a ``functools.partial`` of one.
+        **operator: everything else that the mixer takes.
 
     Raises:
         ValueError: values that Hyena cannot honour.
@@ -81,6 +83,7 @@ class HyenaAttention(nn.Module):
         causal: bool = False,
         multi_head: bool = False,
         max_weights_length: int = 1024,
+        mixer: MixerFactory = HyenaOperator,
         **operator: Any,
     ) -> None:
         super().__init__()
@@ -100,41 +103,64 @@ class HyenaAttention(nn.Module):
         self.embed_dim = self.kdim = self.vdim = embed_dim
         self.num_heads, self.head_dim = num_heads, embed_dim // num_heads
         self.batch_first, self.max_weights_length = batch_first, max_weights_length
-        self.operator = HyenaOperator(
-            embed_dim,
-            l_max,
-            num_heads=num_heads if multi_head else 1,
-            dropout=dropout,
-            bias=bias,
-            causal=causal,
-            device=device,
-            dtype=dtype,
-            **operator,
-        )
+        takes = keywords_of(mixer)
+        settings: dict[str, Any] = {
+            "dropout": dropout,
+            "bias": bias,
+            "causal": causal,
+            "device": device,
+            "dtype": dtype,
+        }
+        if multi_head or means_heads_of_attention(takes):
+            settings["num_heads"] = num_heads
+        if takes is not None:
+            unable = [name for name in ("dropout", "bias", "num_heads") if name in settings and name not in takes]
+            unable = [name for name in unable if settings[name] != {"dropout": 0.0, "bias": True}.get(name)]
+            if unable:
+                raise ValueError(f"{mixer} takes no {', '.join(unable)}, which {settings} ask for")
+            settings = {name: value for name, value in settings.items() if name in takes}
+        self.operator: Any = mixer(embed_dim, l_max, **settings | operator)
+        if self.operator.causal != causal:
+            raise ValueError(
+                f"causal={causal}, and a {type(self.operator).__name__} has causal={self.operator.causal}: choose "
+                "another mixer, or the causal= that it has"
+            )
 
     @property
     def in_proj_weight(self) -> Tensor:
-        """The operator's input projection, ``((N + 1) W, E)``, of a type that keeps fused attention away from it."""
-        return self.operator.in_proj.weight.as_subclass(_NotForFusedAttention)
+        """The mixer's input projection (Hyena's is ``((N + 1) W, E)``), or of a mixer without one any of its weights.
+
+        It has a type that keeps fused attention away from it.
+        """
+        projection = getattr(self.operator, "in_proj", None)
+        weight = next(self.operator.parameters()) if projection is None else projection.weight
+        return weight.as_subclass(_NotForFusedAttention)
 
     @property
     def in_proj_bias(self) -> Tensor | None:
-        """The bias of the operator's input projection."""
-        return self.operator.in_proj.bias
+        """The bias of the mixer's input projection."""
+        return getattr(getattr(self.operator, "in_proj", None), "bias", None)
 
     @property
-    def out_proj(self) -> nn.Linear:
-        """The operator's output projection."""
+    def out_proj(self) -> nn.Module:
+        """The mixer's output projection."""
         return self.operator.out_proj
 
     @property
     def dropout(self) -> float:
         """Probability of dropping an entry of a gate-value product; can be set."""
-        return self.operator.dropout.p
+        found = getattr(self.operator, "dropout", 0.0)
+        return found.p if isinstance(found, nn.Dropout) else found
 
     @dropout.setter
     def dropout(self, p: float) -> None:
-        self.operator.dropout.p = p
+        found = getattr(self.operator, "dropout", None)
+        if found is None and p != 0:
+            raise ValueError(f"a {type(self.operator).__name__} has no dropout that could be {p}")
+        if isinstance(found, nn.Dropout):
+            found.p = p
+        elif found is not None:
+            self.operator.dropout = p
 
     @property
     def causal(self) -> bool:
@@ -203,13 +229,11 @@ class HyenaAttention(nn.Module):
             return y[0], None if weights is None else weights[0]
         return y if self.batch_first else y.transpose(0, 1), weights
 
-    def init_state(self, batch: int, max_length: int | None = None) -> HyenaState:
+    def init_state(self, batch: int, max_length: int | None = None) -> State:
         """See :meth:`hyena.HyenaOperator.init_state`; only causal modules can be stepped."""
         return self.operator.init_state(batch, max_length)
 
-    def prefill(
-        self, query: Tensor, state: HyenaState, key_padding_mask: Tensor | None = None
-    ) -> tuple[Tensor, HyenaState]:
+    def prefill(self, query: Tensor, state: State, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
         """The outputs of the next positions, those of :meth:`forward` with a causal mask on everything that came.
 
         Args:
@@ -230,7 +254,7 @@ class HyenaAttention(nn.Module):
         y, state = self.operator.prefill(x, state, keep)
         return y if self.batch_first else y.transpose(0, 1), state
 
-    def step(self, query: Tensor, state: HyenaState) -> tuple[Tensor, HyenaState]:
+    def step(self, query: Tensor, state: State) -> tuple[Tensor, State]:
         """:meth:`prefill` of one position: ``(B, E)`` in and out."""
         return self.operator.step(query, state)
 
@@ -276,7 +300,7 @@ class HyenaAttention(nn.Module):
     def _weights(self, x: Tensor, keep: Tensor | None, average: bool) -> Tensor:
         """``H(u)`` averaged over the channels of each head, or all: (B, M, L, L) or (B, L, L), one head at a time."""
         op = self.operator
-        width = op.width // self.num_heads
+        width = getattr(op, "width", self.embed_dim) // self.num_heads
         each = [slice(i * width, (i + 1) * width) for i in range(self.num_heads)]
         heads = [op.to_matrix(x, keep, channels) for channels in each]
         weights = torch.stack([head.mean(1) for head in heads], dim=1)

@@ -55,7 +55,7 @@ def load_pretrained(
     ignored = [*(getattr(base, "_keys_to_ignore_on_load_unexpected", None) or ()), *names]
     single = getattr(base, "_keep_in_fp32_modules_strict", None)
     if _dtype(settings.get("dtype"), config) in (torch.float16, torch.bfloat16):  # there filters keep float32 weights
-        single = [*(single or ()), r"operator\.filter\."]
+        single = [*(single or ()), r"operator\.(.+\.)?filter\."]
 
     class Rebuilt(base):
         _keys_to_ignore_on_load_unexpected = ignored
@@ -87,6 +87,8 @@ def rebuild(model: nn.Module, records: dict[str, dict[str, Any]], options: dict[
             raise ValueError(f"the checkpoint replaced {name!r}, which a {type(model).__name__} does not have")
         record["options"] = {k: v for k, v in record["options"].items() if k not in options}
         unsaved = [f"{k}={v}" for k, v in record["options"].items() if isinstance(v, Unsaved)]
+        if "mixer" in options:
+            record["mixer"] = None
         unsaved += [f"mixer={record['mixer']}"] * isinstance(record["mixer"], Unsaved)
         if unsaved:
             raise ValueError(

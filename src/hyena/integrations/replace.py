@@ -12,7 +12,7 @@ from torch import nn
 from hyena.integrations import adapters
 from hyena.integrations.attention import HyenaAttention
 from hyena.integrations.sites import AttentionSite, CannotReplaceError, MixerFactory, find_builder
-from hyena.mixers.hyena import HyenaOperator
+from hyena.mixers import HyenaOperator, Mixer
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Replaced:
     Attributes:
         name: where it stands in the model.
         old, new: class names.
-        l_max, causal: of the operator in the new module; None if it has no :class:`HyenaOperator`.
+        l_max, causal: of the mixer in the new module; None if it has none.
     """
 
     name: str
@@ -117,7 +117,7 @@ def replace_attention(
             f"the model is itself a {type(model).__name__}, and nothing around it can be given another module: replace "
             "it where it is used"
         )
-    if isinstance(model, (HyenaAttention, HyenaOperator)):
+    if isinstance(model, (HyenaAttention, Mixer)):
         raise ValueError(f"the model is itself a {type(model).__name__} already")
     built: dict[int, nn.Module] = {}
     swaps: list[tuple[AttentionSite, nn.Module]] = []
@@ -155,12 +155,12 @@ def _walk(
             continue
         full, around = f"{name}.{child_name}" if name else child_name, (*parents, module)
         yield full, around, child
-        if find_builder(child) is None and not isinstance(child, HyenaOperator):
+        if find_builder(child) is None and not isinstance(child, Mixer):
             yield from _walk(child, full, around)
 
 
 def _describe(site: AttentionSite, new: nn.Module) -> Replaced:
-    operator = next((m for m in new.modules() if isinstance(m, HyenaOperator)), None)
+    operator = next((m for m in new.modules() if isinstance(m, Mixer)), None)
     l_max, causal = (None, None) if operator is None else (operator.l_max, operator.causal)
     return Replaced(site.name, type(site.module).__name__, type(new).__name__, l_max, causal)
 
@@ -173,18 +173,18 @@ def _unknown(model: nn.Module, kept: list[Kept]) -> list[Kept]:
         if "attention" not in type(module).__name__.lower() or find_builder(module) is not None:
             continue
         around = any(other.startswith(name + ".") for other in reported)
-        if not around and not any(isinstance(m, HyenaOperator) for m in module.modules()):
+        if not around and not any(isinstance(m, Mixer) for m in module.modules()):
             found.append(Kept(name, type(module).__name__, "not known; teach it with hyena.register_attention"))
             reported.append(name)
     return found[::-1]
 
 
 def _nothing_message(model: nn.Module, kept: list[Kept]) -> str:
-    hyena = sum(isinstance(m, HyenaOperator) for m in model.modules())
+    mixers = Counter(type(m).__name__ for m in model.modules() if isinstance(m, Mixer))
     seen = Counter(type(m).__name__ for m in model.modules())
     lines = [f"found nothing to replace in {type(model).__name__}"]
-    if hyena > 0:
-        lines[0] += f", which has {hyena} Hyena operators already"
+    if mixers:
+        lines[0] += f", which has {', '.join(f'{count} {kind}' for kind, count in mixers.items())} already"
     lines += [f"  {entry}" for entry in kept + _unknown(model, kept)]
     lines.append("seen: " + ", ".join(f"{kind} x {count}" for kind, count in seen.most_common()))
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hyena.mixers.hyena import HyenaOperator
+from hyena.mixers import HyenaOperator, Mixer
 
 CROSS_ATTENTION = "cross-attention, between two sequences"
 
@@ -92,8 +92,7 @@ class AttentionSite:
             "causal": causal if self.causal is None else self.causal,
         }
         takes = keywords_of(self.kind)
-        needs_heads = takes is not None and takes.get("num_heads", 1) is inspect.Parameter.empty
-        if (self.multi_head and heads > 1) or needs_heads:
+        if (self.multi_head and heads > 1) or means_heads_of_attention(takes):
             found["num_heads"] = heads
         if weight is not None:
             found["device"] = weight.device
@@ -102,7 +101,7 @@ class AttentionSite:
             found = {name: value for name, value in found.items() if name in takes}
         return found | copy.deepcopy(self.options)
 
-    def mixer(self, d_model: int, *, l_max: int | None = None, **module: Any) -> Any:
+    def mixer(self, d_model: int, *, l_max: int | None = None, **module: Any) -> Mixer:
         """A mixer for this place: a :class:`HyenaOperator`, or what the caller of ``replace_attention`` asked for.
 
         Args:
@@ -123,7 +122,7 @@ class AttentionSite:
             )
         return built
 
-    def operator(self, d_model: int, *, l_max: int | None = None, **module: Any) -> Any:
+    def operator(self, d_model: int, *, l_max: int | None = None, **module: Any) -> Mixer:
         """:meth:`mixer`, by its former name."""
         return self.mixer(d_model, l_max=l_max, **module)
 
@@ -135,6 +134,11 @@ def keywords_of(kind: MixerFactory) -> dict[str, Any] | None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return None
     return {name: p.default for name, p in parameters.items() if name not in given}
+
+
+def means_heads_of_attention(takes: dict[str, Any] | None) -> bool:
+    """Whether a mixer's ``num_heads`` is what attention's is, and not, as Hyena's, a way to mix that is off at 1."""
+    return takes is not None and takes.get("num_heads", 1) != 1
 
 
 Match = type[nn.Module] | str | Callable[[nn.Module], bool]

@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from hyena import ops
 from hyena.conv.online import Online
+from hyena.mixers.deferred import InitializedByTransformers
 
 Map = Callable[[Tensor], Tensor]
 
@@ -170,7 +171,7 @@ def size_of(make: Callable[[], State]) -> StateSize:
         return make().size()
 
 
-class Mixer(nn.Module, ABC):
+class Mixer(InitializedByTransformers, nn.Module, ABC):
     """Base of layers that mix along the sequence, ``(B, L, D) -> (B, L, D)``; what models know of them.
 
     A subclass sets the attributes and writes :meth:`forward`; to decode it also writes :meth:`init_state` and takes a

@@ -24,13 +24,17 @@ def build_torch(site: AttentionSite) -> nn.Module:
         )
     if old.bias_k is not None or old.add_zero_attn:
         raise CannotReplaceError("add_bias_kv or add_zero_attn, for which Hyena has nothing")
+    settings = site.settings(causal=inside_decoder, dropout=old.dropout, bias=old.in_proj_bias is not None)
+    settings.pop("num_heads", None)
+    settings.setdefault("causal", inside_decoder if site.causal is None else site.causal)
     return HyenaAttention(
         old.embed_dim,
         old.num_heads,
         batch_first=old.batch_first,
         l_max=site.longest(),
         multi_head=site.multi_head,
-        **site.settings(causal=inside_decoder, dropout=old.dropout, bias=old.in_proj_bias is not None),
+        mixer=site.kind,
+        **settings,
     )
 
 

@@ -90,7 +90,9 @@ def _decoded(value: Any) -> Any:
     if "dict" in value:
         return {k: _decoded(v) for k, v in value["dict"].items()}
     if "partial" in value:
-        return functools.partial(_decoded(value["partial"]), **_decoded(value["keywords"]))
+        function, keywords = _decoded(value["partial"]), _decoded(value["keywords"])
+        unsaved = [v for v in (function, *keywords.values()) if isinstance(v, Unsaved)]
+        return unsaved[0] if unsaved else functools.partial(function, **keywords)
     if "class" in value:
         room, _, name = value["class"].partition(".")
         found = _exported(room, name) if room in _ROOMS else None
