@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from hyena import ops
-from hyena.conv.cache import SpectrumCache, may_cache
+from hyena.conv.cache import SpectrumCache, watch_for_cache
 from hyena.conv.modal import Recurrence
 from hyena.conv.online import Online
 from hyena.conv.tiled import BLOCK, Tiles, tile_sizes, tile_spectra
+from hyena.conv.watch import Watched
 from hyena.conv.window import Window
 from hyena.filters import HyenaFilter
 
@@ -164,10 +165,11 @@ class LongConv(nn.Module):
         size, source = ops.transform_length(longest), self.filter
         if source is None:  # no long filters: gates and a short filter alone
             return torch.zeros(0, 1, size + 1, 2, dtype=ops.compute_dtype(self.bias), device=self.bias.device)
-        if _may_keep(source):
+        watched = _watch(source)
+        if watched is not None:
             # As many taps as the transform holds, so that one spectrum serves every length that has this transform.
             taps = min(size, self.l_max)
-            return self._spectra.get(source, size, lambda: self._compute_spectrum(taps, size))
+            return self._spectra.get(watched, size, lambda: self._compute_spectrum(taps, size))
         return self._compute_spectrum(longest, size)
 
     def _compute_spectrum(self, taps: int, size: int) -> Tensor:
@@ -263,7 +265,8 @@ class LongConv(nn.Module):
             return torch.cat([t.reshape(-1) for t in (*tile_spectra(h, self.block), h)])
 
         key = ("tiles", length, self.block)
-        flat = self._spectra.get(source, key, compute) if _may_keep(source) else compute()
+        watched = _watch(source)
+        flat = compute() if watched is None else self._spectra.get(watched, key, compute)
         filters, channels = self.num_filters, self.filter_channels
         shapes: list[tuple[int, ...]] = [(filters, channels, size + 1, 2) for size in tile_sizes(length, self.block)]
         shapes.append((filters, length, channels))
@@ -289,6 +292,9 @@ class LongConv(nn.Module):
         return f"channels={self.bias.size(1)}, l_max={self.l_max}, num_filters={self.num_filters}, causal={self.causal}"
 
 
-def _may_keep(source: nn.Module) -> bool:
+def _watch(source: nn.Module) -> Watched | None:
+    """What decides the taps, if their spectra can be kept."""
+    found = watch_for_cache(source)
     # Under FakeTensorMode (a state's size, a model's memory) a spectrum has no values.
-    return may_cache(source) and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None
+    fake = found is not None and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+    return None if fake else found

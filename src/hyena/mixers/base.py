@@ -70,7 +70,13 @@ class State:
     @property
     def batch(self) -> int:
         """B."""
-        return next(iter(self.rows().values())).size(0)
+        for field in dataclasses.fields(self):
+            for _, part in _parts(field.name, getattr(self, field.name)):
+                if isinstance(part, Tensor):
+                    return part.size(0)
+                if isinstance(part, State):
+                    return part.batch
+        raise ValueError(f"a {type(self).__name__} without tensors has no rows")
 
     # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
     @torch.inference_mode(False)
