@@ -15,7 +15,8 @@ def clear_tables() -> None:
     """Frees the tables of transforms and the working memory that kernels keep between calls on the CPU.
 
     They are made again when needed, and are never more than 64 MiB each, but for the last table that was used if it
-    alone is longer. What another thread is using at the moment stays. A GPU's tables stay too: they are smaller (under 1 MiB for 2^20 points), and recorded CUDA graphs read them.
+    alone is longer. What another thread is using at the moment stays. A GPU's tables stay too: they are smaller (under
+    1 MiB for 2^20 points), and recorded CUDA graphs read them.
     """
     clear = getattr(EXTENSION.library, "hyena_clear_tables", None)
     if clear is not None:
