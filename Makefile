@@ -16,6 +16,10 @@ RUN := $(VENV)/bin/python
 # Python files of an editable install act as they are; these are compiled, or say how.
 BUILT_FROM := pyproject.toml $(shell find tools src/hyena/csrc -type f -not -name '*.pyc')
 
+# What the extras of pyproject.toml include of each other.
+HAS_test := train
+HAS_dev := train test
+
 # Tests run in a process for each core; threads that wait for work must not keep a core from the others.
 export OMP_WAIT_POLICY ?= passive
 
@@ -50,6 +54,6 @@ $(VENV)/.has-torch:
 $(VENV)/.has-%: $(VENV)/.has-torch $(BUILT_FROM)
 	@echo "== Setting up, step 2 of 2: hyena with what '$*' needs; its kernels are compiled, which takes minutes the first time"
 	$(RUN) -m pip install --editable ".[$*]"
-	@touch $@
+	@touch $@ $(patsubst %,$(VENV)/.has-%,$(filter $(HAS_$*),train test))
 
 .SECONDARY:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -44,6 +46,36 @@ def test_python_blocks_run(page: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def resolves(name: str) -> bool:
+    thing = hyena
+    for part in name.split(".")[1:]:
+        if isinstance(thing, ModuleType) and not hasattr(thing, part):
+            try:
+                importlib.import_module(f"{thing.__name__}.{part}")
+            except ImportError:
+                return False
+        if not hasattr(thing, part):
+            return False
+        thing = getattr(thing, part)
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_in_pages_exist(page: Path) -> None:
+    """``hyena.conv.LongConv`` and the like, in text and code."""
+    names = set(re.findall(r"(?<![\w./-])hyena(?:\.[A-Za-z]\w*)+", page.read_text(encoding="utf-8")))
+    assert [name for name in sorted(names) if not resolves(name)] == []
+
+
+def test_names_in_docstrings_exist() -> None:
+    """What roles refer to: ``:func:`hyena.functional.fft_conv```."""
+    names = set()
+    for file in Path(hyena.__file__).parent.rglob("*.py"):
+        names |= set(re.findall(r":\w+:`~?(hyena\.[\w.]+)`", file.read_text(encoding="utf-8")))
+    assert names
+    assert [name for name in sorted(names) if not resolves(name)] == []
 
 
 def test_help_teaches() -> None:
