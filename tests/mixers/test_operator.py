@@ -252,7 +252,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "message"), BAD, ids=[str(settings) for settings, _ in BAD])
+@pytest.mark.parametrize(
+    ("settings", "message"), BAD, ids=[str(settings).partition(" at 0x")[0] for settings, _ in BAD]
+)
 def test_constructor_errors_name_the_numbers(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         HyenaOperator(**{"d_model": D, "l_max": L_MAX, **settings})
