@@ -42,6 +42,10 @@ def test_every_import_is_declared() -> None:
     assert imported() - OF_TORCH - EXTRAS <= set(dependencies())
 
 
+def test_every_dependency_is_imported() -> None:
+    assert set(dependencies()) <= imported()
+
+
 def test_oldest_torch() -> None:
     """One number in the metadata, in the search for torch, in the build backend and in the stable ABI compiled for."""
     sys.path.insert(0, str(ROOT / "tools"))
