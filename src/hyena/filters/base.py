@@ -158,8 +158,8 @@ class Filter(nn.Module, abc.ABC):
         # With assign=True tensors take the weights' place as they are, also those of the parts, which come after.
         if self.keep_float32 and local_metadata.get("assign_to_params_buffers", False):
             for name, t in state_dict.items():
-                if name.startswith(prefix) and isinstance(t, Tensor) and _is_lower(t.dtype):
-                    state_dict[name] = t.float()
+                if name.startswith(prefix) and isinstance(t, Tensor):
+                    state_dict[name] = at_least_float32(t)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
@@ -173,6 +173,11 @@ def keeping_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
         return new
 
     return apply
+
+
+def at_least_float32(t: Tensor) -> Tensor:
+    """``t``, as float32 if its dtype is a lower one."""
+    return t.float() if _is_lower(t.dtype) else t
 
 
 def _is_lower(dtype: torch.dtype) -> bool:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hyena import ops
 from hyena.filters._initial import fill, whole
-from hyena.filters.base import Filter, check_extension
+from hyena.filters.base import Filter, at_least_float32, check_extension
 from hyena.filters.encoding import PositionalEncoding
 from hyena.filters.ffn import FilterLinear, SineFFN
 from hyena.filters.window import ExponentialWindow
@@ -84,6 +84,8 @@ class HyenaFilter(Filter):
             SineFFN(emb_dim, width, rows * channels, inner_layers=inner_layers, freq=freq, **at) if ffn is None else ffn
         )
         self.window = ExponentialWindow(channels, rows, shift=shift, **at) if window is None else window
+        if self.keep_float32:  # the parts that were passed too
+            self._apply(at_least_float32)
         self._scales = True
         if ffn is None:
             # Whoever initialises a model module by module gets the same filters, in any order.
