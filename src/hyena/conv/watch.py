@@ -2,8 +2,7 @@
 
 Weights (parameters, buffers, tensors among the attributes), the modules themselves, their classes, and every attribute:
 numbers, strings, containers and functions, with what those hold. An attribute of any other kind, a hook, or a weight
-that can change unseen means that the filter cannot be watched. Out of sight are global variables that a filter reads,
-and what its functions change while they run.
+that can change unseen means that the filter cannot be watched. Global variables that a filter reads are not seen.
 """
 
 from __future__ import annotations

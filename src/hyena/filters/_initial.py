@@ -20,10 +20,9 @@ def whole(t: Tensor) -> Tensor:
 def fill(t: Tensor, value: Tensor) -> None:
     """Copies ``value``, a plain tensor of the whole shape, into ``t``.
 
-    Of a sharded weight every process keeps its part of the first process's values. Weights that transformers has loaded
-    from a checkpoint stay as they are: it calls every module's initialisation afterwards, for what was missing.
+    Of a sharded weight every process keeps its part of the first process's values.
     """
-    if getattr(t, "_is_hf_initialized", False) or t.is_meta:
+    if t.is_meta:
         return
     if hasattr(t, "full_tensor"):
         from torch.distributed.tensor import Replicate, distribute_tensor

@@ -61,7 +61,7 @@ class PositionalEncoding(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Takes back the unit of time that the module was made with, or last extended to."""
+        """Restores the unit of time that the module was made with, or last extended to."""
         fill(self.time_unit, empty(self.time_unit).fill_(self._unit))
 
     def initial(self, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ class HyenaFilter(Filter):
             self._apply(at_least_float32)
         self._scales = True
         if ffn is None:
-            # Whoever initialises a model module by module gets the same filters, in any order.
+            # Initialising a model module by module, in any order, gives the same filters.
             for part in self.ffn.modules():
                 if isinstance(part, FilterLinear):
                     part.after_reset = self._scale_to_unit_norm

@@ -19,7 +19,8 @@ class ExponentialWindow(nn.Module):
     """``exp(-t |delta_c|) + shift``: some channels forget fast, others slowly (arXiv 2302.10866, section 3.3).
 
     ``delta`` runs linearly from ``log(target) / slow_decay_pct`` to ``log(target) / fast_decay_pct`` over the channels:
-    the slowest has fallen to ``target`` after ``slow_decay_pct`` of ``l_max``, the fastest after ``fast_decay_pct``.
+    the slowest has fallen to ``target`` after ``slow_decay_pct`` of the unit of time, the fastest after
+    ``fast_decay_pct``.
     """
 
     deltas: Tensor
