@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from hyena.integrations.attention import HyenaAttention
@@ -31,11 +33,20 @@ def build_torch(site: AttentionSite) -> nn.Module:
         old.embed_dim,
         old.num_heads,
         batch_first=old.batch_first,
-        l_max=site.longest(),
+        l_max=site.longest(_image_positions(site)),
         multi_head=site.multi_head,
         mixer=site.kind,
         **settings,
     )
+
+
+def _image_positions(site: AttentionSite) -> int | None:
+    """Positions of torchvision's VisionTransformer around the module, the class token included."""
+    for parent in site.parents:
+        length: Any = getattr(parent, "seq_length", None)
+        if type(parent).__module__.startswith("torchvision.") and length is not None:
+            return int(length)
+    return None
 
 
 register_attention(nn.MultiheadAttention, build_torch)

@@ -1,0 +1,91 @@
+"""Hyena in timm's and torchvision's vision transformers; where they cannot be imported, in what is made like them."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers.attention_models import operators
+from hyena.integrations import replace_attention
+from hyena.integrations.adapters.vision import TimmAdapter
+
+
+def made_like_timm() -> nn.Module:
+    """The parts of timm's VisionTransformer that a replacement reads, under timm's names."""
+
+    class Attention(nn.Module):
+        def __init__(self, dim: int = 16, heads: int = 4) -> None:
+            super().__init__()
+            self.num_heads = heads
+            self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+            self.attn_drop, self.proj_drop = nn.Dropout(0.25), nn.Dropout(0.125)
+
+        def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+            raise AssertionError("it is replaced")
+
+    Attention.__module__, Attention.__qualname__ = "timm.layers.attention", "Attention"
+
+    class VisionTransformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch_embed = nn.Conv2d(3, 16, 4, 4)
+            self.patch_embed.num_patches, self.num_prefix_tokens = 9, 1
+            self.blocks = nn.ModuleList([nn.ModuleDict({"attn": Attention()}) for _ in range(2)])
+
+        def forward(self, image: Tensor) -> Tensor:
+            x = nn.functional.pad(self.patch_embed(image).flatten(2).transpose(1, 2), (0, 0, 1, 0))
+            for block in self.blocks:
+                x = x + block["attn"](x, attn_mask=None)
+            return x[:, 0]
+
+    return VisionTransformer()
+
+
+def timm() -> nn.Module:
+    return imported("timm").create_model("vit_tiny_patch16_224", img_size=48, depth=2, num_classes=5)
+
+
+def torchvision() -> nn.Module:
+    kind = imported("torchvision").models.VisionTransformer
+    return kind(image_size=12, patch_size=4, num_layers=2, num_heads=4, hidden_dim=16, mlp_dim=32, num_classes=5)
+
+
+def imported(name: str) -> ModuleType:
+    try:
+        return __import__(name)
+    except (ImportError, RuntimeError) as e:  # a torchvision of another build of torch raises RuntimeError
+        for loaded in [m for m in sys.modules if m.partition(".")[0] in (name, "torchvision")]:
+            del sys.modules[loaded]
+        pytest.skip(f"{name} cannot be imported: {str(e).splitlines()[0]}")
+
+
+@pytest.mark.parametrize("make", [made_like_timm, timm, torchvision])
+def test_vision_transformers(make):
+    model = make()
+    size = 48 if make is timm else 12
+    report = replace_attention(model)
+    assert [(entry.l_max, entry.causal) for entry in report.replaced] == [(10, False)] * 2
+    image = torch.randn(2, 3, size, size)
+    model(image).square().sum().backward()
+    assert all(p.grad is not None for op in operators(model) for p in op.parameters())
+
+
+def test_masks_of_timm():
+    model = made_like_timm()
+    replace_attention(model)
+    adapter = model.blocks[0]["attn"].eval()
+    assert isinstance(adapter, TimmAdapter)
+    assert (adapter.operator.dropout.p, adapter.output_dropout.p) == (0.25, 0.125)
+    x, keep = torch.randn(2, 10, 16), torch.arange(10) < torch.tensor([[10], [6]])
+    for mask in (keep[:, None, None], keep[:, None, None].expand(2, 1, 10, 10)):
+        torch.testing.assert_close(adapter(x, attn_mask=mask)[1, :6], adapter(x[1:, :6])[0])
+    with pytest.raises(ValueError, match="more than padding"):
+        adapter(x, attn_mask=torch.randn(2, 1, 10, 10))
+    with pytest.raises(ValueError, match="is_causal=True"):
+        adapter(x, is_causal=True)
+    with pytest.raises(TypeError):
+        adapter(x, nonsense=1)
