@@ -81,7 +81,7 @@ def test_sizes_that_are_no_fast_length() -> None:
         want[0, lag] = (g[0, lag:] * v[0, : 90 - lag]).sum(0)
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
     for size in (0, -1, 1 << 40):
-        with pytest.raises((ValueError, RuntimeError), match="size|allocate"):
+        with pytest.raises((ValueError, RuntimeError), match=r"size|allocate"):
             torch.ops.hyena.filter_spectrum(h.detach(), size, True)
 
 
