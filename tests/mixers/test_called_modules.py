@@ -172,11 +172,24 @@ def test_dynamic_quantisation_acts() -> None:
         assert (out - want).abs().max() < 0.05 * want.abs().max()
 
 
-def test_wrong_shapes_of_projections_raise() -> None:
-    u = torch.randn(1, 300, D)
-    for weight, bias in (((3 * D, D - 1), 3 * D), ((3 * D, D), 1), ((3 * D, D), 3 * D + 1)):
-        op = HyenaOperator(D, 512)
-        op.in_proj.weight = nn.Parameter(torch.randn(weight))
-        op.in_proj.bias = nn.Parameter(torch.randn(bias))
+@pytest.mark.parametrize(
+    ("weight", "bias"),
+    [((3 * D, D - 1), 3 * D), ((3 * D, D), 1), ((3 * D, D), 3 * D + 1), ((3 * D - 1, D), 3 * D - 1)],
+)
+def test_weights_of_another_shape_do_what_they_do_in_a_linear_layer(weight: tuple[int, int], bias: int) -> None:
+    op, layer, u = HyenaOperator(D, 512), nn.Linear(D, 3 * D), torch.randn(1, 300, D)
+    for module in (op.in_proj, layer):
+        torch.manual_seed(0)
+        module.weight, module.bias = nn.Parameter(torch.randn(weight)), nn.Parameter(torch.randn(bias))
+    try:
+        z = layer(u)
+    except RuntimeError:
+        z = None
+    if z is None or z.size(2) != 3 * D:
         with pytest.raises((RuntimeError, ValueError)):
             op(u)
+        return
+    plain = copy.deepcopy(op)
+    plain.in_proj = nn.Linear(D, 3 * D)
+    plain.in_proj.register_forward_hook(lambda module, inputs, y: z)
+    torch.testing.assert_close(op(u), plain(u), rtol=1e-4, atol=1e-5)
