@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helpers.cases import DTYPES, Tier, rand
 from hyena import ops
+from hyena.ops._layout import points_of
 from hyena.ops.spectrum import taps_of
 
 
@@ -22,10 +23,37 @@ def test_shape_and_dtype(tier: Tier, dtype: torch.dtype, causal: bool) -> None:
     h = rand(3, 7, 5).to(tier.device, dtype)
     with tier():
         spectrum = ops.filter_spectrum(h, 10, causal)
-    assert spectrum.shape == (3, 5, 11, 2)
+    assert spectrum.shape == (3, 5, 12, 2)
     assert spectrum.dtype == torch.promote_types(dtype, torch.float32)
     assert spectrum.is_contiguous()
     assert spectrum.isfinite().all()
+
+
+@pytest.mark.parametrize("length", [27, 33, 64, 67, 80, 1009, 8209])
+def test_filters_are_aligned(tier: Tier, length: int) -> None:
+    """Each begins at a multiple of 16 bytes, and the transform is as long as it would be."""
+    size = ops.transform_length(length)
+    with tier():
+        spectrum = ops.filter_spectrum(rand(2, 5, 3).to(tier.device, torch.float32), size)
+    assert all(row.data_ptr() % 16 == 0 for row in spectrum.flatten(0, 1))
+    assert points_of(spectrum.size(-2) - 1) == size
+
+
+@pytest.mark.parametrize("size", [8, 11, 66, 67, 80, 83])
+def test_the_gradient_of_a_spectrum_of_any_room(tier: Tier, size: int) -> None:
+    """Along a direction in every entry, those beyond the transform too."""
+    v, h = rand(2, 8, 3).to(tier.device), rand(1, 5, 3, seed=1).to(tier.device)
+    with tier():
+        spectrum = torch.ops.hyena.filter_spectrum(h, size, True)[0].requires_grad_()
+
+        def loss(s: torch.Tensor) -> torch.Tensor:
+            return ops.gated_conv(v, s).pow(3).sum()
+
+        (g,) = torch.autograd.grad(loss(spectrum), spectrum)
+        along = rand(*spectrum.shape, seed=2).to(tier.device)
+        step = 1e-6 * along
+        found = (loss(spectrum + step) - loss(spectrum - step)) / 2e-6
+    torch.testing.assert_close((g * along).sum(), found.detach(), rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])

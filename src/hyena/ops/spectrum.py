@@ -2,10 +2,11 @@
 
 Dimensions: F filters, K taps, G filter channels, P transform length (see ``transform_length``).
 
-The result has shape ``(F, G, size + 1, 2)``, real, with ``P = points_of(size)`` (``size`` itself, if that is a fast
-length). What stands where belongs to the backend that made it: the fallback keeps the ``P + 1`` real-FFT coefficients
-of ``2P`` points, kernels keep ``P`` coefficients of the right-angle transform in permuted order. It is for handing back
-to ``gated_conv`` and ``recurrence`` on the same device, never for storing.
+The result has shape ``(F, G, room, 2)``, real: ``room`` is ``size + 1``, or one more to be even, and ``P`` is
+``points_of(size)`` (``size`` itself, if that is a fast length). The order of its entries is the backend's that made it:
+the fallback keeps the ``P + 1`` real-FFT coefficients of ``2P`` points, kernels keep ``P`` coefficients of the
+right-angle transform in permuted order. It is for handing back to ``gated_conv`` and ``recurrence`` on the same device,
+never for storing.
 """
 
 from __future__ import annotations
@@ -140,6 +141,16 @@ define(
 )
 
 
+def _with_even_room(size: int) -> int:
+    """``size``, or one more, so that ``size + 1`` is even: every filter then begins at a multiple of 16 bytes.
+
+    Of a few small sizes the next one is a fast length itself, and they stay.
+    """
+    if torch.compiler.is_compiling() or not isinstance(size, int):
+        return size // 2 * 2 + 1
+    return size | 1 if points_of(size | 1) == points_of(size) else size
+
+
 def filter_spectrum(h: Tensor, size: int, causal: bool = True) -> Tensor:
     """Spectrum of filters for :func:`hyena.ops.gated_conv` and :func:`hyena.ops.recurrence`.
 
@@ -154,4 +165,4 @@ def filter_spectrum(h: Tensor, size: int, causal: bool = True) -> Tensor:
     """
     _check(h, size, causal)
     check_finite(h=h)
-    return torch.ops.hyena.filter_spectrum(h, size, causal)
+    return torch.ops.hyena.filter_spectrum(h, _with_even_room(size), causal)
