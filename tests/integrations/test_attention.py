@@ -253,3 +253,23 @@ def test_nested_rows(layout: torch.layout):
         attn(nested, x, x)
     with pytest.raises(ValueError, match="batch_first"):
         attention(batch_first=False)(nested, nested, nested)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_steps_are_calls(batch_first: bool) -> None:
+    """Hooks run in prefill and step, and the outputs are those of the whole."""
+    attn = HyenaAttention(E, M, l_max=L, causal=True, batch_first=batch_first).double().eval()
+    x = torch.randn(*((2, L) if batch_first else (L, 2)), E, dtype=torch.float64)
+    called: list[int] = []
+    attn.register_forward_hook(lambda module, inputs, y: called.append(1) or (2 * y[0], None))
+    want, along = attn(x, x, x, is_causal=True)[0], 1 if batch_first else 0
+    state = attn.init_state(2)
+    assert attn.state_size(2) == state.size()
+    first, *rest = x.split([L - 2, 1, 1], dim=along)
+    out = [attn.prefill(first, state)[0], *(attn.step(t.squeeze(along), state)[0].unsqueeze(along) for t in rest)]
+    torch.testing.assert_close(torch.cat(out, dim=along), want, rtol=0, atol=1e-11)
+    assert len(called) == 4
+    with pytest.raises(ValueError, match="no attn_mask"):
+        attn(x, x, x, attn_mask=torch.ones(L, L).triu(1).bool(), state=attn.init_state(2))
+    with pytest.raises(ValueError, match="prefill takes several"):
+        attn.step(x, state)

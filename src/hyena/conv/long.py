@@ -268,7 +268,9 @@ class LongConv(nn.Module):
         watched = _watch(source)
         flat = compute() if watched is None else self._spectra.get(watched, key, compute)
         filters, channels = self.num_filters, self.filter_channels
-        shapes: list[tuple[int, ...]] = [(filters, channels, size + 1, 2) for size in tile_sizes(length, self.block)]
+        shapes: list[tuple[int, ...]] = [
+            (filters, channels, ops.spectrum_room(size), 2) for size in tile_sizes(length, self.block)
+        ]
         shapes.append((filters, length, channels))
         *tiles, taps = (
             part.view(shape) for part, shape in zip(flat.split([math.prod(s) for s in shapes]), shapes, strict=True)

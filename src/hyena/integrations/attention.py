@@ -15,7 +15,7 @@ from hyena.integrations.sites import MixerFactory, keywords_of, means_heads_of_a
 from hyena.mixers import HyenaOperator
 
 if TYPE_CHECKING:
-    from hyena.mixers import State
+    from hyena.mixers import State, StateSize
 
 
 class _NotForFusedAttention(Tensor):
@@ -181,6 +181,8 @@ class HyenaAttention(nn.Module):
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
+        *,
+        state: State | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """``nn.MultiheadAttention.forward``, with ``need_weights`` False unless asked for.
 
@@ -195,6 +197,7 @@ class HyenaAttention(nn.Module):
             attn_mask: ``(L, L)`` or ``(B * M, L, L)``, bool or floating point: the causal mask, on a causal module.
             average_attn_weights: averages the returned weights over all channels, else over those of each head.
             is_causal: says that the causal mask is meant, with or without ``attn_mask``; on a causal module.
+            state: with it ``query`` holds the next positions, see :meth:`prefill`; changed in place.
 
         Returns:
             The output in the shape of ``query``, and the weights or None: ``(B, L, L)``, or ``(B, M, L, L)`` without
@@ -206,6 +209,10 @@ class HyenaAttention(nn.Module):
                 masks cannot be looked at beforehand, these are a ``RuntimeError`` from an assertion in the graph.
         """
         _check_self(query, key, value)
+        if state is not None:
+            if need_weights or attn_mask is not None:
+                raise ValueError("steps take no attn_mask (they are causal) and give no weights: leave both out")
+            return self._continue(query, state, key_padding_mask), None
         if query.is_nested:
             return self._forward_nested(query, key_padding_mask, need_weights, attn_mask, is_causal), None
         if query.dim() not in (2, 3):
@@ -247,16 +254,29 @@ class HyenaAttention(nn.Module):
         Raises:
             ValueError: more positions than the state was made for, or shapes that do not fit.
         """
+        return self(query, query, query, key_padding_mask, state=state)[0], state
+
+    def step(self, query: Tensor, state: State) -> tuple[Tensor, State]:
+        """:meth:`prefill` of one position: ``(B, E)`` in and out."""
+        if query.dim() != 2:
+            raise ValueError(
+                f"a step takes one position, (B, {self.embed_dim}), got {tuple(query.shape)}; prefill takes several"
+            )
+        along = 1 if self.batch_first else 0
+        y, state = self.prefill(query.unsqueeze(along), state)
+        return y.squeeze(along), state
+
+    def state_size(self, batch: int, max_length: int | None = None) -> StateSize:
+        """See :meth:`hyena.mixers.Mixer.state_size`."""
+        return self.operator.state_size(batch, max_length)
+
+    def _continue(self, query: Tensor, state: State, key_padding_mask: Tensor | None) -> Tensor:
         if query.dim() != 3:
             raise ValueError(f"query must have 3 dimensions, got shape {tuple(query.shape)}")
         x = query if self.batch_first else query.transpose(0, 1)
         keep = None if key_padding_mask is None else keep_from_padding(key_padding_mask, x.size(0), x.size(1))
-        y, state = self.operator.prefill(x, state, keep)
-        return y if self.batch_first else y.transpose(0, 1), state
-
-    def step(self, query: Tensor, state: State) -> tuple[Tensor, State]:
-        """:meth:`prefill` of one position: ``(B, E)`` in and out."""
-        return self.operator.step(query, state)
+        y, _ = self.operator.prefill(x, state, keep)
+        return y if self.batch_first else y.transpose(0, 1)
 
     def _check_causality(self, attn_mask: Tensor | None, is_causal: bool, batch: int, length: int) -> None:
         if not self.causal and (attn_mask is not None or is_causal):

@@ -15,7 +15,7 @@ from hyena.ops.project import project, project_without_bias
 from hyena.ops.recurrence import recurrence
 from hyena.ops.report import backend_report
 from hyena.ops.short_conv import check_short_conv, short_conv
-from hyena.ops.spectrum import filter_spectrum, move_spectrum
+from hyena.ops.spectrum import filter_spectrum, move_spectrum, spectrum_room
 
 EXTENSION.load()
 find_kernels()
@@ -48,6 +48,7 @@ __all__ = [
     "project_without_bias",
     "recurrence",
     "short_conv",
+    "spectrum_room",
     "to_order_of",
     "transform_length",
     "without_autocast",

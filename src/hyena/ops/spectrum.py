@@ -151,6 +151,11 @@ def _with_even_room(size: int) -> int:
     return size | 1 if points_of(size | 1) == points_of(size) else size
 
 
+def spectrum_room(size: int) -> int:
+    """Entries of each filter's spectrum that :func:`filter_spectrum` makes for ``size``, its third dimension."""
+    return _with_even_room(size) + 1
+
+
 def filter_spectrum(h: Tensor, size: int, causal: bool = True) -> Tensor:
     """Spectrum of filters for :func:`hyena.ops.gated_conv` and :func:`hyena.ops.recurrence`.
 
