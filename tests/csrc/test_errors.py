@@ -26,7 +26,7 @@ ops.filter_spectrum(h, 64)
 pages = int(open("/proc/self/statm").read().split()[0])
 most = pages * resource.getpagesize() + int(sys.argv[4])
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
-ops.filter_spectrum(h, int(sys.argv[3]))
+torch.ops.hyena.filter_spectrum(h, int(sys.argv[3]), True)
 """
 
 
