@@ -144,10 +144,11 @@ define(
 def _with_even_room(size: int) -> int:
     """``size``, or one more, so that ``size + 1`` is even: every filter then begins at a multiple of 16 bytes.
 
-    Of a few small sizes the next one is a fast length itself, and they stay.
+    Of a few small sizes the next one is a fast length itself, and they stay; so do sizes that a trace has no number
+    for, since it must see that they are at least the length of a row.
     """
     if torch.compiler.is_compiling() or not isinstance(size, int):
-        return size // 2 * 2 + 1
+        return size
     return size | 1 if points_of(size | 1) == points_of(size) else size
 
 
