@@ -340,4 +340,5 @@ class Mixer(InitializedByTransformers, nn.Module, ABC):
                 f"mask must be a bool tensor of shape {tuple(u.shape[:2])}, True where a position is kept; got "
                 f"{mask.dtype} of shape {tuple(mask.shape)}"
             )
-        state.check_room(u.size(1), f"this {type(self).__name__}'s l_max={self.l_max}")
+        if state.position + u.size(1) > state.max_length:  # so that a step that fits forms no message
+            state.check_room(u.size(1), f"this {type(self).__name__}'s l_max={self.l_max}")

@@ -36,6 +36,11 @@ class HyenaState(State):
     memory: list[Tensor]
     online: Online
 
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self.short.size(0)
+
 
 class HyenaOperator(Mixer):
     """Sub-quadratic sequence mixing in attention's place (Poli et al. 2023, arXiv 2302.10866).
@@ -160,7 +165,10 @@ class HyenaOperator(Mixer):
             ValueError: rows longer than ``l_max``, or shapes that do not fit.
         """
         if state is not None:
-            return self._continue(u, mask, cu_seqlens, state)
+            if not torch.is_grad_enabled():  # as in prefill and step
+                return self._continue(u, mask, cu_seqlens, state)
+            with torch.no_grad():
+                return self._continue(u, mask, cu_seqlens, state)
         flat = u.dim() == 2 and cu_seqlens is not None
         if flat:
             u = u[None]
@@ -226,7 +234,7 @@ class HyenaOperator(Mixer):
             if gate is not None:
                 v, outer = self._gate(x[gate], v, outer)
                 v = self.dropout(v)
-            v = convolve(i, v.flatten(2)).reshape(v.shape)
+            v = convolve(i, v.flatten(2)).reshape(v.shape) if outer else convolve(i, v)
         return self._gate(x[0], v, outer)[0] if outer else x[0] * v
 
     def _gate(self, x: Tensor, v: Tensor, outer: bool) -> tuple[Tensor, bool]:
@@ -269,7 +277,6 @@ class HyenaOperator(Mixer):
             channels.append(self.width * (self.width // self.num_heads) if outer else self.width)
         return channels
 
-    @torch.no_grad()
     def _continue(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: HyenaState) -> Tensor:
         """:meth:`forward` of the next positions."""
         self._check_state(state)
@@ -292,8 +299,10 @@ class HyenaOperator(Mixer):
     def _check_state(self, state: HyenaState) -> None:
         if not isinstance(state, HyenaState):
             raise ValueError(f"expected a HyenaState from this operator's init_state, got a {type(state).__name__}")
-        shape = (self.short.taps - 1, (self.order + 1) * self.width)
-        if state.short.shape[1:] != shape or len(state.memory) != self.conv.num_filters:
+        taps, channels = state.short.size(1) + 1, state.short.size(2)
+        fits = channels == (self.order + 1) * self.width and len(state.memory) == self.conv.num_filters
+        if not fits or taps != self.short.taps:
+            shape = (self.short.taps - 1, (self.order + 1) * self.width)
             raise ValueError(
                 f"the state is another operator's: it has {len(state.memory)} long filters and "
                 f"{tuple(state.short.shape[1:])} inputs of a short convolution, this operator "
