@@ -147,9 +147,15 @@ def _with_even_room(size: int) -> int:
     Of a few small sizes the next one is a fast length itself, and they stay; so do sizes that a trace has no number
     for, since it must see that they are at least the length of a row.
     """
+    points: Callable[[int], int] = points_of
     if torch.compiler.is_compiling() or not isinstance(size, int):
-        return size
-    return size | 1 if points_of(size | 1) == points_of(size) else size
+        # Imported here because it costs a third of a second, and only tracing needs it.
+        from torch.fx.experimental.symbolic_shapes import has_static_value
+
+        if not has_static_value(size):
+            return size
+        size, points = int(size), points_of.__wrapped__  # a trace looks through the cache, and warns of it
+    return size | 1 if points(size | 1) == points(size) else size
 
 
 def spectrum_room(size: int) -> int:
