@@ -9,16 +9,21 @@ namespace hyena {
 namespace {
 
 const Kernels& choose() {
-#if defined(__x86_64__)
+#if defined(HYENA_HAS_AVX2) || defined(HYENA_HAS_AVX512)
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
     // Another value than these asks for nothing; ops/_extension.py warns of it.
     const char* wanted = std::getenv("HYENA_CPU");
     const auto asked_for = [&](const char* name) { return wanted && std::strcmp(wanted, name) == 0; };
-    if (avx512 && !asked_for("avx2") && !asked_for("baseline")) return kernels_avx512();
-    if (avx2 && !asked_for("baseline")) return kernels_avx2();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (!avx2 || asked_for("baseline")) return kernels_baseline();
+#if defined(HYENA_HAS_AVX512)
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && !asked_for("avx2")) return kernels_avx512();
+#endif
+#if defined(HYENA_HAS_AVX2)
+    return kernels_avx2();
+#endif
 #endif
     return kernels_baseline();
 }
