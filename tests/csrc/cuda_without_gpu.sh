@@ -49,10 +49,11 @@ assert kernel("hyena::recurrence", "CUDA") and kernel("hyena::recurrence", "CPU"
 
 run() {
     echo "== the CUDA kernels on the host"
-    configure host -DHYENA_EMULATE_CUDA=ON
+    configure host -DHYENA_EMULATE_CUDA=ON -DHYENA_TUNE=ON
     cmake --build "$WORK/host" > "$WORK/host.log" 2>&1 || { tail -n 50 "$WORK/host.log"; exit 1; }
     package host
     local tests=("$ROOT"/tests/ops/test_{gated_conv,recurrence,recurrence_bias,short_conv,spectrum,tiers,packing,layout,add_conv}.py)
+    (cd "$ROOT" && PYTHONPATH="$WORK/host/package" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -p no:cacheprovider tests/csrc/test_tuning.py)
     for setting in "0 12000 7" "1 40000 2147483647"; do
         read -r order shared blocks <<< "$setting"
         echo "-- threads in order $order, blocks of $shared bytes of shared memory, at most $blocks to a launch"

@@ -9,6 +9,8 @@
 #include <mutex>
 #include <tuple>
 
+#include "../device/tuning.h"
+
 namespace hyena::cuda {
 namespace {
 
@@ -38,13 +40,14 @@ Device device_of(const Tensor& t) {
 }
 
 std::shared_ptr<const Prepared> prepare(int64_t points, int64_t channels, const Tensor& like, const Device& device) {
-    using Key = std::tuple<int, int64_t, int64_t>;
+    using Key = std::tuple<int, int64_t, int64_t, int64_t, int64_t>;
     // Never destroyed: at exit, the device may be gone before these.
     static auto& mutex = *new std::mutex;
     static auto& known = *new std::map<Key, std::shared_ptr<const Prepared>>;
     std::lock_guard<std::mutex> lock(mutex);
     // Plans for more channels than a block takes are the same.
-    const Key key{device.index, points, std::clamp<int64_t>(channels, 1, kMaxSets)};
+    const Key key{device.index, points, std::clamp<int64_t>(channels, 1, kMaxSets), tuned(Choice::kThreads),
+                  tuned(Choice::kRadices)};
     if (const auto found = known.find(key); found != known.end()) return found->second;
     Plan plan(points, std::get<2>(key), device.limits, kBackwardBeside);
     // While a graph is recorded nothing runs yet, and memory belongs to the graph: tables made then serve that call

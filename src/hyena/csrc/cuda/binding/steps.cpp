@@ -7,6 +7,33 @@ namespace {
 
 // Rows whose gradients of a filter are added one after the other, in float32; sums of these are added in float64.
 constexpr int64_t kRowsOfSum = 256;
+// Times that slices of rows may fill the device with blocks: each slice has sums of its own in memory.
+constexpr int64_t kMostRounds = 4;
+
+// Blocks of a program that run at once. A multiprocessor has 1 KiB of shared memory more than a block may have, and
+// takes 1 KiB of it for every block.
+template <class Program>
+int64_t places(const Device& device, int threads, int64_t bytes) {
+    constexpr int kThreads = Program::kBlocksTogether * kManyThreads, kOwn = 1024;
+    const int64_t by_registers = (threads <= kManyThreads ? std::max(kThreads, kMaxThreads) : kMaxThreads) / threads;
+    const int64_t by_memory = (device.limits.shared + kOwn) / (bytes + kOwn);
+    return device.limits.multiprocessors * std::max<int64_t>(1, std::min(by_registers, by_memory));
+}
+
+// Into how many parts, `least` or more, to divide the rows of each of `groups`, a block for each part: where blocks of
+// equal length come to an end together, so many that few places of the device are then empty. A block takes a quarter
+// of a row's time to begin. With `most` times as many blocks as places, no place is empty for long.
+int64_t parts_of_rows(int64_t rows, int64_t groups, int64_t places, int64_t least, int64_t most) {
+    groups = std::max<int64_t>(groups, 1);
+    int64_t best = least, best_time = INT64_MAX;
+    for (int64_t parts = least; parts <= std::max(rows, least); ++parts) {
+        const int64_t rounds = (groups * parts + places - 1) / places, each = (rows + parts - 1) / parts;
+        const int64_t time = rounds * (4 * each + 1);
+        if (time < best_time) best = parts, best_time = time;
+        if (groups * parts >= most * places) break;
+    }
+    return best;
+}
 
 Cx* complex(const Tensor& t) { return static_cast<Cx*>(t.data_ptr()); }
 
@@ -81,15 +108,13 @@ Program program_of(const Call& call, const Plan& plan, const Step& step) {
 void backward_whole(const Call& call, const Plan& plan, const Step& step, const Operand& dy, bool adjoint,
                     StepGradients& to) {
     ConvolveBackward program = program_of<ConvolveBackward>(call, plan, step);
-    // Twice the blocks that run at once, as far as there are rows to share out; every slice has its own sums.
-    const int threads = threads_for(plan.whole.size());
+    const int threads = threads_beside(plan.whole.size(), plan.whole.sets, kBackwardBeside, call.device.limits);
     const int64_t bytes = shared_bytes(plan.whole.size(), kBackwardBeside.floats(threads, plan.whole.sets));
-    const int64_t together =
-        std::max<int64_t>(1, std::min<int64_t>(call.device.limits.shared / bytes, kMaxThreads / threads));
-    const int64_t parallel =
-        2 * together * call.device.limits.multiprocessors / std::max<int64_t>(1, program.channel_blocks());
-    const int64_t exact = (call.sequences.count + kRowsOfSum - 1) / kRowsOfSum;
-    program.slices = std::clamp<int64_t>(std::max(parallel, exact), 1, std::max<int64_t>(1, call.sequences.count));
+    // Every slice has its own sums.
+    const int64_t rows = call.sequences.count, exact = std::max<int64_t>(1, (rows + kRowsOfSum - 1) / kRowsOfSum);
+    const int64_t slices = parts_of_rows(rows, program.channel_blocks(),
+                                         places<ConvolveBackward>(call.device, threads, bytes), exact, kMostRounds);
+    program.slices = std::clamp<int64_t>(tuned(Choice::kSlices, slices), 1, std::max<int64_t>(1, rows));
     program.pre = step.pre;
     program.post = step.post;
     program.dy = dy;
@@ -135,13 +160,13 @@ void forward(const Call& call, const Prepared& prepared, const Step& step, const
 }
 
 void convolve(const Call& call, const char* name, Convolve program) {
-    const int64_t size = program.transform.size(), bytes = shared_bytes(size), limit = call.device.limits.shared;
-    // As many rows to a block as leave several times the blocks that run at once, or their last round would be a large
-    // part.
-    const int64_t at_once =
-        call.device.limits.multiprocessors * std::clamp<int64_t>(limit / bytes, 1, Convolve::kBlocksTogether);
-    program.rows_each = std::clamp<int64_t>(program.blocks() / (8 * at_once), 1, Convolve::kMaxRowsEach);
-    call.run(name, program, threads_for(size), bytes);
+    const int64_t size = program.transform.size(), bytes = shared_bytes(size), rows = call.sequences.count;
+    const int threads = threads_for(size);
+    const int64_t least = std::max<int64_t>(1, (rows + Convolve::kMaxRowsEach - 1) / Convolve::kMaxRowsEach);
+    const int64_t parts =
+        parts_of_rows(rows, program.channel_blocks(), places<Convolve>(call.device, threads, bytes), least, 16);
+    program.rows_each = tuned(Choice::kRowsEach, std::max<int64_t>(1, (rows + parts - 1) / parts));
+    call.run(name, program, threads, bytes);
 }
 
 void backward(const Call& call, const Prepared& prepared, const Step& step, const Operand& dy, bool adjoint,

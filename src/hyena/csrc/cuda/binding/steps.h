@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "../device/tuning.h"
 #include "prepared.h"
 
 namespace hyena::cuda {
@@ -41,9 +42,9 @@ class Rounds {
     Rounds(const Call& call, int64_t rows, int64_t bytes_each)
         : channels_(call.channels),
           rows_(rows),
-          rows_at_once_(std::clamp<int64_t>(kRoundBytes / bytes_each, 1, std::max<int64_t>(rows, 1))),
+          rows_at_once_(std::clamp<int64_t>(fitting(bytes_each), 1, std::max<int64_t>(rows, 1))),
           channels_at_once_(
-              std::clamp<int64_t>(kRoundBytes / bytes_each / rows_at_once_, 1, std::max<int64_t>(call.channels, 1))) {}
+              std::clamp<int64_t>(fitting(bytes_each) / rows_at_once_, 1, std::max<int64_t>(call.channels, 1))) {}
 
     int64_t pairs() const { return rows_at_once_ * channels_at_once_; }
 
@@ -55,6 +56,8 @@ class Rounds {
     }
 
   private:
+    static int64_t fitting(int64_t bytes_each) { return tuned(Choice::kRoundBytes, kRoundBytes) / bytes_each; }
+
     int64_t channels_, rows_, rows_at_once_, channels_at_once_;
 };
 

@@ -3,17 +3,25 @@
 //
 // HYENA_EMULATED_SHARED: shared memory of a block, in bytes; little of it makes short rows split, as long ones do on a
 // GPU. HYENA_EMULATED_ORDER=1: threads run in the other order, in which a race shows that the first one hid.
-// HYENA_EMULATED_BLOCKS: blocks that one launch takes, 2^31 - 1 as on a GPU unless named.
+// HYENA_EMULATED_BLOCKS: blocks that one launch takes, 2^31 - 1 as on a GPU unless named. HYENA_EMULATED_LAUNCHES: a
+// file to which every launch adds a line with its blocks, threads, bytes of shared memory and name.
 #include "emulated.h"
 
 #include <algorithm>
 #include <cstdlib>
+#include <fstream>
 
 namespace hyena::cuda {
 
 int64_t setting(const char* name, int64_t otherwise) {
     const char* value = std::getenv(name);
     return value == nullptr ? otherwise : std::atoll(value);
+}
+
+void note_launch(const char* name, int64_t blocks, int threads, int64_t shared) {
+    const char* path = std::getenv("HYENA_EMULATED_LAUNCHES");
+    if (path != nullptr && *path != '\0')
+        std::ofstream(path, std::ios::app) << blocks << ' ' << threads << ' ' << shared << ' ' << name << '\n';
 }
 
 Limits limits_of(int) { return {setting("HYENA_EMULATED_SHARED", 32 * 1024), 2}; }

@@ -10,6 +10,7 @@
 
 #include "block.h"
 #include "launch.h"
+#include "tuning.h"
 
 namespace hyena::cuda {
 
@@ -53,6 +54,11 @@ void launch_as(const What& what, const Program& program, int threads, int64_t sh
             asked.insert(device.index);
         }
     }
+#if defined(HYENA_TUNE)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                               int(tuned(Choice::kCarveout, cudaSharedmemCarveoutDefault))),
+          what);
+#endif
     each_launch(program.blocks(), [&](int64_t first, int64_t count) {
         kernel<<<dim3(unsigned(count)), dim3(unsigned(threads)), size_t(shared),
                  static_cast<cudaStream_t>(device.stream)>>>(program, first);

@@ -107,6 +107,23 @@ struct Strided {
     HYENA_DEVICE Cx& operator[](int k) const { return at[uint64_t(stride) * uint32_t(k)]; }
 };
 
+// sums[k] += a[k] * conj(kept[k]), all in device memory. The compiler may not move a load before a store that might be
+// to the same place, so those of four points come before the stores of the four: each wait for memory is for eight
+// loads.
+template <int R>
+HYENA_DEVICE void add_products(const Strided& sums, const Cx* a, const Strided& kept) {
+    constexpr int kTogether = R % 4 == 0 ? 4 : R;
+    unrolled<R / kTogether>([&](auto group) {
+        constexpr int first = decltype(group)::value * kTogether;
+        Cx sum[kTogether], other[kTogether];
+        unrolled<kTogether>([&](auto k) {
+            sum[k] = sums[first + k];
+            other[k] = kept[first + k];
+        });
+        unrolled<kTogether>([&](auto k) { sums[first + k] = sum[k] + times_conj(a[first + k], other[k]); });
+    });
+}
+
 // Where a butterfly's input k lies: point `i` of the buffer, place `at`.
 struct Place {
     uint32_t i, at;

@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "../device/tuning.h"
+
 namespace hyena::cuda {
 namespace {
 
@@ -30,8 +32,12 @@ std::vector<int> radices_of(int64_t n) {
     int sixteens = twos / 4;
     switch (twos % 4) {
         case 1:
-            if (sixteens >= 2) {
+            if (const int64_t way = tuned(Choice::kRadices, 0); sixteens >= 2 && way != 1) {
                 --sixteens;
+                if (way == 2 && sixteens >= 2) {
+                    --sixteens;
+                    radices.push_back(16);
+                }
                 radices.insert(radices.end(), {8, 4});
             } else {
                 radices.push_back(2);
@@ -52,8 +58,15 @@ std::vector<int> radices_of(int64_t n) {
 }  // namespace
 
 int threads_for(int64_t size) {
-    const int64_t wanted = (size / 16 + 31) / 32 * 32;
-    return int(std::clamp<int64_t>(wanted, 64, size <= kSharedBlockPoints ? kManyThreads : kMaxThreads));
+    const int64_t wanted = (size / 16 + 31) / 32 * 32, most = size <= kSharedBlockPoints ? kManyThreads : kMaxThreads;
+    return int(tuned(Choice::kThreads, std::clamp<int64_t>(wanted, 64, most)));
+}
+
+int threads_beside(int64_t size, int64_t sets, const Beside& beside, const Limits& limits) {
+    const int wanted = threads_for(size);
+    for (int threads = wanted; 3 * threads >= 2 * wanted; threads -= 32)
+        if (shared_bytes(size, beside.floats(threads, sets)) <= limits.shared) return threads;
+    return 0;
 }
 
 int64_t shared_bytes(int64_t size, int64_t extra) {
@@ -67,9 +80,7 @@ struct Room {
     const Limits& limits;
     const Beside& beside;
 
-    bool fits(int64_t size, int64_t sets) const {
-        return shared_bytes(size, beside.floats(threads_for(size), sets)) <= limits.shared;
-    }
+    bool fits(int64_t size, int64_t sets) const { return threads_beside(size, sets, beside, limits) > 0; }
 };
 
 class Tables {

@@ -82,6 +82,9 @@ struct Plan {
 
 // Threads that a block of `size` points is given: 16 points each, as long as registers allow.
 int threads_for(int64_t size);
+// The same of a kernel that has something beside its points: as few as two thirds of them where shared memory is short,
+// 0 where even these have no room.
+int threads_beside(int64_t size, int64_t sets, const Beside& beside, const Limits& limits);
 // Bytes of shared memory for `size` points and `extra` floats.
 int64_t shared_bytes(int64_t size, int64_t extra = 0);
 

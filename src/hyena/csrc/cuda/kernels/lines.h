@@ -88,10 +88,11 @@ struct Line {
     // Whether positions t … t + n - 1 are all in the row and kept.
     HYENA_DEVICE bool inside(int t, int n) const { return keep == nullptr && t >= 0 && t + n <= length; }
 
-    // Whether a Span can be read at t >= 0.
+    // Whether a Span can be read at t >= 0: what it has after the chunk must be all in the row, or all behind its end.
     template <bool kAfter>
     HYENA_DEVICE bool quick(int t) const {
-        return aligned && t + kChunk + (kAfter ? 4 : 0) <= length;
+        const int more = length - t - kChunk;
+        return aligned && (kAfter ? more >= 4 || more == 0 : more >= 0);
     }
 
     // Which of positions t - 4 … t + 11 are in the row and kept, as bits; t is a multiple of kChunk.
@@ -160,7 +161,7 @@ struct Span {
         const IO* p = reinterpret_cast<const IO*>(line.data) + t;
         if (line.taps > 0 && t > 0) before = *reinterpret_cast<const Pack<IO, 4>*>(p - 4);
         own = *reinterpret_cast<const Pack<IO, kChunk>*>(p);
-        if (kAfter) after = *reinterpret_cast<const Pack<IO, 4>*>(p + kChunk);
+        if (kAfter && t + kChunk < line.length) after = *reinterpret_cast<const Pack<IO, 4>*>(p + kChunk);
     }
     HYENA_DEVICE void get(float* x) const {
         float more[4];

@@ -233,9 +233,8 @@ struct RowsBackward {
                 const uint32_t first = set * t.points;
                 return [skip, f = s + first, keep = own_spectrum + first, total = sum + first](
                            auto radix, uint32_t index, uint32_t stride, Cx* a) {
-                    const Strided kept_at(keep, index, stride), sums_at(total, index, stride);
-                    unrolled<decltype(radix)::value>(
-                        [&](auto k) { sums_at[k] = sums_at[k] + times_conj(a[k], kept_at[k]); });
+                    add_products<decltype(radix)::value>(Strided(total, index, stride), a,
+                                                         Strided(keep, index, stride));
                     times_filter<true>(radix, Strided(f, index, stride), skip, a);
                 };
             });

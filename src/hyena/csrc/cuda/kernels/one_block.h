@@ -105,7 +105,8 @@ struct Convolve {
     int64_t rows_each = 1;
 
     HYENA_DEVICE int64_t blocks_each() const { return (sequences.count + rows_each - 1) / rows_each; }
-    int64_t blocks() const { return (channels + transform.sets - 1) / transform.sets * blocks_each(); }
+    int64_t channel_blocks() const { return (channels + transform.sets - 1) / transform.sets; }
+    int64_t blocks() const { return channel_blocks() * blocks_each(); }
 
     // Neighbouring blocks have the same channels and the next rows, so that the spectra stay in the second cache level.
     HYENA_DEVICE void operator()(const Block& block, char* shared, int64_t index) const {
@@ -200,11 +201,13 @@ struct ConvolveBackward {
         const Transform& t = transform;
         Cx* buffer = reinterpret_cast<Cx*>(shared);
         float* partial = reinterpret_cast<float*>(buffer + buffer_places(t.size()));
-        float* totals = partial + 2 * kPartSums * block.threads;
+        float* totals = partial + kSums * block.threads;
         Cx* own_spectrum = kept + index * t.size();
         const int64_t slice = index % slices, first = index / slices * t.sets;
         const Chunks chunks(block, t);
         block.each([&](int thread) {
+            HYENA_UNROLL
+            for (int k = 0; k < kSums; ++k) partial[k * block.threads + thread] = 0.f;
             for (int i = thread; i < int(t.sets) * kSums; i += block.threads) totals[i] = 0.f;
             for (int64_t set = 0; set < t.sets && first + set < channels; ++set)
                 for (int64_t k = thread; k < spectrum_stride; k += block.threads)
@@ -215,26 +218,16 @@ struct ConvolveBackward {
             const Row row = row_of(sequences, r);
             if (row.length == 0) continue;
             inputs(block, chunks, buffer, row, first, partial);
-            add_up<1>(block, chunks.sets, chunks.per_set, partial, totals);
             transforms<false>(block, buffer, own_spectrum, slice, first);
-            outer_gradient(block, chunks, buffer, row, first, partial);
-            if (adjoint) add_up<kPartSums>(block, chunks.sets, chunks.per_set, partial, totals + t.sets);
+            outer_gradient(block, chunks, buffer, row, first, partial + block.threads);
             gradient_in(block, chunks, buffer, row, first);
             transforms<true>(block, buffer, own_spectrum, slice, first);
-            inner_gradients(block, chunks, buffer, row, first, partial);
-            if (adjoint)
-                add_up<2 * kPartSums>(block, chunks.sets, chunks.per_set, partial, totals + t.sets * (1 + kPartSums));
+            inner_gradients(block, chunks, buffer, row, first, partial + (1 + kPartSums) * block.threads);
         }
+        add_up<kSums>(block, chunks.sets, chunks.per_set, partial, totals);
         block.each([&](int thread) {
-            for (int i = thread; i < int(t.sets) * kSums; i += block.threads) {
-                const int set = i / kSums, k = i % kSums, n = int(t.sets);
-                if (first + set >= channels) continue;
-                const float* from = k == 0 ? totals + set
-                                    : k < 1 + kPartSums
-                                        ? totals + n + set * kPartSums + (k - 1)
-                                        : totals + n * (1 + kPartSums) + set * 2 * kPartSums + (k - 1 - kPartSums);
-                sums[(slice * channels + first + set) * kSums + k] = *from;
-            }
+            for (int i = thread; i < int(t.sets) * kSums; i += block.threads)
+                if (first + i / kSums < channels) sums[(slice * channels + first) * kSums + i] = totals[i];
         });
     }
 
@@ -245,6 +238,9 @@ struct ConvolveBackward {
     HYENA_DEVICE Cx* gradient_of(int64_t slice, int64_t channel) const {
         return dspectra + (slice * channels + channel) * spectrum_stride;
     }
+
+    // Each thread adds its own sums over all rows of the block, partial[k * threads + thread], so that threads meet
+    // only once to add them up.
 
     // pre * value to the buffer; sums of it times dy * post, the gradient of d.
     HYENA_DEVICE void inputs(const Block& block, const Chunks& chunks, Cx* buffer, const Row& row, int64_t first,
@@ -264,7 +260,7 @@ struct ConvolveBackward {
                     for (int e = 0; e < kChunk; ++e) sum += x[e] * g[e];
                 };
             });
-            partial[thread] = sum;
+            partial[thread] += sum;
         });
     }
 
@@ -302,8 +298,7 @@ struct ConvolveBackward {
                 if constexpr (!kAdjoint) {
                     unrolled<R>([&](auto k) { kept_at[k] = a[k]; });
                 } else if (counts) {
-                    const Strided sums_at(sum, index, stride);
-                    unrolled<R>([&](auto k) { sums_at[k] = sums_at[k] + times_conj(a[k], kept_at[k]); });
+                    add_products<R>(Strided(sum, index, stride), a, kept_at);
                 }
                 times_filter<kAdjoint>(radix, filter, skip, a);
             };
@@ -337,8 +332,9 @@ struct ConvolveBackward {
                         to.put(at, c);
                 };
             });
+            if (!adjoint) return;
             HYENA_UNROLL
-            for (int k = 0; k < kPartSums; ++k) partial[k * block.threads + thread] = parts[k];
+            for (int k = 0; k < kPartSums; ++k) partial[k * block.threads + thread] += parts[k];
         });
     }
 
@@ -386,13 +382,14 @@ struct ConvolveBackward {
                     put_adjoint(to_value, values, at, kept, dp, xv, parts + kPartSums);
                 };
             });
+            if (!adjoint) return;
             HYENA_UNROLL
-            for (int k = 0; k < 2 * kPartSums; ++k) partial[k * block.threads + thread] = parts[k];
+            for (int k = 0; k < 2 * kPartSums; ++k) partial[k * block.threads + thread] += parts[k];
         });
     }
 };
 
 // Of ConvolveBackward, the kernel that has most.
-constexpr Beside kBackwardBeside{2 * kPartSums, kSums};
+constexpr Beside kBackwardBeside{kSums, kSums};
 
 }  // namespace hyena::cuda
