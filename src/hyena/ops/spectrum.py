@@ -2,7 +2,7 @@
 
 Dimensions: F filters, K taps, G filter channels, P transform length (see ``transform_length``).
 
-The result has shape ``(F, G, room, 2)``, real: ``room`` is ``size + 1``, or one more to be even, and ``P`` is
+The result has shape ``(F, G, room, 2)``, real: ``room`` is ``size + 1``, or a little more (see below), and ``P`` is
 ``points_of(size)`` (``size`` itself, if that is a fast length). The order of its entries is the backend's that made it:
 the fallback keeps the ``P + 1`` real-FFT coefficients of ``2P`` points, kernels keep ``P`` coefficients of the
 right-angle transform in permuted order. It is for handing back to ``gated_conv`` and ``recurrence`` on the same device,
@@ -143,11 +143,11 @@ define(
 )
 
 
-def _with_even_room(size: int) -> int:
-    """``size``, or one more, so that ``size + 1`` is even: every filter then begins at a multiple of 16 bytes.
+def _with_aligned_room(size: int) -> int:
+    """``size`` or a little more, so that ``size + 1`` is a multiple of 16, or of 4 or 2 where that is another length.
 
-    Of a few small sizes the next one is a fast length itself, and they stay; so do sizes that a trace has no number
-    for, since it must see that they are at least the length of a row.
+    Of 16, every filter begins at a multiple of 128 bytes, which is what a GPU reads at a time. A few small sizes stay;
+    so do sizes that a trace has no number for, since it must see that they are at least the length of a row.
     """
     points: Callable[[int], int] = points_of
     if torch.compiler.is_compiling() or not isinstance(size, int):
@@ -157,12 +157,15 @@ def _with_even_room(size: int) -> int:
         if not has_static_value(size):
             return size
         size, points = int(size), points_of.__wrapped__  # a trace looks through the cache, and warns of it
-    return size | 1 if points(size | 1) == points(size) else size
+    for step in (16, 4, 2):
+        if points(size | (step - 1)) == points(size):
+            return size | (step - 1)
+    return size
 
 
 def spectrum_room(size: int) -> int:
     """Entries of each filter's spectrum that :func:`filter_spectrum` makes for ``size``, its third dimension."""
-    return _with_even_room(size) + 1
+    return _with_aligned_room(size) + 1
 
 
 def filter_spectrum(h: Tensor, size: int, causal: bool = True) -> Tensor:
@@ -179,4 +182,4 @@ def filter_spectrum(h: Tensor, size: int, causal: bool = True) -> Tensor:
     """
     _check(h, size, causal)
     check_finite(h=h)
-    return torch.ops.hyena.filter_spectrum(h, _with_even_room(size), causal)
+    return torch.ops.hyena.filter_spectrum(h, _with_aligned_room(size), causal)
