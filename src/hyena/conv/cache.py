@@ -22,9 +22,10 @@ class SpectrumCache:
 
     On the CPU the weights are compared by value with a copy (a filter has few: about 20 microseconds for 60K), so even
     a write through ``.data``, which autograd's version counter does not see, is noticed. On other devices a comparison
-    would wait for the device; there the version counter and the address of every weight are compared, and after a write
-    through ``.data`` :meth:`clear` must be called. Which modules the filter is made of, their classes and attributes
-    (a window's ``shift``) are compared everywhere; see :mod:`hyena.conv.watch`.
+    would wait for the device; there the version counter and the address of every weight are compared, nothing is kept
+    while weights have gradients (a fused optimizer's step moves no version counter), and after a write through
+    ``.data`` :meth:`clear` must be called. Which modules the filter is made of, their classes and attributes (a
+    window's ``shift``) are compared everywhere; see :mod:`hyena.conv.watch`.
 
     Copies and pickles of a module start with an empty cache. Threads may share a module, and a process that forks
     while one of them is in here leaves the child an empty cache.

@@ -165,7 +165,7 @@ class LongConv(nn.Module):
         size, source = ops.transform_length(longest), self.filter
         if source is None:  # no long filters: gates and a short filter alone
             return torch.zeros(0, 1, size + 1, 2, dtype=ops.compute_dtype(self.bias), device=self.bias.device)
-        watched = _watch(source)
+        watched = self._watch(source)
         if watched is not None:
             # As many taps as the transform holds, so that one spectrum serves every length that has this transform.
             taps = min(size, self.l_max)
@@ -265,7 +265,7 @@ class LongConv(nn.Module):
             return torch.cat([t.reshape(-1) for t in (*tile_spectra(h, self.block), h)])
 
         key = ("tiles", length, self.block)
-        watched = _watch(source)
+        watched = self._watch(source)
         flat = compute() if watched is None else self._spectra.get(watched, key, compute)
         filters, channels = self.num_filters, self.filter_channels
         shapes: list[tuple[int, ...]] = [
@@ -276,6 +276,16 @@ class LongConv(nn.Module):
             part.view(shape) for part, shape in zip(flat.split([math.prod(s) for s in shapes]), shapes, strict=True)
         )
         return taps, tiles
+
+    def _watch(self, source: nn.Module) -> Watched | None:
+        """What decides the taps, if their spectra can be kept."""
+        found = watch_for_cache(source)
+        if found is None:
+            if self.bias.device.type != "cpu" and not torch.compiler.is_compiling():
+                self._spectra.clear()  # a step of training may follow that leaves no trace on the weights
+            return None
+        # Under FakeTensorMode (a state's size, a model's memory) a spectrum has no values.
+        return None if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None else found
 
     def clear_cache(self) -> None:
         """Forgets kept spectra, and the tables of transforms that all layers share.
@@ -292,11 +302,3 @@ class LongConv(nn.Module):
 
     def extra_repr(self) -> str:
         return f"channels={self.bias.size(1)}, l_max={self.l_max}, num_filters={self.num_filters}, causal={self.causal}"
-
-
-def _watch(source: nn.Module) -> Watched | None:
-    """What decides the taps, if their spectra can be kept."""
-    found = watch_for_cache(source)
-    # Under FakeTensorMode (a state's size, a model's memory) a spectrum has no values.
-    fake = found is not None and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
-    return None if fake else found

@@ -168,8 +168,11 @@ def _is_empty(cell: types.CellType) -> bool:
 
 
 def _can_be_watched(t: Tensor) -> bool:
-    """Whether every change is noticed: not of subclasses, of memory elsewhere, nor of what has no version counter."""
+    """Whether every change is noticed: not of subclasses, of memory elsewhere, nor where no version counter moves."""
     if type(t) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(t):
         return False
     device = t.device.type
-    return device == "cpu" or (device != "meta" and not t.is_inference())
+    if device == "cpu":
+        return True
+    # A fused optimizer's step on a GPU moves no version counter; only what has a gradient is stepped.
+    return device != "meta" and not t.is_inference() and not (t.requires_grad and t.is_leaf and t.grad is not None)
