@@ -53,7 +53,7 @@ run() {
     cmake --build "$WORK/host" > "$WORK/host.log" 2>&1 || { tail -n 50 "$WORK/host.log"; exit 1; }
     package host
     local tests=("$ROOT"/tests/ops/test_{gated_conv,recurrence,recurrence_bias,short_conv,spectrum,tiers,packing,layout,add_conv}.py)
-    (cd "$ROOT" && PYTHONPATH="$WORK/host/package" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -p no:cacheprovider tests/csrc/test_tuning.py)
+    (cd "$ROOT" && PYTHONPATH="$WORK/host/package" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -p no:cacheprovider tests/csrc/test_{tuning,long_plans}.py)
     for setting in "0 12000 7" "1 40000 2147483647"; do
         read -r order shared blocks <<< "$setting"
         echo "-- threads in order $order, blocks of $shared bytes of shared memory, at most $blocks to a launch"

@@ -33,6 +33,7 @@ class Extension:
         self.library: ctypes.CDLL | None = None
         self.fast_linear = False
         self._cuda_takes: Callable[[int, int], int] | None = None
+        self._cuda_has_plan: Callable[[int, ctypes.c_int64], int] | None = None
 
     @property
     def has_cuda(self) -> bool:
@@ -62,6 +63,7 @@ class Extension:
         self.instructions = name().decode()
         self.reason = f"compiled kernels, {self.instructions} instructions"
         self._cuda_takes = getattr(library, "hyena_cuda_takes", None)  # only a build with the CUDA kernels has it
+        self._cuda_has_plan = getattr(library, "hyena_cuda_has_plan", None)
         fast_linear = getattr(library, "hyena_fast_linear", None)  # only a build with the CPU kernels
         self.fast_linear = fast_linear is not None and bool(fast_linear())
 
@@ -69,11 +71,11 @@ class Extension:
         warnings.warn(f"hyena runs without compiled kernels, several times slower: {why}", RuntimeWarning, stacklevel=2)
         self.reason = why
 
-    def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
+    def takes(self, device: torch.device, dtype: torch.dtype, points: int = 1) -> bool:
         """Whether the kernels for this kind of device take tensors there of this dtype, or hand them to the fallback.
 
         The CPU's take everything. The GPU's need code for the device (8.0 and later, unless the build was narrowed) and
-        take no float64.
+        take no float64, nor transforms of more than some ten millions of ``points``.
         """
         if device.type == "cpu" and self.instructions != "emulated CUDA":
             return True
@@ -83,7 +85,10 @@ class Extension:
             if not torch.cuda.is_available():
                 return False
             device = torch.device("cuda", torch.cuda.current_device())
-        return bool(self._cuda_takes(device.index or 0, dtype == torch.float64))
+        index = device.index or 0
+        if not self._cuda_takes(index, dtype == torch.float64):
+            return False
+        return self._cuda_has_plan is None or bool(self._cuda_has_plan(index, ctypes.c_int64(points)))
 
 
 EXTENSION = Extension()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hyena.ops._checks import DTYPES, check_finite, check_like, check_size, longest_in
 from hyena.ops._derivatives import Group, Multilinear
+from hyena.ops._extension import EXTENSION
 from hyena.ops._layout import compute_dtype, points_of
 from hyena.ops._library import define, has_kernel
 
@@ -70,7 +71,8 @@ def _filter_spectrum_backward(ds: Tensor, h: Tensor, size: int, causal: bool) ->
 
 def is_of_kernels(spectrum: Tensor) -> bool:
     """Whether kernels have made the spectrum, so that the fallback cannot read it."""
-    return has_kernel("filter_spectrum", spectrum.device, spectrum.dtype)
+    device, points = spectrum.device, points_of(spectrum.size(-2) - 1)
+    return has_kernel("filter_spectrum", device, spectrum.dtype) and EXTENSION.takes(device, spectrum.dtype, points)
 
 
 def taps_of(spectrum: Tensor) -> Tensor:

@@ -9,15 +9,18 @@
 #include <type_traits>
 #include <utility>
 
-#include "../../tensors.h"
-#include "../device/launch.h"
+#include "arrays.h"
 
 namespace hyena::cuda {
 
 inline bool takes(const Tensor& t) {
     const ScalarType type = t.scalar_type();
-    return (type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half) &&
-           supported(std::max(0, int(t.get_device_index())));
+    if (type != ScalarType::Float && type != ScalarType::BFloat16 && type != ScalarType::Half) return false;
+    return supported(std::max(0, int(t.get_device_index())));
+}
+// Transforms of so many points too.
+inline bool takes(const Tensor& t, int64_t points) {
+    return takes(t) && has_plan(points, std::max(0, int(t.get_device_index())));
 }
 
 template <class Result, size_t... I>

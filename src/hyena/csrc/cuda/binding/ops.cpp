@@ -72,7 +72,7 @@ void transform_filters(const Taps& taps, const Tensor& spectra, int64_t filters,
 
 Tensor filter_spectrum(const Tensor& h_in, int64_t size, bool causal) {
     check_filter_spectrum(h_in, size, causal);
-    if (!takes(h_in)) return fallback<Tensor>("hyena::filter_spectrum_fallback", h_in, size, causal);
+    if (!takes(h_in, points_of(size))) return fallback<Tensor>("hyena::filter_spectrum_fallback", h_in, size, causal);
     const Guard guard(h_in);
     const int64_t filters = h_in.size(0) * h_in.size(2), points = points_of(size),
                   lags = causal ? h_in.size(1) : (h_in.size(1) + 1) / 2;
@@ -84,7 +84,8 @@ Tensor filter_spectrum(const Tensor& h_in, int64_t size, bool causal) {
 
 Tensor filter_spectrum_backward(const Tensor& ds_in, const Tensor& h, int64_t size, bool causal) {
     check_filter_spectrum_backward(ds_in, h, size, causal);
-    if (!takes(h)) return fallback<Tensor>("hyena::filter_spectrum_backward_fallback", ds_in, h, size, causal);
+    if (!takes(h, points_of(size)))
+        return fallback<Tensor>("hyena::filter_spectrum_backward_fallback", ds_in, h, size, causal);
     const Guard guard(h);
     const int64_t filters = h.size(0) * h.size(2), points = points_of(size),
                   lags = causal ? h.size(1) : (h.size(1) + 1) / 2;
@@ -96,7 +97,7 @@ Tensor filter_spectrum_backward(const Tensor& ds_in, const Tensor& h, int64_t si
 Tensor gated_conv(const Tensor& v_in, const Tensor& spectrum_in, const Optional& d_in, const Optional& pre_in,
                   const Optional& post_in, const Optional& cu_seqlens) {
     check_gated_conv(v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens);
-    if (!takes(v_in))
+    if (!takes(v_in, size_of(spectrum_in)))
         return fallback<Tensor>("hyena::gated_conv_fallback", v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens);
     const Guard guard(v_in);
     const Tensor v = positions_last(v_in), spectrum = spectrum_memory(spectrum_in), y = empty(v, v.size(2));
@@ -114,7 +115,7 @@ using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 Five gated_conv_backward(const Tensor& dy_in, const Tensor& v_in, const Tensor& spectrum_in, const Optional& d_in,
                          const Optional& pre_in, const Optional& post_in, const Optional& cu_seqlens) {
     check_gated_conv_backward(dy_in, v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens);
-    if (!takes(v_in))
+    if (!takes(v_in, size_of(spectrum_in)))
         return fallback<Five>("hyena::gated_conv_backward_fallback", dy_in, v_in, spectrum_in, d_in, pre_in, post_in,
                               cu_seqlens);
     const Guard guard(v_in);
@@ -158,6 +159,15 @@ STABLE_TORCH_LIBRARY_IMPL(hyena, CUDA, m) {
 extern "C" __attribute__((visibility("default"))) int hyena_cuda_takes(int device, int is_double) noexcept {
     try {
         return !is_double && hyena::cuda::supported(device);
+    } catch (...) {
+        return 0;
+    }
+}
+
+// Whether they run for transforms of P points there, and spectra are theirs.
+extern "C" __attribute__((visibility("default"))) int hyena_cuda_has_plan(int device, int64_t points) noexcept {
+    try {
+        return hyena::cuda::has_plan(points, device);
     } catch (...) {
         return 0;
     }

@@ -39,6 +39,8 @@ Device device_of(const Tensor& t) {
     return {index, current_stream(index), limits_of(index)};
 }
 
+bool has_plan(int64_t points, int device) { return has_plan(points, limits_of(device), kBackwardBeside); }
+
 std::shared_ptr<const Prepared> prepare(int64_t points, int64_t channels, const Tensor& like, const Device& device) {
     using Key = std::tuple<int, int64_t, int64_t, int64_t, int64_t>;
     // Never destroyed: at exit, the device may be gone before these.

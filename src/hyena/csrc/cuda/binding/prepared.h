@@ -18,6 +18,9 @@ struct Prepared {
     Tensor tables;  // where they are torch's memory
 };
 
+// Whether kernels take transforms of P points there.
+bool has_plan(int64_t points, int device);
+
 // The plan for P points with up to `channels` channels to a block; made once for each device. `like` is any tensor
 // there.
 std::shared_ptr<const Prepared> prepare(int64_t points, int64_t channels, const Tensor& like, const Device& device);

@@ -1,5 +1,8 @@
 // A GPU's limits, memory and state.
+#include <dlfcn.h>
+
 #include <array>
+#include <cstdio>
 #include <mutex>
 
 #include "launch.cuh"
@@ -12,6 +15,29 @@ constexpr int kMaxDevices = 64;
 void check_device(cudaError_t error, int device) {
     check(error, [&] { return "device " + std::to_string(device); });
 }
+
+// Leaves the thread in the context in which it found it, also in none: setting the device back would open one on device
+// 0, half a gigabyte, for a process that uses another. The driver's own functions, of the library that the runtime has
+// loaded.
+class Context {
+  public:
+    Context() {
+        void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+        if (driver == nullptr) return;
+        const auto get = reinterpret_cast<int (*)(void**)>(dlsym(driver, "cuCtxGetCurrent"));
+        set_ = reinterpret_cast<int (*)(void*)>(dlsym(driver, "cuCtxSetCurrent"));
+        if (get == nullptr || get(&context_) != 0) set_ = nullptr;
+        dlclose(driver);
+    }
+    ~Context() {
+        if (set_ != nullptr) set_(context_);
+    }
+    Context(const Context&) = delete;
+
+  private:
+    int (*set_)(void*) = nullptr;
+    void* context_ = nullptr;
+};
 
 // The smallest program, to ask whether the driver has code for a device: all are compiled for the same architectures.
 struct Nothing {
@@ -47,13 +73,11 @@ bool supported(int device) {
     int& answer = known[size_t(device)];
     if (answer == 0) {
         const Relaxed relaxed;
-        int before = 0;
-        check_device(cudaGetDevice(&before), device);
+        const Context before;
         check_device(cudaSetDevice(device), device);
         cudaFuncAttributes attributes;
         const bool runs = cudaFuncGetAttributes(&attributes, run<Nothing, 32, 1>) == cudaSuccess;
         cudaGetLastError();  // a refusal is an answer, not an error to report later
-        check_device(cudaSetDevice(before), device);
         answer = runs ? 1 : -1;
     }
     return answer == 1;
@@ -74,6 +98,15 @@ void* permanent_memory(const Device& device, int64_t bytes) {
     void* memory = nullptr;
     if (cudaMalloc(&memory, size_t(bytes)) == cudaSuccess) return memory;
     cudaGetLastError();  // the caller has other memory to try
+    static std::once_flag said;
+    std::call_once(said, [&] {
+        std::fprintf(
+            stderr,
+            "hyena: no memory left on device %d for %lld bytes of tables outside torch's allocator, which holds "
+            "the rest (torch.cuda.empty_cache() gives back what it does not use): until there is, every call "
+            "makes its tables again, which is slower\n",
+            device.index, (long long)bytes);
+    });
     return nullptr;
 }
 

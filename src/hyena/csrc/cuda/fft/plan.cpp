@@ -149,7 +149,7 @@ class Tables {
 };
 
 // The row length of a split transform: near the square root, so that few points are in flight in either pass, rather
-// longer than the columns, whose blocks must also hold neighbours.
+// longer than the columns, whose blocks must also hold neighbours. 0 where nothing fits.
 int64_t row_length(int64_t points, const Room& room) {
     const double aim = 2 * std::sqrt(double(points));
     int64_t best = 0;
@@ -159,10 +159,6 @@ int64_t row_length(int64_t points, const Room& room) {
         if (p2 % kLeastLanes != 0 || !room.fits(p2, 1)) continue;
         if (best == 0 || std::abs(std::log(double(p2) / aim)) < std::abs(std::log(double(best) / aim))) best = p2;
     }
-    if (best == 0)
-        throw std::invalid_argument("hyena: a transform of " + std::to_string(points) +
-                                    " points does not fit this device, whose blocks have " +
-                                    std::to_string(room.limits.shared) + " bytes of shared memory");
     return best;
 }
 
@@ -177,6 +173,11 @@ void move(Transform& t, const char* memory) {
 
 }  // namespace
 
+bool has_plan(int64_t points, const Limits& limits, const Beside& beside) {
+    const Room room{limits, beside};
+    return room.fits(points, 1) || row_length(points, room) > 0;
+}
+
 Plan::Plan(int64_t p, int64_t channels, const Limits& limits, const Beside& beside) : points(p) {
     const Room room{limits, beside};
     Tables tables(*this);
@@ -187,7 +188,12 @@ Plan::Plan(int64_t p, int64_t channels, const Limits& limits, const Beside& besi
         return;
     }
     split = true;
-    const int64_t p2 = row_length(points, room), p1 = points / p2;
+    const int64_t p2 = row_length(points, room);
+    if (p2 == 0)
+        throw std::invalid_argument("hyena: a transform of " + std::to_string(points) +
+                                    " points does not fit this device, whose blocks have " +
+                                    std::to_string(limits.shared) + " bytes of shared memory");
+    const int64_t p1 = points / p2;
     int64_t lanes = kLeastLanes;
     while (p2 % (2 * lanes) == 0 && 2 * lanes * p1 <= kColumnPoints && room.fits(2 * lanes * p1, 1)) lanes *= 2;
     tables.transform(columns, p1, 1, lanes, true);

@@ -80,6 +80,9 @@ struct Plan {
     void place_tables(const void* memory);
 };
 
+// Whether a device has a plan for P points, a product of 2, 3 and 5: up to about 38 million in 227 KiB.
+bool has_plan(int64_t points, const Limits& limits, const Beside& beside);
+
 // Threads that a block of `size` points is given: 16 points each, as long as registers allow.
 int threads_for(int64_t size);
 // The same of a kernel that has something beside its points: as few as two thirds of them where shared memory is short,
