@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from hyena.filters import ExplicitFilter, ModalFilter
-from hyena.mixers import Attention, HyenaOperator, Mixer
+from hyena.mixers import Attention, HyenaOperator, LinearAttention, Mixer
 
 D, L_MAX = 8, 48
 
@@ -22,4 +22,7 @@ CASES: dict[str, Callable[..., Mixer]] = {
     "HyenaOperator-modal": partial(HyenaOperator, D, L_MAX, filter=partial(ModalFilter, modes=3)),
     "Attention": partial(Attention, D, L_MAX, num_heads=2),
     "Attention-two-sided": partial(Attention, D, L_MAX, num_heads=2, causal=False),
+    "LinearAttention": partial(LinearAttention, D, L_MAX, num_heads=2, chunk=8),
+    "LinearAttention-taylor": partial(LinearAttention, D, L_MAX, feature_map="taylor", chunk=5),
+    "LinearAttention-two-sided": partial(LinearAttention, D, L_MAX, causal=False, feature_map="softmax"),
 }

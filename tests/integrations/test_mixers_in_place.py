@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import hyena.mixers
 from helpers.attention_models import EXACT, D, L, M, TinyGPT, gpt2, padding, tokens
 from helpers.transformers_models import KINDS
 from hyena.filters import ExplicitFilter
@@ -33,8 +35,9 @@ class RunningMean(Mixer):
         return self.weight * total / keep.cumsum(1).clamp_min(1)[..., None]
 
 
+EXPORTED = [getattr(hyena.mixers, name) for name in hyena.mixers.__all__]
 MIXERS = {
-    "attention": Attention,
+    **{kind.__name__: kind for kind in EXPORTED if issubclass(kind, Mixer) and not inspect.isabstract(kind)},
     "explicit": partial(HyenaOperator, filter=partial(ExplicitFilter, taps=5)),
     "own": partial(RunningMean, scale=0.5),
 }

@@ -3,5 +3,16 @@
 from hyena.mixers.attention import Attention, AttentionState
 from hyena.mixers.base import Mixer, State, StateSize
 from hyena.mixers.hyena import HyenaOperator, HyenaState
+from hyena.mixers.linear_attention import LinearAttention, LinearAttentionState
 
-__all__ = ["Attention", "AttentionState", "HyenaOperator", "HyenaState", "Mixer", "State", "StateSize"]
+__all__ = [
+    "Attention",
+    "AttentionState",
+    "HyenaOperator",
+    "HyenaState",
+    "LinearAttention",
+    "LinearAttentionState",
+    "Mixer",
+    "State",
+    "StateSize",
+]

@@ -86,3 +86,17 @@ def check_flags(**flags: bool) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def heads_of(d_model: int, num_heads: int | None) -> int:
+    """The number of heads: as asked for, or as many as have 64 channels, or one where 64 does not divide D.
+
+    Raises:
+        ValueError: it does not divide D.
+    """
+    if num_heads is None:
+        num_heads = d_model // 64 if d_model % 64 == 0 else 1
+    check_counts(d_model=d_model, num_heads=num_heads)
+    if d_model % num_heads != 0:
+        raise ValueError(f"d_model={d_model} is not a multiple of num_heads={num_heads}")
+    return num_heads

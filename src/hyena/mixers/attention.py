@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyena import ops
-from hyena.mixers._arguments import check_counts, check_flags
+from hyena.mixers._arguments import check_counts, check_flags, heads_of
 from hyena.mixers.base import Mixer, State
 
 
@@ -61,14 +61,10 @@ class Attention(Mixer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_heads is None:
-            num_heads = d_model // 64 if d_model % 64 == 0 else 1
-        check_counts(d_model=d_model, num_heads=num_heads)
+        num_heads = heads_of(d_model, num_heads)
         if l_max is not None:
             check_counts(l_max=l_max)
         check_flags(causal=causal, bias=bias)
-        if d_model % num_heads != 0:
-            raise ValueError(f"d_model={d_model} is not a multiple of num_heads={num_heads}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be a number in [0, 1), got {dropout}")
         at: dict[str, Any] = {"device": device, "dtype": dtype}

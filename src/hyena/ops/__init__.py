@@ -6,7 +6,7 @@ from hyena.ops._kept import check_instructions, clear_tables
 from hyena.ops._layout import compute_dtype, empty_result, to_order_of, transform_length
 from hyena.ops._library import fallback_only, find_kernels, has_kernel
 from hyena.ops._modules import fusible, has_plain_weights, is_hooked, is_plain, without_autocast
-from hyena.ops._packing import check_longest, longest_row
+from hyena.ops._packing import check_longest, longest_row, map_rows, row_bounds
 from hyena.ops.add_conv import add_conv_
 from hyena.ops.direct_conv import direct_conv, is_direct
 from hyena.ops.gated_conv import gated_conv
@@ -43,10 +43,12 @@ __all__ = [
     "is_hooked",
     "is_plain",
     "longest_row",
+    "map_rows",
     "move_spectrum",
     "project",
     "project_without_bias",
     "recurrence",
+    "row_bounds",
     "short_conv",
     "spectrum_room",
     "to_order_of",

@@ -1,0 +1,148 @@
+"""What the mixers around a recurrence or blocks share: packed rows, padding, dropout and states in one place.
+
+Dimensions: B batch, L length, D channels (d_model), I inner width, T positions of all packed rows.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hyena import ops
+from hyena.mixers._arguments import check_counts, check_flags
+from hyena.mixers.base import Mixer, State
+
+
+class RowMixer(Mixer):
+    """A mixer that writes :meth:`mix` for the rows of a batch; this class makes rows of everything else.
+
+    Inputs are checked, padding is zeroed, packed rows are taken apart into padded batches (on the CPU one for each
+    power of two of the length, so that padding at most doubles the work), a state is checked and counted on. Mixed
+    values are dropped out and go through ``out_proj``, which the subclass makes.
+
+    Args:
+        d_model: D.
+        l_max: longest row, None for any.
+        causal: no output sees a later input.
+        dropout: of the mixed values before the output projection.
+
+    Attributes:
+        state_class: of its state; None if it has none.
+        packs: whether :meth:`mix` takes ``cu_seqlens`` itself.
+        compacts: whether places in the row matter, so that kept positions are moved together before :meth:`mix` and
+            back after it.
+    """
+
+    state_class: ClassVar[type[State] | None] = None
+    packs: ClassVar[bool] = False
+    compacts: ClassVar[bool] = False
+    out_proj: nn.Linear
+
+    def __init__(self, d_model: int, l_max: int | None, *, causal: bool, dropout: float) -> None:
+        super().__init__()
+        check_counts(d_model=d_model)
+        if l_max is not None:
+            check_counts(l_max=l_max)
+        check_flags(causal=causal)
+        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be a number in [0, 1), got {dropout!r}")
+        self.d_model, self.l_max, self.causal = d_model, l_max, causal
+        self.dropout = nn.Dropout(dropout)
+
+    @abstractmethod
+    def mix(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int, state: Any) -> Tensor:
+        """Mixed values ``(B, L, I)`` of rows ``(B, L, D)``.
+
+        Args:
+            u: zero where a position is not kept.
+            mask: ``(B, L)`` bool; in a class that ``compacts`` the kept positions come first.
+            cu_seqlens: None, unless the class ``packs``.
+            longest: L, or the longest packed row.
+            state: what came before, to be changed in place all but its position; None without.
+        """
+
+    def reset_parameters(self) -> None:
+        """Initialises every parameter again."""
+        for part in self.children():
+            reset = getattr(part, "reset_parameters", None)
+            if reset is not None:
+                reset()
+
+    def forward(
+        self,
+        u: Tensor,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        state: Any = None,
+    ) -> Tensor:
+        """Mixes along the sequence; see :meth:`hyena.mixers.Mixer.forward`."""
+        if state is not None:
+            with torch.no_grad():
+                self._check_state(u, mask, cu_seqlens, state)
+                y = self._finish(u, self._rows(u, mask, None, u.size(1), state))
+            state.position += u.size(1)
+            return y
+        flat = u.dim() == 2 and cu_seqlens is not None
+        if flat:
+            u = u[None]
+        longest = self.check_rows(u, cu_seqlens, max_seqlen)
+        ops.check_row(u, mask, cu_seqlens)
+        if cu_seqlens is None or self.packs:
+            y = self._rows(u, mask, cu_seqlens, longest, None)
+        else:
+            y = self._packed(u, mask, cu_seqlens, longest)
+        y = self._finish(u, y)
+        return y[0] if flat else y
+
+    def _finish(self, u: Tensor, y: Tensor) -> Tensor:
+        return self.out_proj(self.dropout(y.to(u.dtype)))
+
+    def _check_state(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: Any) -> None:
+        if self.state_class is None or not isinstance(state, self.state_class):
+            wanted = "no state" if self.state_class is None else f"a {self.state_class.__name__} from its init_state"
+            raise ValueError(f"this {type(self).__name__} takes {wanted}, got a {type(state).__name__}")
+        self.check_next(u, state, mask, cu_seqlens)
+        if self.training and self.dropout.p > 0:
+            raise ValueError(
+                f"this {type(self).__name__} is in training mode and drops values (dropout={self.dropout.p}); call "
+                "eval() before stepping"
+            )
+
+    def _rows(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int, state: Any) -> Tensor:
+        """:meth:`mix` with the padding zeroed, and moved to the end where places matter."""
+        if mask is None:
+            return self.mix(u, None, cu_seqlens, longest, state)
+        u = torch.where(mask[..., None], u, 0.0)  # a NaN in the padding would reach the rest as 0 x NaN
+        if not self.compacts:
+            return self.mix(u, mask, cu_seqlens, longest, state)
+        order = torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices
+        u = u.gather(1, order[..., None].expand_as(u))
+        y = self.mix(u, mask.gather(1, order), cu_seqlens, longest, state)
+        back = order.argsort(dim=1)
+        return y.gather(1, back[..., None].expand_as(y))
+
+    def _packed(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor, longest: int) -> Tensor:
+        """:meth:`_rows` of packed rows, ``(1, T, I)``."""
+
+        def mix(keep: Tensor, u: Tensor, mask: Tensor | None) -> Tensor:
+            return self._rows(u, keep if mask is None else keep & mask, None, u.size(1), None)
+
+        if u.device.type == "cpu" and not torch.compiler.is_compiling():
+            bounds = ops.row_bounds(cu_seqlens, u.size(1), longest)
+            return ops.map_rows(mix, (u, mask), bounds)[0] if bounds else self._rows(u, mask, None, longest, None)
+        start, size = cu_seqlens[:-1], cu_seqlens.diff()
+        place = torch.arange(longest, device=u.device)
+        keep = place < size[:, None]
+        index = torch.where(keep, start[:, None] + place, 0)
+        y = mix(keep, u[0][index], None if mask is None else mask[0][index])
+        at = torch.arange(u.size(1), device=u.device)
+        row = torch.searchsorted(cu_seqlens.to(at.dtype), at, right=True) - 1
+        return y[row, at - start[row]][None]
+
+    def refuse_steps(self, why: str) -> ValueError:
+        """The error of :meth:`init_state` in a mixer that cannot step."""
+        return ValueError(f"{why}, so this {type(self).__name__} cannot be stepped")
