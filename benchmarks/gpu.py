@@ -1,30 +1,34 @@
 """Everything there is to know of a GPU, in one run: the build, the CUDA tests, and every benchmark that has a bar.
 
     benchmarks/gpu.sh [--only device bandwidth …] [--skip tests …] [--budget 530] [--out DIR] [--dry-run]
+    benchmarks/gpu.sh --prebuilt .gpu/base …
 
 Stages are ``build``, ``tests`` and the sections of gpu_measurements.py. Each has a limit of its own, and all together
 the budget; what fails or takes too long is recorded, and the next one runs. Results go to
 ``results/gpu-<device>.json``, and to DIR; sections that do not run this time keep what stands there of the same
-commit, so that a second run can do the rest. Prints a table with the bar of each row and whether it is reached, and
-draws what is in the file.
+commit, so that a second run can do the rest. Whenever it is stopped (SIGINT, SIGTERM), what was found until then is
+recorded. ``--prebuilt`` takes a package that gpu_prebuild.sh has built, in place of the stage ``build``.
+
+Prints a table with the bar of each row and whether it is reached, and draws what is in the file.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
-from measure import current_commit
+from gpu_predictions import predicted_rows
+from gpu_tests import tail, tests
+from measure import current_commit, write_whole
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -33,12 +37,15 @@ INSTALLED = ROOT / "build" / "gpu"
 SECTIONS = {  # and the seconds that each may take
     "device": 40,
     "bandwidth": 90,
-    "flash_fft_conv": 60,
     "attention": 60,
+    "flash_fft_conv": 60,
+    "direct_conv": 60,
     "accuracy": 60,
+    "causality": 30,
+    "one_row": 40,
     "against_fallback": 120,
-    "hyenadna": 60,
     "memory": 120,
+    "hyenadna": 60,
     "kernels": 90,
 }
 STAGES = {"build": 240, "tests": 170} | SECTIONS
@@ -52,47 +59,72 @@ class Run:
         self.folder = ROOT / "build" / "gpu-run"
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
+        prebuilt = getattr(args, "prebuilt", None)
+        self.package = prebuilt.resolve() if prebuilt else INSTALLED
         self.stages: dict[str, dict[str, Any]] = {}
 
     def limit(self, stage: str) -> float:
         """Seconds that a stage may take."""
         return min(STAGES[stage], self.end - time.monotonic() - 5)
 
+    def environment(self, **more: str) -> dict[str, str]:
+        """That of everything that is run: with the package that is measured."""
+        return os.environ | {"PYTHONPATH": str(self.package), "PYTHONUNBUFFERED": "1"} | more
+
     def command(self, stage: str, command: list[str], log: str, **environment: str) -> dict[str, Any]:
         """Runs a command up to the stage's limit, its output in a log; what came of it."""
-        limit, began = self.limit(stage), time.monotonic()
+        return self.commands(stage, {log: command}, **environment)[log]
+
+    def commands(
+        self, stage: str, commands: dict[str, list[str]], within: float = float("inf"), **environment: str
+    ) -> dict[str, dict[str, Any]]:
+        """Runs commands side by side, by the log that each writes, up to the stage's limit or ``within`` seconds."""
+        limit, began = min(within, self.limit(stage)), time.monotonic()
+        found: dict[str, dict[str, Any]] = {log: {"status": "no time left"} for log in commands}
         if limit <= 0:
-            return {"status": "no time left"}
-        with (self.folder / log).open("ab") as output:
-            print(f"===== {stage}: {' '.join(command)}", flush=True)
-            started = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONPATH": str(INSTALLED), "PYTHONUNBUFFERED": "1"} | environment,
-                start_new_session=True,
-            )
-            try:
-                code = started.wait(limit)
-                status = "ok" if code == 0 else f"exit status {code}"
-            except subprocess.TimeoutExpired:
-                status = f"stopped after {limit:.0f} s"
-            finally:
-                stop(started)
-        return {"status": status, "seconds": round(time.monotonic() - began, 1)}
+            return found
+        started: dict[str, subprocess.Popen[bytes]] = {}
+        try:
+            for log, command in commands.items():
+                print(f"===== {stage}: {' '.join(command)}", flush=True)
+                with (self.folder / log).open("ab") as output:
+                    started[log] = subprocess.Popen(
+                        command,
+                        cwd=ROOT,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        env=self.environment(**environment),
+                        start_new_session=True,
+                    )
+            while any(p.poll() is None for p in started.values()) and time.monotonic() - began < limit:
+                for log, process in started.items():
+                    if process.poll() is not None and "seconds" not in found[log]:
+                        found[log]["seconds"] = round(time.monotonic() - began, 1)
+                time.sleep(0.1)
+        finally:
+            late = {log for log, process in started.items() if process.poll() is None}
+            stop(*started.values())
+        for log, process in started.items():
+            code = process.wait()
+            found[log].setdefault("seconds", round(time.monotonic() - began, 1))
+            stopped, exited = f"stopped after {limit:.0f} s", "ok" if code == 0 else f"exit status {code}"
+            found[log]["status"] = stopped if log in late else exited
+        return found
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and those that it started."""
-    if process.poll() is None:
-        os.killpg(process.pid, 9)
-        process.wait()
-
-
-def tail(path: Path, count: int = 30) -> list[str]:
-    """The last lines of a log."""
-    return path.read_text(errors="replace").splitlines()[-count:] if path.exists() else []
+def stop(*processes: subprocess.Popen[bytes], patience: float = 15) -> None:
+    """Ends processes and those that they started: first asks them to (pytest then says what failed), then kills."""
+    running = [process for process in processes if process.poll() is None]
+    until = time.monotonic() + patience
+    for process in running:
+        if patience > 0:
+            process.send_signal(signal.SIGINT)
+    for process in running:
+        try:
+            process.wait(max(0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def build(run: Run) -> None:
@@ -113,26 +145,32 @@ def build(run: Run) -> None:
         found["tail"] = tail(run.folder / "build.log")
 
 
-def tests(run: Run) -> None:
-    """Runs the tests that carry the marker ``cuda``."""
-    report = run.folder / "tests.xml"
-    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", f"--junitxml={report}", "-p", "no:cacheprovider"]
-    if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2)))]
-    if importlib.util.find_spec("pytest_timeout") is not None:
-        command += ["--timeout=100"]
-    found = run.command("tests", command, "tests.log", HYENA_REQUIRE_CUDA="0" if run.args.dry_run else "1")
-    found["tail"] = tail(run.folder / "tests.log", 15)
-    if report.exists():
-        suite = ElementTree.parse(report).getroot().find("testsuite")
-        if suite is not None:
-            found |= {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-            found["failed"] = [
-                f"{case.get('classname')}::{case.get('name')}: {(bad.get('message') or '')[:200]}"
-                for case in suite.iter("testcase")
-                for bad in [*case.findall("failure"), *case.findall("error")]
-            ][:40]
-    run.stages["tests"] = found
+def preflight(run: Run) -> str | None:
+    """What keeps the package that was built from being measured, in a line."""
+    code = "import torch, hyena; from hyena import ops; print(ops.backend_report()); "
+    if not run.args.dry_run:
+        code += (
+            "assert ops.has_kernel('recurrence', torch.device('cuda', 0), torch.bfloat16), 'no kernel for the GPU'; "
+        )
+    command = [sys.executable, "-c", code + "import gpu_measurements"]
+    more = {"PYTHONPATH": f"{run.package}{os.pathsep}{HERE}"}
+    try:
+        tried = subprocess.run(
+            command,
+            cwd=run.folder,
+            env=run.environment(**more),
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{run.package}: importing hyena takes more than 90 s"
+    print(tried.stdout, end="", flush=True)
+    if tried.returncode == 0:
+        return None
+    said = tried.stderr.strip().splitlines()
+    return f"{run.package}: {said[-1] if said else f'exit status {tried.returncode}'}"
 
 
 def measure(run: Run, wanted: list[str]) -> None:
@@ -142,10 +180,12 @@ def measure(run: Run, wanted: list[str]) -> None:
         command = [sys.executable, str(HERE / "gpu_measurements.py"), *(["--dry-run"] if run.args.dry_run else [])]
         command += [str(run.folder), *left]
         print(f"===== {' '.join(left)}", flush=True)
-        environment = os.environ | {"PYTHONPATH": str(INSTALLED), "PYTHONUNBUFFERED": "1"}
         # In a folder where no other hyena is.
-        worker = subprocess.Popen(command, cwd=run.folder, env=environment, start_new_session=True)
-        done = watch(run, worker, left)
+        worker = subprocess.Popen(command, cwd=run.folder, env=run.environment(), start_new_session=True)
+        try:
+            done = watch(run, worker, left)
+        finally:
+            stop(worker, patience=0)
         left = [name for name in left if name not in done]
 
 
@@ -160,7 +200,7 @@ def watch(run: Run, worker: subprocess.Popen[bytes], left: list[str]) -> list[st
             record(run)  # in case nobody lets this process finish
             running, since, limit = now, time.monotonic(), run.limit(now)
         if time.monotonic() - since > limit or time.monotonic() > run.end:
-            stop(worker)
+            stop(worker, patience=0)
             break
         time.sleep(0.2)
     now = marker.read_text() if marker.exists() else running
@@ -211,7 +251,7 @@ def record(run: Run) -> Path:
     for place in (folder, run.args.out):
         if place is not None:
             place.mkdir(parents=True, exist_ok=True)
-            (place / name).write_text(json.dumps(kept, indent=1) + "\n")
+            write_whole(place / name, kept, indent=1)
     return path
 
 
@@ -229,6 +269,7 @@ def rows(kept: dict[str, Any]) -> list[tuple[str, ...]]:
         if name not in kept["sections"]:
             counts = ", ".join(f"{stage[k]} {k}" for k in ("tests", "failures", "errors", "skipped") if k in stage)
             lines.append((name, stage["status"], counts, "", "" if stage["status"] == "ok" else "FAIL"))
+    lines += predicted_rows(kept["sections"])
     for name in SECTIONS:
         if name not in kept["sections"]:
             continue
@@ -288,27 +329,36 @@ def plot(path: Path, to: Path) -> None:
     figure.savefig(to, dpi=110)
 
 
-def main() -> None:
-    """Runs the stages."""
+def arguments() -> argparse.Namespace:
+    """The command line's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(STAGES), help="nothing but these stages")
     parser.add_argument("--skip", nargs="+", choices=list(STAGES), default=[], help="all stages but these")
     parser.add_argument("--budget", type=float, default=530, help="seconds for everything together")
     parser.add_argument("--out", type=Path, help="folder that the record, the plot and the logs are copied to")
     parser.add_argument("--commit", help="what is measured, where there is no git to ask")
+    parser.add_argument("--prebuilt", type=Path, help="folder of a package that is built already: no stage 'build'")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, at toy sizes")
-    args = parser.parse_args()
-    stages = [name for name in STAGES if name in (args.only or STAGES) and name not in args.skip]
-    if "bandwidth" in stages and "device" not in stages:
-        stages.insert(stages.index("bandwidth"), "device")  # whose rates it needs
-    run = Run(args)
+    return parser.parse_args()
+
+
+def run_stages(run: Run, stages: list[str]) -> None:
+    """Runs the stages; raises SystemExit where the package cannot be measured."""
     if "build" in stages:
         build(run)
-    built = run.stages.get("build", {}).get("status", "ok") == "ok"
-    if "tests" in stages and built:
+        if run.stages["build"]["status"] != "ok":
+            sys.exit("the build failed:\n" + "\n".join(run.stages["build"].get("tail", [])))
+    wanted = [name for name in stages if name in SECTIONS]
+    if (wanted or run.args.prebuilt) and (wrong := preflight(run)) is not None:
+        sys.exit(wrong)
+    if "tests" in stages:
         tests(run)
-    if built:
-        measure(run, [name for name in stages if name in SECTIONS])
+        record(run)
+    measure(run, wanted)
+
+
+def finish(run: Run) -> None:
+    """Records, prints and draws what was found."""
     path = record(run)
     show(rows(json.loads(path.read_text())))
     drawn = path.with_suffix(".png")
@@ -317,12 +367,28 @@ def main() -> None:
     except Exception as error:  # no figure is worth the figures
         print(f"no plot: {type(error).__name__}: {error}")
     print(f"wrote {path}")
-    if args.out:
-        for file in (drawn, run.folder / "build.log", run.folder / "tests.log"):
+    if run.args.out:
+        for file in (drawn, *sorted(run.folder.glob("*.log"))):
             if file.exists():
-                shutil.copy(file, args.out)
-    if not built:
-        sys.exit("the build failed:\n" + "\n".join(run.stages["build"].get("tail", [])))
+                shutil.copy(file, run.args.out)
+
+
+def main() -> None:
+    """Runs the stages."""
+    args = arguments()
+    stages = [name for name in STAGES if name in (args.only or STAGES) and name not in args.skip]
+    if args.prebuilt and "build" in stages:
+        stages.remove("build")
+    if "bandwidth" in stages and "device" not in stages:
+        stages.insert(stages.index("bandwidth"), "device")  # whose rates it needs
+    run = Run(args)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        run_stages(run, stages)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+    finally:
+        finish(run)
 
 
 if __name__ == "__main__":

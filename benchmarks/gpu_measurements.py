@@ -19,18 +19,24 @@ from typing import Any
 import torch
 from gpu_sections.accuracy import accuracy
 from gpu_sections.bench import Bench, Job, row
+from gpu_sections.causality import causality
 from gpu_sections.convolutions import against_fallback, flash_fft_conv
+from gpu_sections.direct import direct_conv
 from gpu_sections.layers import attention, hyenadna
 from gpu_sections.memory import memory
+from gpu_sections.one_row import one_row
 from gpu_sections.profiles import kernels
 from gpu_sections.rooflines import bandwidth, device
-from measure import machine
+from measure import machine, write_whole
 
 from hyena import ops
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Job]]] = {
     f.__name__: f
-    for f in (device, bandwidth, flash_fft_conv, attention, accuracy, against_fallback, hyenadna, memory, kernels)
+    for f in (
+        *(device, bandwidth, attention, flash_fft_conv, direct_conv, accuracy),
+        *(causality, one_row, against_fallback, memory, hyenadna, kernels),
+    )
 }
 
 
@@ -58,13 +64,13 @@ def run(folder: Path, name: str, b: Bench) -> bool:
         rows.append({"what": what} | found)
         print(f"{name}: {what}: {found['value']} {found['unit']}{found.get('error', '')}", flush=True)
         record["seconds"] = time.perf_counter() - began
-        path.write_text(json.dumps(record))
+        write_whole(path, record)
         if not healthy:
             return False
         if not b.toy:
             torch.cuda.empty_cache()
     record["done"] = True
-    path.write_text(json.dumps(record))
+    write_whole(path, record)
     return True
 
 

@@ -144,6 +144,13 @@ def current_commit() -> str | None:
     return found.stdout.strip() or None
 
 
+def write_whole(path: Path, record: object, indent: int | None = None) -> None:
+    """Writes JSON in one step: whoever reads it, and whatever ends this process, there is always a whole file."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(json.dumps(record, indent=indent) + "\n")
+    beside.replace(path)
+
+
 def write(name: str, record: dict[str, Any]) -> Path:
     """Writes a record as JSON under ``benchmarks/results`` and returns where."""
     RESULTS.mkdir(exist_ok=True)

@@ -29,7 +29,6 @@ import torch
 from measure import interleaved, machine, peak_bytes, table, write
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from hyena import HyenaOperator, ops
 
@@ -295,9 +294,9 @@ def main() -> None:
         shapes, args.repeats = [(256, 512), (256, 1024)], 3
     print(ops.backend_report())
     rows = []
-    for width, length in tqdm(shapes, desc="shapes"):
+    for i, (width, length) in enumerate(shapes, 1):
         rows.append(cases(width, length, args.device, args.repeats))
-        tqdm.write(table(rows[-1:]))
+        print(f"-- {i} of {len(shapes)}\n{table(rows[-1:])}", flush=True)
     rates = roofline(args.device)
     for row in rows:
         row["recurrence bound/time"] = mixing_bound(row, rates) / row["recurrence ms"]

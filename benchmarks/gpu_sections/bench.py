@@ -50,7 +50,7 @@ class Bench:
         """The kernels' spectrum of a filter, ``(1, C, P + 1, 2)``, and a function for the fallback's."""
         h = torch.randn(1, length, channels, device=self.device) / math.sqrt(length)
         size = ops.transform_length(length)
-        return H.filter_spectrum(h, size, True), lambda: fallback(H.filter_spectrum, h, size, True)
+        return ops.filter_spectrum(h, size), lambda: fallback(H.filter_spectrum, h, size, True)
 
     def times(self, functions: dict[str, Sequence[Callable[[], object]]], repeats: int = 20) -> dict[str, float]:
         """Seconds of each function."""

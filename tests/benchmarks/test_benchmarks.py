@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,15 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, Mo
 
     yield gpu, gpu_measurements
     for name in list(sys.modules):
-        if name.partition(".")[0] in ("gpu", "gpu_measurements", "gpu_sections", "measure", "speed"):
+        if name.partition(".")[0] in (
+            "gpu",
+            "gpu_measurements",
+            "gpu_predictions",
+            "gpu_sections",
+            "gpu_tests",
+            "measure",
+            "speed",
+        ):
             del sys.modules[name]
 
 
@@ -34,7 +43,10 @@ def test_every_section_is_measured(benchmarks: tuple[ModuleType, ModuleType]) ->
     assert list(gpu.SECTIONS) == list(measurements.SECTIONS)
 
 
-@pytest.mark.parametrize("name", ["device", "bandwidth", "flash_fft_conv", "attention", "accuracy", "against_fallback"])
+SECTIONS = ["device", "bandwidth", "attention", "flash_fft_conv", "direct_conv", "accuracy", "causality", "one_row"]
+
+
+@pytest.mark.parametrize("name", [*SECTIONS, "against_fallback"])
 def test_sections_give_rows(benchmarks: tuple[ModuleType, ModuleType], tmp_path: Path, name: str) -> None:
     """The first two jobs of each; all of them is what a dry run does."""
     gpu, measurements = benchmarks
@@ -118,3 +130,50 @@ def test_a_command_that_takes_too_long_is_stopped(
     assert found["status"] == "stopped after 0 s"
     assert found["seconds"] < 5
     assert run.command("build", ["false"], "log")["status"] == "exit status 1"
+
+
+def test_what_is_stopped_may_say_what_it_has_found(
+    benchmarks: tuple[ModuleType, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C first, and the end only for what does not listen."""
+    gpu, _ = benchmarks
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setitem(gpu.STAGES, "tests", 4)
+    run = gpu.Run(argparse.Namespace(budget=60))
+    says = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('two failed')"
+    found = run.commands("tests", {"a": [sys.executable, "-c", says], "b": ["true"]}, 2)
+    assert found["a"]["status"] == "stopped after 2 s"
+    assert found["b"]["status"] == "ok"
+    assert (run.folder / "a").read_text() == "two failed\n"
+
+
+def test_a_package_that_does_not_load_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "hyena").mkdir()
+    (tmp_path / "hyena" / "__init__.py").write_text("raise ImportError('no such symbol')")
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--dry-run", "--only", "device", "--prebuilt", str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.strip().splitlines()[-1] == f"{tmp_path}: ImportError: no such symbol"
+
+
+def test_predictions_stand_beside_what_is_measured(benchmarks: tuple[ModuleType, ModuleType]) -> None:
+    gpu, _ = benchmarks
+    rows = [
+        {"what": "recurrence forward bf16 L=4096", "value": 0.3, "unit": "", "ms": 1.0},
+        {"what": "recurrence forward+backward bf16 L=4096", "value": 0.3, "unit": "", "ms": 6.5},
+    ]
+    found = gpu.predicted_rows({"bandwidth": {"rows": rows}})
+    assert found == [
+        ("predictions", "recurrence forward bf16 L=4096", "1 ms", "1.2 to 1.7", "0.83 of the least"),
+        ("predictions", "recurrence backward bf16 L=4096", "5.5 ms", "4.5 to 7", ""),
+    ]
+
+
+def test_tests_that_are_named_are_there(benchmarks: tuple[ModuleType, ModuleType]) -> None:
+    import gpu_tests
+
+    for path in gpu_tests.FIRST:
+        assert (BENCHMARKS.parent / path).exists()
+    for test in gpu_tests.ALONE:
+        file, name = test.split("::")
+        assert f"def {name}(" in (BENCHMARKS.parent / file).read_text()

@@ -13,7 +13,10 @@ namespace hyena::cuda {
 
 // Threads of the largest blocks, with 128 registers each; and of those that share a multiprocessor, of which a program
 // may ask the compiler for room for `kBlocksTogether`.
-constexpr int kMaxThreads = 512, kManyThreads = 256;
+#ifndef HYENA_MANY_THREADS
+#define HYENA_MANY_THREADS 256
+#endif
+constexpr int kMaxThreads = 512, kManyThreads = HYENA_MANY_THREADS;
 
 struct Block {
     int threads;

@@ -11,6 +11,11 @@
 
 namespace hyena::cuda {
 
+// Of Convolve: how many blocks of kManyThreads a multiprocessor has registers for. To be measured, with kManyThreads.
+#ifndef HYENA_BLOCKS_TOGETHER
+#define HYENA_BLOCKS_TOGETHER 3
+#endif
+
 constexpr int kMaxGates = 9;  // of an operator of order 8 with a value filter
 
 // Spectra of F filters of G channels, each with room for `room` points: (F, G, room).
@@ -90,7 +95,7 @@ struct Chunks {
 // y = gate[F] * conv_{F-1}(… gate[1] * conv_0(gate[0] * value)): one block, one row, `sets` channels, one pass over the
 // data.
 struct Convolve {
-    static constexpr int kBlocksTogether = 3, kMaxRowsEach = 8;
+    static constexpr int kBlocksTogether = HYENA_BLOCKS_TOGETHER, kMaxRowsEach = 8;
     Sequences sequences;
     Transform transform;
     Spectra spectra;
