@@ -106,7 +106,7 @@ def test_half_precision_taps(tier: Tier) -> None:
 
 def test_few_taps_are_applied_one_by_one(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule, and that both ways give the same."""
-    kernels = ops.has_kernel("direct_conv", torch.device(device))
+    kernels = ops.has_kernel("direct_conv_backward", torch.device(device))
     rule = [(32, 10, True), (33, 10, False), (33, 300, True), (128, 1024, True), (128, 1000, False), (129, 9999, False)]
     for taps, length, direct in rule:
         assert ops.is_direct(taps, length, torch.device(device)) == (direct and kernels), (taps, length)

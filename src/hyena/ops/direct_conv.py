@@ -24,7 +24,8 @@ from hyena.ops.short_conv import shifted
 # Up to an eighth of the row, but 32 taps at least and 128 at most: measured, see docs/kernels.md, "Few taps".
 def is_direct(taps: int, length: int, device: torch.device) -> bool:
     """Whether rows of ``length`` positions meet a filter of this many taps faster tap by tap than by transforms."""
-    return has_kernel("direct_conv", device) and taps <= max(32, min(length // 8, 128))
+    kernels = has_kernel("direct_conv", device) and has_kernel("direct_conv_backward", device)
+    return kernels and taps <= max(32, min(length // 8, 128))
 
 
 def _row_numbers(v: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:

@@ -6,6 +6,7 @@
 
 #include "../../checks.h"
 #include "arrays.h"
+#include "direct.h"
 #include "fallback.h"
 #include "recurrence.h"
 
@@ -151,6 +152,7 @@ STABLE_TORCH_LIBRARY_IMPL(hyena, CUDA, m) {
     m.impl("filter_spectrum_backward", TORCH_BOX(&hyena::cuda::filter_spectrum_backward));
     m.impl("gated_conv", TORCH_BOX(&hyena::cuda::gated_conv));
     m.impl("gated_conv_backward", TORCH_BOX(&hyena::cuda::gated_conv_backward));
+    m.impl("direct_conv", TORCH_BOX(&hyena::cuda::direct_conv));
     m.impl("recurrence", TORCH_BOX(&hyena::cuda::recurrence));
     m.impl("recurrence_backward", TORCH_BOX(&hyena::cuda::recurrence_backward));
 }

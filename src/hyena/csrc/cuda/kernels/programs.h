@@ -4,9 +4,11 @@
 #include "../fft/tables.h"
 #include "elementwise.h"
 #include "spectrum.h"
+#include "toeplitz.h"
 
 #define HYENA_CONVOLVE_PROGRAMS(X) X(Convolve)
 #define HYENA_BACKWARD_PROGRAMS(X) X(ConvolveBackward)
+#define HYENA_DIRECT_PROGRAMS(X) X(Toeplitz)
 #define HYENA_SPLIT_PROGRAMS(X) X(ColumnsIn) X(ColumnsOut) X(RowsConvolve) X(RowsBackward)
 #define HYENA_SPECTRUM_PROGRAMS(X) \
     X(Spectrum<false>)             \
