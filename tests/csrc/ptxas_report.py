@@ -18,12 +18,17 @@ NAME = re.compile(r"3runINS0_(\d+)(\w+)")
 
 
 def readable(mangled: str) -> str:
-    """``Spectrum<0> 512`` for the kernel that runs ``Spectrum<false>`` with up to 512 threads."""
+    """``Spectrum<0> 512`` for the kernel that runs ``Spectrum<false>`` with up to 512 threads.
+
+    ``Convolve of 8x16x16 128`` for one of a fixed transform and number of threads.
+    """
     found = NAME.search(mangled)
     if found is None:
         return mangled
     name, rest = found[2][: int(found[1])], found[2][int(found[1]) :]
     flags = re.match(r"ILb(\d)E", rest)
+    if fixed := re.search(r"FixedTransformILi\d+EJ((?:Li\d+E)+)EEELi(\d+)E", rest):
+        return f"{name} of {'x'.join(re.findall('[0-9]+', fixed[1]))} {fixed[2]}"
     threads = re.search(r"Li(\d+)ELi", rest)
     return name + (f"<{flags[1]}>" if flags else "") + (f" {threads[1]}" if threads else "")
 

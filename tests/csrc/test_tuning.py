@@ -25,7 +25,7 @@ def _library() -> ctypes.CDLL | None:
 
 LIBRARY = _library()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="these are not the CUDA kernels on the host, to be tuned")
-NAMES = ("rows_each", "threads", "round_bytes", "carveout", "slices", "radices")
+NAMES = ("rows_each", "threads", "round_bytes", "carveout", "slices", "radices", "fixed")
 
 
 def tune(name: str, value: int) -> int:
@@ -115,3 +115,44 @@ def test_what_cannot_be_chosen() -> None:
     for name in NAMES:
         assert tune(name, -2) == 2
         assert tune(name, -1) == 0
+
+
+@pytest.mark.parametrize("length", [1000, 1024, 2048, 4090, 8192, 16001])
+@pytest.mark.parametrize("rows", ["plain", "masked", "packed", "no taps"])
+def test_kernels_for_one_length_compute_what_those_for_any_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, length: int, rows: str
+) -> None:
+    noted = tmp_path / "launches"
+    monkeypatch.setenv("HYENA_EMULATED_SHARED", str(227 * 1024))
+    monkeypatch.setenv("HYENA_EMULATED_LAUNCHES", str(noted))
+    torch.manual_seed(length)
+    batch, channels = 2, 3 if length < 2000 else 1
+    z = torch.randn(batch, length, 3 * channels, dtype=torch.bfloat16)
+    weight, h = torch.randn(3 * channels, 3), torch.randn(1, length, channels) / length**0.5
+    d = torch.randn(1, channels)
+    mask = torch.rand(batch, length) > 0.1 if rows == "masked" else None
+    offsets = None
+    if rows == "packed":
+        z = z.reshape(1, -1, 3 * channels)
+        offsets = torch.tensor([0, length // 3, length + 1, 2 * length])
+
+    def results() -> list[Tensor]:
+        leaves = [t.clone().requires_grad_() for t in (z, weight, h, d)]
+        spectrum = ops.filter_spectrum(leaves[2], ops.transform_length(length))
+        if rows == "no taps":
+            pre, v, post = leaves[0].chunk(3, -1)
+            y = ops.gated_conv(v, spectrum[0], leaves[3][0], pre, post)
+            leaves.pop(1)
+        else:
+            y = ops.recurrence(leaves[0], leaves[1], None, spectrum, leaves[3], mask, offsets)
+        return [y.detach(), *torch.autograd.grad(y, leaves, torch.ones_like(y))]
+
+    assert tune("fixed", 1) == 0
+    got = results()
+    assert tune("fixed", 0) == 0
+    want = results()
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.float(), b.float(), rtol=1e-2, atol=1e-5 * float(b.abs().max()))
+    names = noted.read_text()
+    assert "of one length" in names
+    assert "of one length" not in names[names.index("\n", len(names) // 2) :]

@@ -55,7 +55,7 @@ Tensor recurrence(const Tensor& z_in, const Tensor& weight, const Optional& bias
     const Spectra spectra = spectra_of(spectrum, channels);
     if (!prepared->plan.split && filters <= kMaxFilters) {
         const Transform& transform = prepared->plan.whole;
-        Convolve program;
+        Convolve<AnyKind> program;
         program.sequences = input.call.sequences;
         program.transform = transform;
         program.spectra = spectra;

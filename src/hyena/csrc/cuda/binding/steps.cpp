@@ -1,6 +1,8 @@
 #include "steps.h"
 
 #include <algorithm>
+#include <string>
+#include <vector>
 
 namespace hyena::cuda {
 namespace {
@@ -12,9 +14,9 @@ constexpr int64_t kMostRounds = 4;
 
 // Blocks of a program that run at once. A multiprocessor has 1 KiB of shared memory more than a block may have, and
 // takes 1 KiB of it for every block.
-template <class Program>
+template <template <class> class Program>
 int64_t places(const Device& device, int threads, int64_t bytes) {
-    constexpr int kThreads = Program::kBlocksTogether * kManyThreads, kOwn = 1024;
+    constexpr int kThreads = Program<AnyKind>::kBlocksTogether * kManyThreads, kOwn = 1024;
     const int64_t by_registers = (threads <= kManyThreads ? std::max(kThreads, kMaxThreads) : kMaxThreads) / threads;
     const int64_t by_memory = (device.limits.shared + kOwn) / (bytes + kOwn);
     return device.limits.multiprocessors * std::max<int64_t>(1, std::min(by_registers, by_memory));
@@ -91,6 +93,29 @@ void backward_split(const Call& call, const Plan& plan, const Step& step, const 
     dot(call, step.value, step.pre, dy, step.post, to.dd);
 }
 
+// Runs a program for rows in one block: as it is compiled for this transform, number of threads, and dtype of `arrays`,
+// as far as they are given; or as it is compiled for any.
+template <template <class> class Program>
+void run_whole(const Call& call, const char* name, const Program<AnyKind>& program, int threads, int64_t bytes,
+               const std::vector<Array>& arrays) {
+    constexpr Storage kStorage = Storage::kBFloat16;
+    const bool alike = std::all_of(arrays.begin(), arrays.end(),
+                                   [](const Array& a) { return a.data == nullptr || a.storage == kStorage; });
+    const auto run_as = [&](auto kind) {
+        using Kind = decltype(kind);
+        if (!alike || tuned(Choice::kFixed, 1) == 0 || threads != Kind::kThreads) return false;
+        if (!Kind::OwnTransform::is_this(program.transform)) return false;
+        Program<Kind> fixed;
+        static_cast<typename Program<Kind>::Arguments&>(fixed) = program;
+        fixed.transform = typename Kind::OwnTransform(program.transform);
+        call.run((std::string(name) + " of one length").c_str(), fixed, threads, bytes);
+        return true;
+    };
+    const bool done = run_as(Kind1K<kStorage>{}) || run_as(Kind2K<kStorage>{}) || run_as(Kind4K<kStorage>{}) ||
+                      run_as(Kind8K<kStorage>{}) || run_as(Kind16K<kStorage>{});
+    if (!done) call.run(name, program, threads, bytes);
+}
+
 // A program for rows in one block, with what a step's convolution and its gradient need alike.
 template <class Program>
 Program program_of(const Call& call, const Plan& plan, const Step& step) {
@@ -107,7 +132,7 @@ Program program_of(const Call& call, const Plan& plan, const Step& step) {
 
 void backward_whole(const Call& call, const Plan& plan, const Step& step, const Operand& dy, bool adjoint,
                     StepGradients& to) {
-    ConvolveBackward program = program_of<ConvolveBackward>(call, plan, step);
+    auto program = program_of<ConvolveBackward<AnyKind>>(call, plan, step);
     const int threads = threads_beside(plan.whole.size(), plan.whole.sets, kBackwardBeside, call.device.limits);
     const int64_t bytes = shared_bytes(plan.whole.size(), kBackwardBeside.floats(threads, plan.whole.sets));
     // Every slice has its own sums.
@@ -131,7 +156,9 @@ void backward_whole(const Call& call, const Plan& plan, const Step& step, const 
     program.dspectra = direct ? reinterpret_cast<Cx*>(to.dspectrum) : complex(dspectra);
     program.sums = floats(sums);
     program.kept = complex(kept);
-    call.run("convolution's gradient", program, threads, bytes);
+    run_whole<ConvolveBackward>(
+        call, "convolution's gradient", program, threads, bytes,
+        {step.value.array, step.pre.array, step.post.array, dy.array, to.dvalue, to.dpre, to.dpost});
     if (!direct)
         reduce(call, floats(dspectra), program.slices, step.spectra.groups, step.spectra.width, 2 * plan.points,
                2 * step.spectra.room, to.dspectrum);
@@ -151,7 +178,7 @@ void forward(const Call& call, const Prepared& prepared, const Step& step, const
         forward_split(call, plan, step, y);
         return;
     }
-    Convolve program = program_of<Convolve>(call, plan, step);
+    auto program = program_of<Convolve<AnyKind>>(call, plan, step);
     program.filters = 1;
     program.gates[0] = step.pre;
     program.gates[1] = step.post;
@@ -159,14 +186,17 @@ void forward(const Call& call, const Prepared& prepared, const Step& step, const
     convolve(call, "convolution", program);
 }
 
-void convolve(const Call& call, const char* name, Convolve program) {
+void convolve(const Call& call, const char* name, Convolve<AnyKind> program) {
     const int64_t size = program.transform.size(), bytes = shared_bytes(size), rows = call.sequences.count;
     const int threads = threads_for(size);
-    const int64_t least = std::max<int64_t>(1, (rows + Convolve::kMaxRowsEach - 1) / Convolve::kMaxRowsEach);
+    const int64_t least =
+        std::max<int64_t>(1, (rows + ConvolveArguments::kMaxRowsEach - 1) / ConvolveArguments::kMaxRowsEach);
     const int64_t parts =
         parts_of_rows(rows, program.channel_blocks(), places<Convolve>(call.device, threads, bytes), least, 16);
     program.rows_each = tuned(Choice::kRowsEach, std::max<int64_t>(1, (rows + parts - 1) / parts));
-    call.run(name, program, threads, bytes);
+    std::vector<Array> arrays{program.value.array, program.y};
+    for (const Operand& gate : program.gates) arrays.push_back(gate.array);
+    run_whole<Convolve>(call, name, program, threads, bytes, arrays);
 }
 
 void backward(const Call& call, const Prepared& prepared, const Step& step, const Operand& dy, bool adjoint,

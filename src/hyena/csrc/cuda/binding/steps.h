@@ -78,7 +78,7 @@ struct Step {
 void forward(const Call& call, const Prepared& prepared, const Step& step, const Array& y);
 
 // Runs a convolution of rows that fit one block, with as many rows to a block as pays.
-void convolve(const Call& call, const char* name, Convolve program);
+void convolve(const Call& call, const char* name, Convolve<AnyKind> program);
 
 struct StepGradients {
     Array dvalue, dpre, dpost;   // the last two only where there are such gates

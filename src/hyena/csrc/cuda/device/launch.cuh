@@ -74,12 +74,17 @@ void launch(const char* name, const Program& program, int threads, int64_t share
         return std::string(name) + " of " + std::to_string(blocks) + " blocks of " + std::to_string(threads) +
                " threads with " + std::to_string(shared) + " bytes of shared memory";
     };
-    if constexpr (Program::kBlocksTogether > 1)
+    constexpr int kOwnThreads = own_threads<Program>();
+    if constexpr (kOwnThreads > 0) {
+        launch_as<Program, kOwnThreads, Program::kBlocksTogether>(what, program, threads, shared, device);
+        return;
+    } else if constexpr (Program::kBlocksTogether > 1) {
         if (threads <= kManyThreads) {
             launch_as<Program, kManyThreads, Program::kBlocksTogether>(what, program, threads, shared, device);
             return;
         }
-    launch_as<Program, kMaxThreads, 1>(what, program, threads, shared, device);
+    }
+    if constexpr (kOwnThreads == 0) launch_as<Program, kMaxThreads, 1>(what, program, threads, shared, device);
 }
 
 }  // namespace hyena::cuda

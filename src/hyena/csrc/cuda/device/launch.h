@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 namespace hyena::cuda {
 
@@ -36,6 +37,20 @@ template <class Fn>
 void each_launch(int64_t blocks, Fn&& fn) {
     for (int64_t first = 0, most = blocks_at_once(); first < blocks; first += most)
         fn(first, std::min(most, blocks - first));
+}
+
+// Threads of the only blocks that a program is compiled for; 0 where it takes any number.
+template <class Program, class = void>
+struct OwnThreads {
+    static constexpr int value = 0;
+};
+template <class Program>
+struct OwnThreads<Program, std::void_t<decltype(Program::kOwnThreads)>> {
+    static constexpr int value = Program::kOwnThreads;
+};
+template <class Program>
+constexpr int own_threads() {
+    return OwnThreads<Program>::value;
 }
 
 // Runs every block of a program, in the device's stream. Raises std::runtime_error naming the program where the launch

@@ -23,6 +23,7 @@ std::array<Known, size_t(Choice::kCount)> known{{
     {"carveout", 0, 100, 1},
     {"slices", 1, 1 << 20, 1},
     {"radices", 0, 2, 1},
+    {"fixed", 0, 1, 1},
 }};
 
 }  // namespace

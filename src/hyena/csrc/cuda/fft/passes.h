@@ -16,50 +16,14 @@
 // have others (of up to 64 points) are not padded.
 #pragma once
 
-#include "../device/block.h"
-#include "butterflies.h"
+#include "transform.h"
 
 namespace hyena::cuda {
 
-// Two powers of a block's root.
-struct alignas(16) RootPair {
-    Cx first, second;
-};
-
-// Pairs of powers in a last pass's table, for each block.
-constexpr int pairs_of(int radix) { return radix == 16 ? 3 : radix > 3 ? 2 : radix / 2; }
-
-// Places that so many points may take.
-HYENA_DEVICE int64_t buffer_places(uint32_t points) { return int64_t(points) + (points >> 4) + 1; }
-
-struct Pass {
-    int radix = 1;
-    uint32_t stride = 1;  // between the inputs of a butterfly, in points of the buffer
-    uint32_t step = 1;    // the same, in padded places
-    uint32_t blocks = 1;  // of a transform, before the pass
-    FastDiv by_stride, by_blocks;
-    // Powers of the root of every block. First pass: none. Last pass, of many blocks: some powers (see `powers`),
-    // [pair][block]. The others: all powers, [block][radix].
-    const void* roots = nullptr;
-};
-
-constexpr int kMaxPasses = 10;
-
-struct Transform {
-    uint32_t points = 1, sets = 1, lanes = 1, lane_shift = 0;
-    int passes = 0;
-    uint32_t pad_shift = 31;  // 4, or 31 for no padding
-    float scale = 1.f;        // 1 / points
-    Pass pass[kMaxPasses];
-
-    HYENA_DEVICE uint32_t size() const { return points * sets * lanes; }
-    HYENA_DEVICE uint32_t pad(uint32_t i) const { return i + (i >> pad_shift); }
-};
-
 // The powers 1 … R - 1 of the root of a block of the last pass, each at most one product away from a table's: w, w^2,
 // w^3, w^4, and w^8, w^12. A table of all of them would be read from beyond the first cache level.
-template <int R>
-HYENA_DEVICE void powers(const Pass& pass, uint32_t block, Cx* w) {
+template <int R, class AnyPass>
+HYENA_DEVICE void powers(const AnyPass& pass, uint32_t block, Cx* w) {
     const RootPair* pairs = static_cast<const RootPair*>(pass.roots) + block;
     if constexpr (R > 1) {
         const RootPair low = pairs[0];
@@ -83,8 +47,8 @@ HYENA_DEVICE void powers(const Pass& pass, uint32_t block, Cx* w) {
 }
 
 // The powers 0 … R - 1 of the root of a block of another pass, from a table of all of them.
-template <int R>
-HYENA_DEVICE void all_powers(const Pass& pass, uint32_t block, Cx* w) {
+template <int R, class AnyPass>
+HYENA_DEVICE void all_powers(const AnyPass& pass, uint32_t block, Cx* w) {
     const Cx* from = static_cast<const Cx*>(pass.roots) + block * uint32_t(R);
     if constexpr (R % 2 == 0) {
         unrolled<R / 2>([&](auto i) {
@@ -136,9 +100,16 @@ struct Butterfly {
     uint32_t stride, step;
     uint32_t block;  // of its set
 
-    HYENA_DEVICE Butterfly(const Transform& t, const Pass& pass, uint32_t j)
-        : stride(kStride == 0 ? pass.stride : kStride), step(kStride == 0 ? pass.step : kStride + kStride / 16) {
-        block = kStride == 0 ? pass.by_stride(j) : j / kStride;
+    template <class AnyTransform, class AnyPass>
+    HYENA_DEVICE Butterfly(const AnyTransform& t, const AnyPass& pass, uint32_t j)
+        : stride(kStride), step(kStride + kStride / 16) {
+        if constexpr (kStride == 0) {
+            stride = pass.stride;
+            step = pass.step;
+            block = pass.by_stride(j);
+        } else {
+            block = j / kStride;
+        }
         i = block * stride * uint32_t(pass.radix - 1) + j;
         start = t.pad(i);
         if (t.sets > 1) block -= pass.by_blocks(block) * pass.blocks;
@@ -151,10 +122,9 @@ struct Butterfly {
 enum class Ends { kRealTwisted, kTwisted, kPlain };
 
 // fn(Int<R>, pass, butterfly) for every butterfly of pass `s`, shared by the threads of the block.
-template <bool kMiddle = false, class Fn>
-HYENA_DEVICE void each_butterfly(const Block& block, const Transform& t, int s, Fn&& fn) {
-    const Pass& pass = t.pass[s];
-    with_radix(pass.radix, [&](auto radix) {
+template <bool kMiddle = false, class AnyTransform, class S, class Fn>
+HYENA_DEVICE void each_butterfly(const Block& block, const AnyTransform& t, S s, Fn&& fn) {
+    with_pass(t, s, [&](auto radix, const auto& pass) {
         const uint32_t count = t.size() / uint32_t(radix);
         const auto run = [&](auto stride) {
             block.each([&](int thread) {
@@ -162,21 +132,25 @@ HYENA_DEVICE void each_butterfly(const Block& block, const Transform& t, int s, 
                     fn(radix, pass, Butterfly<decltype(stride)::value>(t, pass, j));
             });
         };
-        // The middle pass of most transforms is one whose addresses can be constants.
-        if constexpr (kMiddle && decltype(radix)::value == 16) {
-            if (pass.stride == 16 && t.pad_shift == 4) {
-                run(Int<16>{});
-                return;
+        if constexpr (!std::is_same_v<AnyTransform, Transform>) {
+            run(Int<int(std::decay_t<decltype(pass)>::stride)>{});
+        } else {
+            // The middle pass of most transforms is one whose addresses can be constants.
+            if constexpr (kMiddle && decltype(radix)::value == 16) {
+                if (pass.stride == 16 && t.pad_shift == 4) {
+                    run(Int<16>{});
+                    return;
+                }
             }
+            run(Int<0>{});
         }
-        run(Int<0>{});
     });
 }
 
 // The first pass: Load(Place) -> Cx, or float for real numbers; Store(Place, Cx).
-template <Ends kEnds, class Load, class Store>
-HYENA_DEVICE void first_pass(const Block& block, const Transform& t, Load&& load, Store&& store) {
-    each_butterfly(block, t, 0, [&](auto radix, const Pass&, const auto& b) {
+template <Ends kEnds, class AnyTransform, class Load, class Store>
+HYENA_DEVICE void first_pass(const Block& block, const AnyTransform& t, Load&& load, Store&& store) {
+    each_butterfly(block, t, Int<0>{}, [&](auto radix, const auto&, const auto& b) {
         constexpr int R = decltype(radix)::value;
         Cx a[R];
         if constexpr (kEnds == Ends::kRealTwisted) {
@@ -195,9 +169,9 @@ HYENA_DEVICE void first_pass(const Block& block, const Transform& t, Load&& load
 }
 
 // Its inverse (times R): Load(Place) -> Cx; Store(Place, Cx), or float.
-template <Ends kEnds, class Load, class Store>
-HYENA_DEVICE void first_pass_inverse(const Block& block, const Transform& t, Load&& load, Store&& store) {
-    each_butterfly(block, t, 0, [&](auto radix, const Pass&, const auto& b) {
+template <Ends kEnds, class AnyTransform, class Load, class Store>
+HYENA_DEVICE void first_pass_inverse(const Block& block, const AnyTransform& t, Load&& load, Store&& store) {
+    each_butterfly(block, t, Int<0>{}, [&](auto radix, const auto&, const auto& b) {
         constexpr int R = decltype(radix)::value;
         Cx a[R];
         unrolled<R>([&](auto k) { a[k] = load(b[k]); });
@@ -216,9 +190,9 @@ HYENA_DEVICE void first_pass_inverse(const Block& block, const Transform& t, Loa
 }
 
 // Passes between the first and the last, forward or back.
-template <bool kInverse>
-HYENA_DEVICE void middle_pass(const Block& block, const Transform& t, int s, Cx* buffer) {
-    each_butterfly<true>(block, t, s, [&](auto radix, const Pass& pass, const auto& b) {
+template <bool kInverse, class AnyTransform, class S>
+HYENA_DEVICE void middle_pass(const Block& block, const AnyTransform& t, S s, Cx* buffer) {
+    each_butterfly<true>(block, t, s, [&](auto radix, const auto& pass, const auto& b) {
         constexpr int R = decltype(radix)::value;
         Cx a[R], w[R];
         all_powers<R>(pass, b.block, w);
@@ -233,17 +207,19 @@ HYENA_DEVICE void middle_pass(const Block& block, const Transform& t, int s, Cx*
         });
     });
 }
-HYENA_DEVICE void middle_forward(const Block& block, const Transform& t, Cx* buffer) {
-    for (int s = 1; s < t.passes - 1; ++s) middle_pass<false>(block, t, s, buffer);
+template <class AnyTransform>
+HYENA_DEVICE void middle_forward(const Block& block, const AnyTransform& t, Cx* buffer) {
+    each_middle<false>(t, [&](auto s) { middle_pass<false>(block, t, s, buffer); });
 }
-HYENA_DEVICE void middle_inverse(const Block& block, const Transform& t, Cx* buffer) {
-    for (int s = t.passes - 2; s > 0; --s) middle_pass<true>(block, t, s, buffer);
+template <class AnyTransform>
+HYENA_DEVICE void middle_inverse(const Block& block, const AnyTransform& t, Cx* buffer) {
+    each_middle<true>(t, [&](auto s) { middle_pass<true>(block, t, s, buffer); });
 }
 
 // The last pass from the buffer to Store(Place, Cx), and its inverse from Load(Place) -> Cx.
 template <class Store>
 HYENA_DEVICE void last_pass(const Block& block, const Transform& t, const Cx* buffer, Store&& store) {
-    each_butterfly(block, t, t.passes - 1, [&](auto radix, const Pass& pass, const auto& b) {
+    each_butterfly(block, t, last_of(t), [&](auto radix, const auto& pass, const auto& b) {
         constexpr int R = decltype(radix)::value;
         Cx a[R], w[R];
         powers<R>(pass, b.block, w);
@@ -257,7 +233,7 @@ HYENA_DEVICE void last_pass(const Block& block, const Transform& t, const Cx* bu
 }
 template <class Load>
 HYENA_DEVICE void last_pass_inverse(const Block& block, const Transform& t, Cx* buffer, Load&& load) {
-    each_butterfly(block, t, t.passes - 1, [&](auto radix, const Pass& pass, const auto& b) {
+    each_butterfly(block, t, last_of(t), [&](auto radix, const auto& pass, const auto& b) {
         constexpr int R = decltype(radix)::value;
         Cx a[R], w[R];
         powers<R>(pass, b.block, w);
@@ -271,10 +247,9 @@ HYENA_DEVICE void last_pass_inverse(const Block& block, const Transform& t, Cx* 
 // has points index + k * stride of a set's spectrum in a[0 … R - 1] and leaves what to go back from there. Spectra are
 // stored as [k][butterfly], so that neighbouring threads have neighbouring indices. With kBack = false the transform
 // ends here, and nothing is stored; with kForth = false it begins here, and `a` is undefined before the product.
-template <bool kForth = true, bool kBack = true, class Product>
-HYENA_DEVICE void turning_pass(const Block& block, const Transform& t, Cx* buffer, Product&& product) {
-    const Pass& pass = t.pass[t.passes - 1];
-    with_radix(pass.radix, [&](auto radix) {
+template <bool kForth = true, bool kBack = true, class AnyTransform, class Product>
+HYENA_DEVICE void turning_pass(const Block& block, const AnyTransform& t, Cx* buffer, Product&& product) {
+    with_pass(t, last_of(t), [&](auto radix, const auto& pass) {
         constexpr int R = decltype(radix)::value;
         const uint32_t count = t.size() / R, each = pass.blocks;
         const auto turn = [&](uint32_t j, uint32_t index, const auto& at) {
