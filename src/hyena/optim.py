@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from hyena.conv import LongConv
 from hyena.filters import Filter, LearnedEncoding
 
+# The most that poles and step sizes of state spaces are trained at: the rate that S4, S4D, DSS and H3 are trained with,
+# without weight decay (arXiv 2111.00396, appendix D.2; 2206.11893, section 5).
+DYNAMICS_LR = 1e-3
+
 # The released code's learning rate for trained positions (lr_pos_emb of its HyenaFilter).
 ENCODING_LR = 1e-5
 
@@ -31,6 +35,7 @@ def param_groups(
     weight_decay: float = 0.1,
     *,
     filter_lr: float | None = None,
+    dynamics_lr: float | None = None,
     encoding_lr: float | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for any ``torch.optim`` optimizer: ``AdamW(param_groups(model, lr=6e-4))``.
@@ -47,6 +52,8 @@ def param_groups(
                                                        a module names in its class's ``no_decay``
     ``filters``     ``filter_lr``    0                 what is inside a long filter, of this library or one's own: FFN,
                                                        sine frequency, window, taps, poles
+    ``dynamics``    ``dynamics_lr``  0                 what a filter's class names in ``dynamics``: poles and
+                                                       step sizes of state spaces
     ``encodings``   ``encoding_lr``  0                 trained positions inside a filter (:class:`LearnedEncoding`)
     ==============  ===============  ================  ======================================================
 
@@ -63,6 +70,7 @@ def param_groups(
         lr: of the ``decay`` and ``no_decay`` groups; a number, or a tensor where the optimizer takes one.
         weight_decay: of the ``decay`` group. The released language models are trained with 0.1, the default.
         filter_lr: of the ``filters`` group; ``lr`` if missing.
+        dynamics_lr: of the ``dynamics`` group; if missing, the rate of the ``filters``, but at most 1e-3.
         encoding_lr: of the ``encodings`` group; 1e-5 if missing.
 
     Returns:
@@ -71,29 +79,32 @@ def param_groups(
 
     Warns:
         UserWarning: a group has no parameters: the model has no trainable Hyena filter, nothing to decay, or no trained
-            positions although ``encoding_lr`` was given.
+            positions or no state spaces although ``encoding_lr`` or ``dynamics_lr`` was given.
 
     Raises:
         TypeError: something else than numbers.
         ValueError: a number that is negative or not finite, or a model without any trainable parameter.
     """
-    rates = {
-        "decay": (lr, weight_decay),
-        "no_decay": (lr, 0.0),
-        "filters": (lr if filter_lr is None else filter_lr, 0.0),
-        "encodings": (ENCODING_LR if encoding_lr is None else encoding_lr, 0.0),
-    }
-    given = {"lr": lr, "weight_decay": weight_decay, "filter_lr": filter_lr, "encoding_lr": encoding_lr}
+    given = {"lr": lr, "weight_decay": weight_decay, "filter_lr": filter_lr}
+    given |= {"dynamics_lr": dynamics_lr, "encoding_lr": encoding_lr}
     for name, value in given.items():
         if value is not None:
             _check_number(name, value)
+    of_filters = lr if filter_lr is None else filter_lr
+    rates = {
+        "decay": (lr, weight_decay),
+        "no_decay": (lr, 0.0),
+        "filters": (of_filters, 0.0),
+        "dynamics": (_at_most(of_filters, DYNAMICS_LR) if dynamics_lr is None else dynamics_lr, 0.0),
+        "encodings": (ENCODING_LR if encoding_lr is None else encoding_lr, 0.0),
+    }
 
     params: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
     for p, group in _assigned(model):
         params[group].append(p)
     if not any(params.values()):
         raise ValueError(f"{type(model).__name__} has no parameter that requires a gradient")
-    _warn_of_empty(params, encoding_lr is not None)
+    _warn_of_empty(params, {"dynamics": dynamics_lr is not None, "encodings": encoding_lr is not None})
     return [
         {"params": params[name], "lr": rate, "weight_decay": decay, "name": name}
         for name, (rate, decay) in rates.items()
@@ -125,7 +136,7 @@ def _assigned(model: nn.Module) -> Iterator[tuple[nn.Parameter, str]]:
 
 
 # Which group wins where several claim a parameter.
-_RANK = {"decay": 0, "no_decay": 1, "filters": 2, "encodings": 3}
+_RANK = {"decay": 0, "no_decay": 1, "filters": 2, "dynamics": 3, "encodings": 4}
 
 
 def _claims(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -134,6 +145,10 @@ def _claims(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield from (("encodings", p) for p in module.parameters())
     if isinstance(module, Filter):
         yield from (("filters", p) for p in module.parameters())
+        for name in module.dynamics:
+            p = getattr(module, name, None)
+            if isinstance(p, nn.Parameter):  # else it is computed from another one, by a parametrisation
+                yield "dynamics", p
     if isinstance(module, LongConv) and module.filter is not None:
         # Whatever a user put in a filter's place is one.
         yield from (("filters", p) for p in module.filter.parameters())
@@ -149,14 +164,19 @@ def _claims(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield "no_decay", p
 
 
-def _warn_of_empty(params: dict[str, list[nn.Parameter]], encodings_wanted: bool) -> None:
+def _at_most(rate: Any, most: float) -> Any:
+    return rate.clamp(max=most) if isinstance(rate, Tensor) else min(rate, most)
+
+
+def _warn_of_empty(params: dict[str, list[nn.Parameter]], wanted: dict[str, bool]) -> None:
     reasons = {
         "decay": "every trainable parameter is a bias, a norm, an embedding or part of a filter",
         "no_decay": "there are no trainable biases, norms or embeddings",
         "filters": "the model has no trainable Hyena filter, so filter_lr has no effect",
+        "dynamics": "no filter is a state space with poles and step sizes, so dynamics_lr has no effect",
         "encodings": "no filter has trained positions (a LearnedEncoding), so encoding_lr has no effect",
     }
     for name, reason in reasons.items():
-        # Computed positions are the usual case: they are worth a warning only to whoever asked for a rate of their own.
-        if not params[name] and (name != "encodings" or encodings_wanted):
+        # Of what few models have, only whoever asked for a rate of its own is told.
+        if not params[name] and wanted.get(name, True):
             warnings.warn(f"the parameter group {name!r} is empty: {reason}", stacklevel=3)

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from functools import partial
 
 from hyena import filters
-from hyena.filters import ExplicitFilter, ExponentialWindow, Filter, HyenaFilter, LearnedEncoding, ModalFilter
+from hyena.filters import (
+    EMA,
+    S4D,
+    ExplicitFilter,
+    ExponentialWindow,
+    Filter,
+    HyenaFilter,
+    LearnedEncoding,
+    ModalFilter,
+    ShiftSSM,
+)
 
 CHANNELS, L_MAX, FILTERS = 4, 40, 2
 
@@ -36,6 +46,13 @@ CASES: dict[str, Callable[..., Filter]] = {
     "explicit, 7 taps": partial(ExplicitFilter, taps=7),
     "modal": partial(ModalFilter, modes=3),
     "modal, real": partial(ModalFilter, modes=3, real=True),
+    "s4d": partial(S4D, modes=3),
+    "s4d, inv, bilinear": partial(S4D, modes=3, start="inv", discretisation="bilinear"),
+    "s4d, real": partial(S4D, modes=3, start="real"),
+    "s4d, real, bilinear": partial(S4D, modes=3, start="real", discretisation="bilinear"),
+    "shift": partial(ShiftSSM, state=7),
+    "ema": partial(EMA, modes=3),
+    "ema, truncated": partial(EMA, modes=3, truncation=9),
 }
 
 # Filters that cannot be used for longer rows than they were made for.

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from hyena import ops
 from hyena.conv.online import Online
+from hyena.filters._exponentials import powers
 from hyena.filters.base import Modes
-from hyena.filters.modal import powers
 
 # Positions that a chunk is read in at a time: a bound on the table of powers, and long enough to spread the calls over.
 _CHUNK = 128

@@ -1,17 +1,22 @@
-"""Long filters: implicit, explicit, modal, and the base class of one's own.
+"""Long filters: implicit, explicit, state spaces, moving averages, and the base class of one's own.
 
 A filter is called with a length and returns taps; it does not know how they are applied.
 """
 
 from hyena.filters.base import Filter, Modes
+from hyena.filters.ema import EMA
 from hyena.filters.encoding import LearnedEncoding, PositionalEncoding
 from hyena.filters.explicit import ExplicitFilter
 from hyena.filters.ffn import SineFFN
 from hyena.filters.implicit import HyenaFilter
 from hyena.filters.modal import ModalFilter
+from hyena.filters.s4d import S4D
+from hyena.filters.shift import ShiftSSM
 from hyena.filters.window import ExponentialWindow
 
 __all__ = [
+    "EMA",
+    "S4D",
     "ExplicitFilter",
     "ExponentialWindow",
     "Filter",
@@ -20,5 +25,6 @@ __all__ = [
     "ModalFilter",
     "Modes",
     "PositionalEncoding",
+    "ShiftSSM",
     "SineFFN",
 ]

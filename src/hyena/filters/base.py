@@ -70,6 +70,8 @@ class Filter(nn.Module, abc.ABC):
         depends_on_length: the taps for a length are not the first of those for a longer one (normalised over the
             length, say). One spectrum then serves one length, and the filter cannot be stepped.
         keep_float32: see above.
+        dynamics: names of the parameters that say how states move on (poles, step sizes), which are trained at a rate
+            of at most 1e-3; see :func:`hyena.param_groups`.
 
     Raises:
         TypeError: sizes that are not integers, or ``causal`` that is not a bool.
@@ -79,6 +81,7 @@ class Filter(nn.Module, abc.ABC):
     support: int | None = None
     depends_on_length: bool = False
     keep_float32: bool = True
+    dynamics: tuple[str, ...] = ()
 
     def __init__(self, channels: int, l_max: int, num_filters: int = 1, *, causal: bool = True) -> None:
         super().__init__()

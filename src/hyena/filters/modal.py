@@ -14,23 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from hyena import ops
+from hyena.filters._exponentials import norm, response
 from hyena.filters._initial import empty, fill
 from hyena.filters.base import Filter, Modes, check_extension, check_sizes
-
-
-def powers(decay: Tensor, angle: Tensor, count: int) -> Tensor:
-    """``p^0 … p^(count-1)`` with ``p = exp(-decay + i angle)``: ``(…)`` -> complex ``(…, count)``."""
-    at = torch.arange(count, device=decay.device, dtype=decay.dtype)
-    return torch.polar(torch.exp(-decay[..., None] * at), angle[..., None] * at)
-
-
-def response(decay: Tensor, angle: Tensor, residue: Tensor, count: int) -> Tensor:
-    """``sum_k Re(R_k p_k^t)`` for ``t = 0 … count-1``: ``(…, m)`` each -> ``(…, count)``."""
-    width = max(1, math.isqrt(count))
-    rows = -(-count // width)
-    coarse = residue[..., None] * powers(decay * width, angle * width, rows)  # (…, m, rows)
-    fine = powers(decay, angle, width)  # (…, m, width)
-    return (coarse.transpose(-1, -2) @ fine).real.flatten(-2)[..., :count]
 
 
 def _modes(log_decay: Tensor, angle: Tensor | None, residue: Tensor, first: Tensor) -> Modes:
@@ -43,15 +29,10 @@ def _modes(log_decay: Tensor, angle: Tensor | None, residue: Tensor, first: Tens
 
 
 def _norm(modes: Modes, length: int) -> Tensor:
-    """The l2 norms ``(F, G)`` of the first ``length`` taps, in float64: sums of geometric series, no taps."""
-    decay, angle, residue = modes.decay.double(), modes.angle.double(), modes.residue.to(torch.complex128)
+    """The l2 norms ``(F, G)`` of the first ``length`` taps, in float64."""
     energy = modes.first.double().square()
-    # Re(a) Re(b) = Re(a b + a conj(b)) / 2, for every pair of modes.
-    for sign in (1, -1):
-        other = residue if sign == 1 else residue.conj()
-        log = torch.complex(-decay[..., None] - decay[..., None, :], angle[..., None] + sign * angle[..., None, :])
-        series = (1 - torch.exp((length - 1) * log)) / (1 - torch.exp(log))
-        energy = energy + 0.5 * (residue[..., None] * other[..., None, :] * series).real.sum((-1, -2))
+    if length > 1:
+        energy = energy + norm(modes.decay, modes.angle, modes.residue, length - 1).square()
     return energy.clamp_min(1e-24).sqrt()
 
 
@@ -114,12 +95,12 @@ class ModalFilter(Filter):
         log_decay = empty(self.log_decay).copy_(rates)
         angle = None if self.angle is None else empty(self.angle).uniform_(0.0, math.pi)
         residue, first = empty(self.residue).normal_(), empty(self.first).normal_()
-        norm = _norm(_modes(log_decay, angle, residue, first), self.l_max).to(first.dtype)
+        size = _norm(_modes(log_decay, angle, residue, first), self.l_max).to(first.dtype)
         fill(self.log_decay, log_decay)
         if angle is not None:
             fill(self.angle, angle)
-        fill(self.residue, residue / (norm[..., None] if self.real else norm[..., None, None]))
-        fill(self.first, first / norm)
+        fill(self.residue, residue / (size[..., None] if self.real else size[..., None, None]))
+        fill(self.first, first / size)
         fill(self.error, torch.zeros_like(first))
 
     def modes(self) -> Modes:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hyena.filters.modal import response
+from hyena.filters._exponentials import response
 
 # Samples that poles are found from: filters are smooth at the scale of l_max, so a long one is looked at every few
 # taps. The singular value decomposition of a Hankel matrix of half as many rows is what costs time.
