@@ -79,20 +79,19 @@ def step(forward: Callable[[], object], backward: Callable[[], object]) -> Calla
     return run
 
 
-def call(
+def calls(
     b: Bench,
     op: str,
     batch: int,
     length: int,
     dtype: torch.dtype,
     spectrum: Tensor,
-    training: bool,
     through: Callable[..., Any] = lambda f, *a: f(*a),
-) -> Callable[[], object]:
-    """A call of an op on inputs of its own, ``through`` the kernels or the fallback."""
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """An op's forward and its backward on inputs of their own, ``through`` the kernels or the fallback."""
     c = b.width
     d = torch.randn(1, c, device=b.device)
-    (dy,) = b.tensors(1, batch, length, c, dtype) if training else [None]
+    (dy,) = b.tensors(1, batch, length, c, dtype)
     if op == "gated_conv":
         v, pre, post = b.tensors(3, batch, length, c, dtype)
         arguments: tuple[Any, ...] = (v, spectrum[0], d[0], pre, post, None)
@@ -103,5 +102,19 @@ def call(
         z_bias = torch.randn(3 * c, device=b.device)  # the projection's, which the operator leaves to this op on a GPU
         arguments = (z, weight, bias, spectrum, d, None, None, z_bias)
         forward, backward = H.recurrence, H.recurrence_backward
-    there = partial(through, forward, *arguments)
-    return step(there, partial(through, backward, dy, *arguments)) if training else there
+    return partial(through, forward, *arguments), partial(through, backward, dy, *arguments)
+
+
+def call(
+    b: Bench,
+    op: str,
+    batch: int,
+    length: int,
+    dtype: torch.dtype,
+    spectrum: Tensor,
+    training: bool,
+    through: Callable[..., Any] = lambda f, *a: f(*a),
+) -> Callable[[], object]:
+    """A call of an op, or a step: forward and backward."""
+    forward, backward = calls(b, op, batch, length, dtype, spectrum, through)
+    return step(forward, backward) if training else forward
