@@ -286,13 +286,15 @@ def rows(kept: dict[str, Any]) -> list[tuple[str, ...]]:
     return lines
 
 
-def show(lines: list[tuple[str, ...]]) -> None:
-    """Prints the table, and how many bars are reached."""
+def show(lines: list[tuple[str, ...]]) -> str:
+    """Prints and returns the table, with how many bars are reached."""
     widths = [max(len(line[i]) for line in lines) for i in range(4)] if lines else []
-    for line in lines:
-        print("  ".join(cell.ljust(w) for cell, w in zip(line, widths)) + "  " + line[4])
     verdicts = [line[4] for line in lines]
-    print(", ".join(f"{verdicts.count(v)} {v}" for v in ("pass", "FAIL", "ERROR")))
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("pass", "FAIL", "ERROR"))
+    shown = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths)) + "  " + line[4] for line in lines]
+    table = "\n".join([*shown, counts])
+    print(table)
+    return table
 
 
 def plot(path: Path, to: Path) -> None:
@@ -360,7 +362,7 @@ def run_stages(run: Run, stages: list[str]) -> None:
 def finish(run: Run) -> None:
     """Records, prints and draws what was found."""
     path = record(run)
-    show(rows(json.loads(path.read_text())))
+    table = show(rows(json.loads(path.read_text())))
     drawn = path.with_suffix(".png")
     try:
         plot(path, drawn)
@@ -368,6 +370,7 @@ def finish(run: Run) -> None:
         print(f"no plot: {type(error).__name__}: {error}")
     print(f"wrote {path}")
     if run.args.out:
+        (run.args.out / "table.txt").write_text(table + "\n")
         for file in (drawn, *sorted(run.folder.glob("*.log"))):
             if file.exists():
                 shutil.copy(file, run.args.out)

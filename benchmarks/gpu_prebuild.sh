@@ -4,11 +4,10 @@
 #
 #   benchmarks/gpu_prebuild.sh [base] [tune] [lb2] [t128]        base, unless named
 #
-# Each variant differs from base in one thing (and only base has line numbers, for profilers):
-#
-#   tune   exports hyena_tune, which sets choices at run time
-#   lb2    registers for two blocks of 256 threads on a multiprocessor, not three
-#   t128   blocks of 128 threads, registers for five
+# base   for gpu.py: with line numbers, for profilers
+# tune   exports hyena_tune, which sets choices at run time
+# lb2    tune, with registers for two blocks of 256 threads on a multiprocessor, not three
+# t128   tune, with blocks of 128 threads, and registers for five
 #
 # ARCH is the architecture (90-real), OUT the folder (.gpu), JOBS the compilers at once (2).
 set -euo pipefail
@@ -16,30 +15,49 @@ set -euo pipefail
 readonly ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly OUT=$(realpath -m "${OUT:-$ROOT/.gpu}")
 readonly PYTHON=$(command -v "${PYTHON:-python3}")
+readonly WORK=$ROOT/build/gpu-prebuild
+
+# Builds everything into $WORK/<name>: name, flags of nvcc, options of CMake.
+library() {
+    cmake -S "$ROOT/src/hyena/csrc" -B "$WORK/$1" -G Ninja -DPython_EXECUTABLE="$PYTHON" -DHYENA_CUDA=ON \
+        -DHYENA_ISAS=baseline -DCMAKE_CUDA_ARCHITECTURES="${ARCH:-90-real}" -DCMAKE_CUDA_FLAGS="$2" "${@:3}" &&
+        cmake --build "$WORK/$1" -j "${JOBS:-2}"
+}
+
+# Builds $WORK/<name> from tune's objects, but for the few that its definitions change.
+variant() {
+    local name=$1 flags=$2 commands source object command
+    library tune "" -DHYENA_TUNE=ON
+    cd "$WORK/tune"
+    commands=$(ninja -t commands _kernels.so)
+    local link=${commands##*$'\n'}
+    for source in cuda/kernels/kernels_convolve.cu cuda/binding/steps.cpp cuda/fft/plan.cpp; do
+        object=CMakeFiles/_kernels.dir/$source.o
+        command=$(grep -F -- "-c $ROOT/src/hyena/csrc/$source " <<< "$commands ")
+        bash -c "${command//"$object"/"$WORK/$name/${source##*/}.o"} $flags"
+        link=${link//"$object"/"$WORK/$name/${source##*/}.o"}
+    done
+    bash -c "${link//"-o _kernels.so"/"-o $WORK/$name/_kernels.so"}"
+}
 
 build() {
-    local name=$1 options=() cxx="" cuda=""
-    case $name in
-        base) cuda="-lineinfo" ;;
-        tune) options=(-DHYENA_TUNE=ON) ;;
-        lb2) cuda="-DHYENA_BLOCKS_TOGETHER=2" ;;
-        t128) cuda="-DHYENA_MANY_THREADS=128 -DHYENA_BLOCKS_TOGETHER=5" ;;
-        *) echo "no variant is called $name" >&2; exit 2 ;;
-    esac
-    [[ $cuda == *-D* ]] && cxx=$cuda # what is decided on the host, too
-    local work=$ROOT/build/gpu-prebuild/$name package=$OUT/$name/hyena
-    mkdir -p "$work" "$OUT/$name"
-    echo "== $name: ${options[*]:-} $cuda"
-    {
-        cmake -S "$ROOT/src/hyena/csrc" -B "$work" -G Ninja -DPython_EXECUTABLE="$PYTHON" -DHYENA_CUDA=ON \
-            -DHYENA_ISAS=baseline -DCMAKE_CUDA_ARCHITECTURES="${ARCH:-90-real}" -DCMAKE_CXX_FLAGS="$cxx" \
-            -DCMAKE_CUDA_FLAGS="$cuda" "${options[@]}" && cmake --build "$work" -j "${JOBS:-2}"
-    } > "$work/log" 2>&1 || { tail -n 40 "$work/log"; exit 1; }
+    local name=$1 package=$OUT/$1/hyena began=$SECONDS
+    mkdir -p "$WORK/$name"
+    (
+        set -e
+        case $name in
+            base) library base -lineinfo ;;
+            tune) library tune "" -DHYENA_TUNE=ON ;;
+            lb2) variant lb2 "-DHYENA_BLOCKS_TOGETHER=2" ;;
+            t128) variant t128 "-DHYENA_MANY_THREADS=128 -DHYENA_BLOCKS_TOGETHER=5" ;;
+            *) echo "no variant is called $name" && exit 2 ;;
+        esac
+    ) > "$WORK/$name/log" 2>&1 || { tail -n 40 "$WORK/$name/log"; exit 1; }
     rm -rf "$package"
     mkdir -p "$package"
     (cd "$ROOT/src/hyena" && find . \( -name "*.py" -o -name py.typed \) -print0 | tar --null -cf - --files-from=-) |
         tar -xf - -C "$package"
-    cp "$work/_kernels.so" "$package/"
+    cp "$WORK/$name/_kernels.so" "$package/"
     strip -g "$package/_kernels.so"
     # It must load, with every symbol there, before it is carried anywhere.
     (cd / && PYTHONPATH=$OUT/$name "$PYTHON" -c '
@@ -49,7 +67,7 @@ from hyena.ops._extension import EXTENSION
 assert EXTENSION.instructions is not None, EXTENSION.reason
 assert hyena.ops.has_kernel("recurrence", torch.device("cuda")), "no CUDA kernels"
 ') || { echo "$package does not work"; exit 1; }
-    du -sh --apparent-size "$OUT/$name"
+    echo "$name: $((SECONDS - began)) s, $(du -sh --apparent-size "$OUT/$name" | cut -f 1)"
 }
 
 for name in "${@:-base}"; do build "$name"; done

@@ -3,8 +3,8 @@
     python tune.py .gpu/tune .gpu/base .gpu/lb2 … --out tune.json [--budget 460] [--dry-run]
 
 Each folder holds a package (gpu_prebuild.sh), which a process of its own measures: the mixing step, 64 x 768, bf16,
-forward and backward. Where the library exports ``hyena_tune`` (built with HYENA_TUNE), every setting of
-tune_settings.py is timed; any other is timed as it is. Settings of one length take turns, nine rounds of about 20 ms
+forward and backward. Of the first, which exports ``hyena_tune`` (built with HYENA_TUNE), every setting of
+tune_settings.py is timed; the others are timed as they are, unless ``--all``. Settings of one length take turns, nine rounds of about 20 ms
 each; the first and the last are both the library's own choice, and what these two differ by is noise. A setting that
 changes results is wrong, and said to be. The record is rewritten after each row.
 """
@@ -37,9 +37,10 @@ class Tuning:
 
     def measure(self, library: Path) -> None:
         """Runs a library's process, and again without what broke it."""
-        left, without = list(LENGTHS), []
+        left, without = list(LENGTHS)[: 2 if self.args.dry_run else None], []
         while left and time.monotonic() < self.end:
             command = [sys.executable, str(HERE / "tune_settings.py"), "--lengths", *map(str, left)]
+            command += ["--plain"] if library != self.args.libraries[0] and not self.args.all else []
             command += [*(["--without", *without] if without else []), *(["--dry-run"] if self.args.dry_run else [])]
             environment = os.environ | {"PYTHONPATH": f"{library.resolve()}{os.pathsep}{HERE}", "PYTHONUNBUFFERED": "1"}
             process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd="/", env=environment, text=True)
@@ -105,6 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("libraries", nargs="+", type=Path, help="folders that hold a package hyena")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--all", action="store_true", help="settings of every library, not only of the first")
     parser.add_argument("--budget", type=float, default=460, help="seconds for everything together")
     parser.add_argument("--commit", help="what is measured")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, at toy sizes")

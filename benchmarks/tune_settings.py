@@ -150,8 +150,11 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
     parser.add_argument("--without", nargs="+", default=[], help="settings not to try")
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--plain", action="store_true", help="no settings: only the library's own choice")
     args = parser.parse_args()
     b, library = Bench("cpu" if args.dry_run else "cuda"), Library()
+    if args.plain:
+        library.tune = None
     if not b.toy and not ops.has_kernel("recurrence", torch.device("cuda", 0), HALF):
         sys.exit("no kernel for this GPU")
     for wanted in args.lengths:
