@@ -4,9 +4,9 @@
 
 Each folder holds a package (gpu_prebuild.sh), which a process of its own measures: the mixing step, 64 x 768, bf16,
 forward and backward. Of the first, which exports ``hyena_tune`` (built with HYENA_TUNE), every setting of
-tune_settings.py is timed; the others are timed as they are, unless ``--all``. Settings of one length take turns, nine rounds of about 20 ms
-each; the first and the last are both the library's own choice, and what these two differ by is noise. A setting that
-changes results is wrong, and said to be. The record is rewritten after each row.
+tune_settings.py is timed; the others are timed as they are, unless ``--all``. Settings of one length take turns, nine
+rounds of about 20 ms each; the first and the last are both the library's own choice, and what these two differ by is
+noise. A setting that changes results is wrong, and said to be. The record is rewritten after each row.
 """
 
 from __future__ import annotations
