@@ -93,17 +93,23 @@ void backward_split(const Call& call, const Plan& plan, const Step& step, const 
     dot(call, step.value, step.pre, dy, step.post, to.dd);
 }
 
-// Runs a program for rows in one block: as it is compiled for this transform, number of threads, and dtype of `arrays`,
-// as far as they are given; or as it is compiled for any.
+// Runs a program for rows in one block: as it is compiled for this transform, number of threads, dtype and number of
+// taps, if it is; or as it is compiled for any. `operands` have short convolutions of `taps`, `arrays` none; not all of
+// them need be given.
 template <template <class> class Program>
 void run_whole(const Call& call, const char* name, const Program<AnyKind>& program, int threads, int64_t bytes,
-               const std::vector<Array>& arrays) {
-    constexpr Storage kStorage = Storage::kBFloat16;
-    const bool alike = std::all_of(arrays.begin(), arrays.end(),
-                                   [](const Array& a) { return a.data == nullptr || a.storage == kStorage; });
+               const std::vector<Operand>& operands, const std::vector<Array>& arrays) {
+    const int32_t taps = program.value.taps;
+    bool alike = call.sequences.mask == nullptr && tuned(Choice::kFixed, 1) != 0;
+    const auto look = [&](const Array& a) { alike = alike && (a.data == nullptr || a.storage == Storage::kBFloat16); };
+    for (const Operand& o : operands) {
+        look(o.array);
+        alike = alike && (!o.given() || o.taps == taps);
+    }
+    for (const Array& a : arrays) look(a);
     const auto run_as = [&](auto kind) {
         using Kind = decltype(kind);
-        if (!alike || tuned(Choice::kFixed, 1) == 0 || threads != Kind::kThreads) return false;
+        if (!alike || taps != Kind::taps || threads != Kind::kThreads) return false;
         if (!Kind::OwnTransform::is_this(program.transform)) return false;
         Program<Kind> fixed;
         static_cast<typename Program<Kind>::Arguments&>(fixed) = program;
@@ -111,9 +117,12 @@ void run_whole(const Call& call, const char* name, const Program<AnyKind>& progr
         call.run((std::string(name) + " of one length").c_str(), fixed, threads, bytes);
         return true;
     };
-    const bool done = run_as(Kind1K<kStorage>{}) || run_as(Kind2K<kStorage>{}) || run_as(Kind4K<kStorage>{}) ||
-                      run_as(Kind8K<kStorage>{}) || run_as(Kind16K<kStorage>{});
-    if (!done) call.run(name, program, threads, bytes);
+    const auto run_with = [&](auto count) {
+        constexpr int kTaps = decltype(count)::value;
+        return run_as(Kind1K<kTaps>{}) || run_as(Kind2K<kTaps>{}) || run_as(Kind4K<kTaps>{}) ||
+               run_as(Kind8K<kTaps>{}) || run_as(Kind16K<kTaps>{});
+    };
+    if (!run_with(Int<0>{}) && !run_with(Int<3>{})) call.run(name, program, threads, bytes);
 }
 
 // A program for rows in one block, with what a step's convolution and its gradient need alike.
@@ -156,9 +165,13 @@ void backward_whole(const Call& call, const Plan& plan, const Step& step, const 
     program.dspectra = direct ? reinterpret_cast<Cx*>(to.dspectrum) : complex(dspectra);
     program.sums = floats(sums);
     program.kept = complex(kept);
-    run_whole<ConvolveBackward>(
-        call, "convolution's gradient", program, threads, bytes,
-        {step.value.array, step.pre.array, step.post.array, dy.array, to.dvalue, to.dpre, to.dpost});
+    // Where an operand has taps, kernels for one length go back through them.
+    const std::vector<Array> arrays{dy.array, to.dvalue, to.dpre, to.dpost};
+    if (adjoint == (step.value.taps > 0))
+        run_whole<ConvolveBackward>(call, "convolution's gradient", program, threads, bytes,
+                                    {step.value, step.pre, step.post}, arrays);
+    else
+        call.run("convolution's gradient", program, threads, bytes);
     if (!direct)
         reduce(call, floats(dspectra), program.slices, step.spectra.groups, step.spectra.width, 2 * plan.points,
                2 * step.spectra.room, to.dspectrum);
@@ -194,9 +207,9 @@ void convolve(const Call& call, const char* name, Convolve<AnyKind> program) {
     const int64_t parts =
         parts_of_rows(rows, program.channel_blocks(), places<Convolve>(call.device, threads, bytes), least, 16);
     program.rows_each = tuned(Choice::kRowsEach, std::max<int64_t>(1, (rows + parts - 1) / parts));
-    std::vector<Array> arrays{program.value.array, program.y};
-    for (const Operand& gate : program.gates) arrays.push_back(gate.array);
-    run_whole<Convolve>(call, name, program, threads, bytes, arrays);
+    std::vector<Operand> operands{program.value};
+    operands.insert(operands.end(), std::begin(program.gates), std::end(program.gates));
+    run_whole<Convolve>(call, name, program, threads, bytes, operands, {program.y});
 }
 
 void backward(const Call& call, const Prepared& prepared, const Step& step, const Operand& dy, bool adjoint,

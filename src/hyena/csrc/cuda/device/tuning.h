@@ -15,7 +15,7 @@ enum class Choice {
     kCarveout,    // percent of a multiprocessor's fast memory to use as shared memory
     kSlices,      // of the rows, in the gradient of a convolution
     kRadices,     // which way 8192 and 16384 points are cut up, see radices_of
-    kFixed,       // 0: no kernels that are compiled for one transform and dtype
+    kFixed,       // 0: no kernels that are compiled for one transform, dtype and number of taps
     kCount,
 };
 

@@ -57,8 +57,8 @@ struct Convolve : ConvolveArguments {
         block.each([&](int thread) {
             chunks.each(thread, [&](int set) {
                 const uint32_t channel = own(first, set);
-                return [&, set, a = Line(Kind::of(value), sequences, row, channel),
-                        b = Line(Kind::of(gates[0]), sequences, row, channel)](int at) {
+                return [&, set, a = Line(Kind::of(value), Kind::of(sequences), row, channel),
+                        b = Line(Kind::of(gates[0]), Kind::of(sequences), row, channel)](int at) {
                     float x[kChunk];
                     product(a, b, at, x);
                     chunks.put(buffer, set, at, x);
@@ -81,16 +81,17 @@ struct Convolve : ConvolveArguments {
                 chunks.each(thread, [&](int set) {
                     const uint32_t channel = own(first, set);
                     const bool last = f + 1 == filters, counts = first + set < channels;
-                    return [&, set, last, counts, line = Line(Kind::of(gates[f + 1]), sequences, row, channel),
-                            to = Sink(Kind::of(y), row, channel)](int at) {
-                        float x[kChunk];
-                        chunks.get(buffer, set, at, x);
-                        gate(line, at, x);
-                        if (!last)
-                            chunks.put(buffer, set, at, x);
-                        else if (counts)
-                            to.put(at, x);
-                    };
+                    return
+                        [&, set, last, counts, line = Line(Kind::of(gates[f + 1]), Kind::of(sequences), row, channel),
+                         to = Sink(Kind::of(y), row, channel)](int at) {
+                            float x[kChunk];
+                            chunks.get(buffer, set, at, x);
+                            gate(line, at, x);
+                            if (!last)
+                                chunks.put(buffer, set, at, x);
+                            else if (counts)
+                                to.put(at, x);
+                        };
                 });
             });
         }

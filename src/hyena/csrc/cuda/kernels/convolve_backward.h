@@ -93,18 +93,18 @@ struct ConvolveBackward : ConvolveBackwardArguments {
             float sum = 0.f;
             chunks.each(thread, [&](int set) {
                 const uint32_t channel = own(first, set);
-                return
-                    [&, set, a = Line(Kind::of(value), sequences, row, channel),
-                     b = Line(Kind::of(pre), sequences, row, channel), up = Line(Kind::of(dy), sequences, row, channel),
-                     outer = Line(Kind::of(post), sequences, row, channel)](int at) {
-                        float x[kChunk], g[kChunk];
-                        product(a, b, at, x);
-                        chunks.put(buffer, set, at, x);
-                        if (d == nullptr) return;
-                        product(up, outer, at, g);
-                        HYENA_UNROLL
-                        for (int e = 0; e < kChunk; ++e) sum += x[e] * g[e];
-                    };
+                return [&, set, a = Line(Kind::of(value), Kind::of(sequences), row, channel),
+                        b = Line(Kind::of(pre), Kind::of(sequences), row, channel),
+                        up = Line(Kind::plain(dy), Kind::of(sequences), row, channel),
+                        outer = Line(Kind::of(post), Kind::of(sequences), row, channel)](int at) {
+                    float x[kChunk], g[kChunk];
+                    product(a, b, at, x);
+                    chunks.put(buffer, set, at, x);
+                    if (d == nullptr) return;
+                    product(up, outer, at, g);
+                    HYENA_UNROLL
+                    for (int e = 0; e < kChunk; ++e) sum += x[e] * g[e];
+                };
             });
             partial[thread] += sum;
         });
@@ -116,8 +116,8 @@ struct ConvolveBackward : ConvolveBackwardArguments {
         block.each([&](int thread) {
             chunks.each(thread, [&](int set) {
                 const uint32_t channel = own(first, set);
-                return [&, set, up = Line(Kind::of(dy), sequences, row, channel),
-                        outer = Line(Kind::of(post), sequences, row, channel)](int at) {
+                return [&, set, up = Line(Kind::plain(dy), Kind::of(sequences), row, channel),
+                        outer = Line(Kind::of(post), Kind::of(sequences), row, channel)](int at) {
                     float g[kChunk];
                     product(up, outer, at, g);
                     chunks.put(buffer, set, at, g);
@@ -163,8 +163,8 @@ struct ConvolveBackward : ConvolveBackwardArguments {
             chunks.each(thread, [&](int set) {
                 const uint32_t channel = own(first, set);
                 const int length = first + set < channels ? row.length : 0;
-                return [&, set, length, up = Line(Kind::of(dy), sequences, row, channel),
-                        line = Line(Kind::of(post), sequences, row, channel),
+                return [&, set, length, up = Line(Kind::plain(dy), Kind::of(sequences), row, channel),
+                        line = Line(Kind::of(post), Kind::of(sequences), row, channel),
                         to = Sink(Kind::of(dpost), row, channel)](int at) {
                     if (at >= length) return;
                     float g[kHalo + kChunk + kHalo], c[kChunk + kHalo], x[kHalo + kChunk + kHalo];
@@ -173,13 +173,13 @@ struct ConvolveBackward : ConvolveBackwardArguments {
                     chunks.get_ahead(buffer, set, at, c);
                     HYENA_UNROLL
                     for (int e = 0; e < kChunk + kHalo; ++e) c[e] *= g[kHalo + e];
-                    if (adjoint)
+                    if (Kind::is_adjoint(adjoint))
                         put_adjoint(to, line, at, kept, c, x, parts);
                     else
                         to.put(at, c);
                 };
             });
-            if (!adjoint) return;
+            if (!Kind::is_adjoint(adjoint)) return;
             HYENA_UNROLL
             for (int k = 0; k < kPartSums; ++k) partial[k * block.threads + thread] += parts[k];
         });
@@ -193,8 +193,8 @@ struct ConvolveBackward : ConvolveBackwardArguments {
             chunks.each(thread, [&](int set) {
                 const uint32_t channel = own(first, set);
                 const int length = first + set < channels ? row.length : 0;
-                return [&, set, length, values = Line(Kind::of(value), sequences, row, channel),
-                        gates = Line(Kind::of(pre), sequences, row, channel),
+                return [&, set, length, values = Line(Kind::of(value), Kind::of(sequences), row, channel),
+                        gates = Line(Kind::of(pre), Kind::of(sequences), row, channel),
                         to_value = Sink(Kind::of(dvalue), row, channel),
                         to_pre = Sink(Kind::of(dpre), row, channel)](int at) {
                     if (at >= length) return;
@@ -203,7 +203,7 @@ struct ConvolveBackward : ConvolveBackwardArguments {
                     const uint32_t kept = values.kept(at), kept_gate = gates.kept(at);
                     windows<true>(values, gates, at, kept, kept_gate, xv, xg);
                     chunks.get_ahead(buffer, set, at, dp);
-                    if (!adjoint) {
+                    if (!Kind::is_adjoint(adjoint)) {
                         if (gates.given) {
                             values.finish(at, kept, xv, v);
                             gates.finish(at, kept_gate, xg, g);
@@ -230,7 +230,7 @@ struct ConvolveBackward : ConvolveBackwardArguments {
                     put_adjoint(to_value, values, at, kept, dp, xv, parts + kPartSums);
                 };
             });
-            if (!adjoint) return;
+            if (!Kind::is_adjoint(adjoint)) return;
             HYENA_UNROLL
             for (int k = 0; k < 2 * kPartSums; ++k) partial[k * block.threads + thread] += parts[k];
         });

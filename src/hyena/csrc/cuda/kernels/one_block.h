@@ -41,40 +41,56 @@ HYENA_DEVICE void times_filter(Int<R>, const Strided& filter, float skip, Cx* a)
     });
 }
 
-// What a kernel is compiled for: whatever comes; or one transform, number of threads, and dtype of all its arrays,
-// where addresses are constants and loops have known ends.
+// What a kernel is compiled for: whatever comes; or one transform and number of threads, bfloat16 arrays, rows without
+// a mask, and short convolutions of kTaps taps or none: then addresses are constants, loops have known ends, and most
+// branches are gone.
 struct AnyKind {
     using OwnTransform = Transform;
     static constexpr int kThreads = 0;
 
     HYENA_DEVICE static const Operand& of(const Operand& o) { return o; }
+    HYENA_DEVICE static const Operand& plain(const Operand& o) { return o; }
     HYENA_DEVICE static const Array& of(const Array& a) { return a; }
+    HYENA_DEVICE static const Sequences& of(const Sequences& s) { return s; }
+    HYENA_DEVICE static bool is_adjoint(bool adjoint) { return adjoint; }
 };
-template <class Fixed, int kOwnThreads, Storage kStorage>
+template <class Fixed, int kOwnThreads, int kTaps>
 struct FixedKind {
     using OwnTransform = Fixed;
-    static constexpr int kThreads = kOwnThreads;
-    static constexpr Storage storage = kStorage;
+    static constexpr int kThreads = kOwnThreads, taps = kTaps;
+    static constexpr Storage storage = Storage::kBFloat16;
 
     HYENA_DEVICE static Array of(Array a) {
-        a.storage = kStorage;
+        a.storage = storage;
         return a;
     }
     HYENA_DEVICE static Operand of(Operand o) {
-        o.array.storage = kStorage;
+        o.array.storage = storage;
+        o.taps = kTaps;
         return o;
     }
+    // Of an operand that never has a short convolution.
+    HYENA_DEVICE static Operand plain(Operand o) {
+        o.array.storage = storage;
+        o.taps = 0;
+        return o;
+    }
+    HYENA_DEVICE static Sequences of(Sequences s) {
+        s.mask = nullptr;
+        return s;
+    }
+    HYENA_DEVICE static constexpr bool is_adjoint(bool) { return kTaps > 0; }
 };
-template <Storage s>
-using Kind1K = FixedKind<FixedTransform<2, 4, 16, 16>, 128, s>;
-template <Storage s>
-using Kind2K = FixedKind<FixedTransform<1, 8, 16, 16>, 128, s>;
-template <Storage s>
-using Kind4K = FixedKind<FixedTransform<1, 16, 16, 16>, 256, s>;
-template <Storage s>
-using Kind8K = FixedKind<FixedTransform<1, 8, 4, 16, 16>, 256, s>;
-template <Storage s>
-using Kind16K = FixedKind<FixedTransform<1, 4, 16, 16, 16>, 512, s>;
+template <int kTaps>
+using Kind1K = FixedKind<FixedTransform<2, 4, 16, 16>, 128, kTaps>;
+template <int kTaps>
+using Kind2K = FixedKind<FixedTransform<1, 8, 16, 16>, 128, kTaps>;
+template <int kTaps>
+using Kind4K = FixedKind<FixedTransform<1, 16, 16, 16>, 256, kTaps>;
+template <int kTaps>
+using Kind8K = FixedKind<FixedTransform<1, 8, 4, 16, 16>, 256, kTaps>;
+template <int kTaps>
+using Kind16K = FixedKind<FixedTransform<1, 4, 16, 16, 16>, 512, kTaps>;
 
 template <class Kind>
 HYENA_DEVICE Block block_of(Block block) {

@@ -11,13 +11,11 @@
 #define HYENA_DIRECT_PROGRAMS(X) X(Toeplitz)
 #define HYENA_CONVOLVE_PROGRAMS(X) X(Convolve<AnyKind>)
 #define HYENA_BACKWARD_PROGRAMS(X) X(ConvolveBackward<AnyKind>)
-// Of the dtype that models are trained in.
-#define HYENA_FIXED_PROGRAMS(X, Program)   \
-    X(Program<Kind1K<Storage::kBFloat16>>) \
-    X(Program<Kind2K<Storage::kBFloat16>>) \
-    X(Program<Kind4K<Storage::kBFloat16>>) \
-    X(Program<Kind8K<Storage::kBFloat16>>) \
-    X(Program<Kind16K<Storage::kBFloat16>>)
+// Of what models are trained with: gates as they are, or three taps before each.
+#define HYENA_FIXED_PROGRAMS(X, Program) HYENA_FIXED_TAPS(X, Program, 0) HYENA_FIXED_TAPS(X, Program, 3)
+#define HYENA_FIXED_TAPS(X, Program, taps) \
+    X(Program<Kind1K<taps>>)               \
+    X(Program<Kind2K<taps>>) X(Program<Kind4K<taps>>) X(Program<Kind8K<taps>>) X(Program<Kind16K<taps>>)
 #define HYENA_SPLIT_PROGRAMS(X) X(ColumnsIn) X(ColumnsOut) X(RowsConvolve) X(RowsBackward)
 #define HYENA_SPECTRUM_PROGRAMS(X) \
     X(Spectrum<false>)             \
