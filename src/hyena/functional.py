@@ -234,7 +234,7 @@ def gated_conv(
     if h.dim() == 3:
         return _conv_of_own_filters(v, h, d, pre, post, causal, cu_seqlens, max_seqlen)
     h = _cut(h.to(ops.compute_dtype(v)), longest, causal)
-    if ops.is_direct(h.size(0), longest, v.device):
+    if ops.is_direct(h.size(0), longest, v.device, v.dtype):
         return ops.direct_conv(v, h, d, pre, post, cu_seqlens, causal, longest)
     spectrum = ops.filter_spectrum(h[None], ops.transform_length(longest), causal)
     return ops.gated_conv(v, spectrum[0], d, pre, post, cu_seqlens)

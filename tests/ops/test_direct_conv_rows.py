@@ -10,7 +10,7 @@ from torch import Tensor
 
 from helpers import oracle
 from helpers.cases import Tier, compare, offsets, rand, rows_of
-from helpers.gated_conv import inputs
+from helpers.gated_conv import direct_errors, inputs
 from hyena import ops
 
 HALF = [torch.float32, torch.bfloat16, torch.float16]
@@ -40,7 +40,9 @@ def matrices(cu_seqlens: Tensor | None = None, *, causal: bool = True, **given: 
 @pytest.mark.parametrize(("batch", "length", "taps", "groups"), SIZES)
 def test_sizes(tier: Tier, dtype: torch.dtype, batch: int, length: int, taps: int, groups: int) -> None:
     x = inputs(batch, length, 2, taps, groups)
-    compare(ops.direct_conv, matrices, x, rand(batch, length, 2), tier, dtype, {"v": "channel_major"}, h=torch.float32)
+    layouts, allowed = {"v": "channel_major"}, direct_errors(dtype)
+    dy = rand(batch, length, 2)
+    compare(ops.direct_conv, matrices, x, dy, tier, dtype, layouts, allowed=allowed, h=torch.float32)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -48,7 +50,8 @@ def test_sizes(tier: Tier, dtype: torch.dtype, batch: int, length: int, taps: in
 def test_two_sided(tier: Tier, dtype: torch.dtype, length: int, taps: int) -> None:
     x = inputs(3, length, 2, taps, 1, causal=False)
     fn, want = partial(ops.direct_conv, causal=False), partial(matrices, causal=False)
-    compare(fn, want, x, rand(3, length, 2), tier, dtype, {"pre": "channel_major"}, h=torch.float32)
+    layouts, allowed = {"pre": "channel_major"}, direct_errors(dtype)
+    compare(fn, want, x, rand(3, length, 2), tier, dtype, layouts, allowed=allowed, h=torch.float32)
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])
@@ -57,7 +60,9 @@ def test_packed_rows_of_any_length(tier: Tier, sizes: list[int], causal: bool) -
     x = inputs(1, sum(sizes), 4, 140, 2, causal=causal)
     x["cu_seqlens"] = offsets(sizes)
     fn, want = partial(ops.direct_conv, causal=causal), partial(matrices, causal=causal)
-    compare(fn, want, x, rand(1, sum(sizes), 4), tier, torch.bfloat16, {"v": "channel_major"}, h=torch.float32)
+    dtype, layouts = torch.bfloat16, {"v": "channel_major"}
+    dy, allowed = rand(1, sum(sizes), 4), direct_errors(dtype)
+    compare(fn, want, x, dy, tier, dtype, layouts, allowed=allowed, h=torch.float32)
 
 
 def _call(tier: Tier, v: Tensor, h: Tensor, pre: Tensor) -> Tensor:
@@ -97,3 +102,25 @@ def test_what_is_not_finite_stays_where_its_taps_reach(tier: Tier, dtype: torch.
     reached[1, at : at + taps] = True
     assert not changed[reached].isfinite().any()
     torch.testing.assert_close(changed[~reached], y[~reached])
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("where", ["v", "dy"])
+def test_gradients_of_what_is_not_finite(tier: Tier, dtype: torch.dtype, where: str) -> None:
+    length, taps, at = 290, 37, 117
+    v, h, pre = _rows(dtype, length, taps)
+    dy = rand(3, length, 2, seed=4).to(dtype)
+    (v if where == "v" else dy)[1, at, 1] = torch.nan
+    leaves = [t.to(tier.device).requires_grad_() for t in (v, h, pre)]
+    with tier():
+        y = ops.direct_conv(leaves[0], leaves[1], None, leaves[2])
+        grads = torch.autograd.grad(y, leaves, dy.to(tier.device))
+    reached = [torch.zeros_like(t, dtype=torch.bool) for t in (v, h, pre)]
+    reached[1][:, 1] = True
+    if where == "dy":
+        reached[0][1, at - taps + 1 : at + 1, 1] = True
+        reached[2][1, at - taps + 1 : at + 1, 1] = True
+    else:  # of the product that it is a factor of, only the other factor's
+        reached[2][1, at, 1] = True
+    for got, want in zip(grads, reached, strict=True):
+        assert torch.equal(got.cpu().isnan(), want)

@@ -21,11 +21,27 @@ from hyena.ops._packing import check_bounds, row_bounds
 from hyena.ops.short_conv import shifted
 
 
-# Up to an eighth of the row, but 32 taps at least and 128 at most: measured, see docs/kernels.md, "Few taps".
-def is_direct(taps: int, length: int, device: torch.device) -> bool:
-    """Whether rows of ``length`` positions meet a filter of this many taps faster tap by tap than by transforms."""
-    kernels = has_kernel("direct_conv", device) and has_kernel("direct_conv_backward", device)
-    return kernels and taps <= max(32, min(length // 8, 128))
+class _Cuda:
+    """Where the CUDA kernel, on tensor cores, is taken for faster than transforms."""
+
+    taps = 512  # of half precision, in rows of any length
+    short_row = 2048  # where filters as long as the row are direct as well
+    float_taps = 128  # of float32, which takes three products
+
+
+def is_direct(taps: int, length: int, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether rows of ``length`` positions meet a filter of this many taps faster tap by tap than by transforms.
+
+    On a CPU, up to an eighth of the row, but 32 taps at least and 128 at most: measured, see docs/kernels.md, "Few
+    taps".
+    """
+    if not (has_kernel("direct_conv", device) and has_kernel("direct_conv_backward", device)):
+        return False
+    if device.type == "cpu":
+        return taps <= max(32, min(length // 8, 128))
+    if dtype not in (torch.bfloat16, torch.float16):
+        return dtype == torch.float32 and taps <= _Cuda.float_taps
+    return taps <= (max(_Cuda.taps, _Cuda.short_row) if length <= _Cuda.short_row else _Cuda.taps)
 
 
 def _row_numbers(v: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:

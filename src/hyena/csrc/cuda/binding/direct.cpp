@@ -5,6 +5,7 @@
 
 #include "../../checks.h"
 #include "../kernels/toeplitz.h"
+#include "../kernels/toeplitz_gradient.h"
 #include "fallback.h"
 
 namespace hyena::cuda {
@@ -22,7 +23,8 @@ double cost_of(const Band& band, int products) {
 
 // The windows that are cheapest for rows of a call; none where shared memory has no room for any.
 std::optional<Band> band_for(const Call& call, int64_t filters, int64_t width, int64_t taps, bool causal,
-                             int products) {
+                             int products,
+                             bool gradient = false) {
     const Sequences& s = call.sequences;
     const int64_t lead = causal ? 0 : taps / 2, last = taps - 1 - lead;
     const int64_t longest = std::max<int64_t>(1, std::min(s.longest, s.length));
@@ -39,7 +41,8 @@ std::optional<Band> band_for(const Call& call, int64_t filters, int64_t width, i
         band.span = int32_t(span);
         band.before = whole ? 0 : int32_t(up_to(last, kStepDepth));
         band.after = whole ? 0 : int32_t(up_to(lead, kStepDepth));
-        const int64_t bytes = Toeplitz::Memory::bytes(band, products);
+        const int64_t bytes =
+            gradient ? ToeplitzGradient::Memory::bytes(band, products) : Toeplitz::Memory::bytes(band, products);
         if (bytes > call.device.limits.shared) continue;
         const int64_t blocks = Segments(s, filters, width, span).blocks(),
                       together = std::clamp<int64_t>(call.device.limits.shared / bytes, 1, 4);
@@ -48,6 +51,24 @@ std::optional<Band> band_for(const Call& call, int64_t filters, int64_t width, i
         if (!best || cost < least) best = band, least = cost;
     }
     return best;
+}
+
+int products_of(const Tensor& v) { return v.scalar_type() == ScalarType::Float ? 3 : 1; }
+
+Toeplitz program_of(const Call& call, const Band& band, int64_t filters, const Tensor& v, const Tensor& h,
+                    const Optional& d) {
+    Toeplitz program;
+    program.segments = Segments(call.sequences, filters, v.size(2) / filters, band.span);
+    program.band = band;
+    program.products = products_of(v);
+    program.h = floats(h);
+    program.d = d ? floats(*d) : nullptr;
+    return program;
+}
+
+void convolve(const Call& call, const char* name, const Toeplitz& program) {
+    call.run(name, program, int(Toeplitz::warps(program.band)) * kLanes,
+             Toeplitz::Memory::bytes(program.band, program.products));
 }
 
 }  // namespace
@@ -62,25 +83,86 @@ Tensor direct_conv(const Tensor& v_in, const Tensor& h_in, const Optional& d_in,
     const Guard guard(v_in);
     const Input input(v_in, std::nullopt, cu_seqlens, kAnyLength, v_in.size(2));
     const int64_t filters = h_in.size(1), width = v_in.size(2) / std::max<int64_t>(filters, 1);
-    Toeplitz program;
-    program.products = v_in.scalar_type() == ScalarType::Float ? 3 : 1;
-    const auto band = band_for(input.call, filters, width, h_in.size(0), causal, program.products);
+    const auto band = band_for(input.call, filters, width, h_in.size(0), causal, products_of(v_in));
     if (!band) return otherwise();
     const Tensor v = positions_last(v_in), y = empty(v, v.size(2));
     if (v.numel() == 0) return in_order_of(y, v_in);
     const Optional pre = positions_last(pre_in), post = positions_last(post_in), d = parameter(d_in, kCompute);
     const Tensor h = dense(torch::stable::transpose(parameter(h_in, kCompute), 0, 1));
-    program.segments = Segments(input.call.sequences, filters, width, band->span);
-    program.band = *band;
-    program.h = floats(h);
-    program.d = d ? floats(*d) : nullptr;
+    Toeplitz program = program_of(input.call, *band, filters, v, h, d);
     program.value = operand(v);
     program.pre = operand(pre);
     program.factors[0] = operand(post);
     program.outputs[0] = array(y);
-    input.call.run("direct convolution", program, int(Toeplitz::warps(*band)) * kLanes,
-                   Toeplitz::Memory::bytes(*band, program.products));
+    convolve(input.call, "direct convolution", program);
     return in_order_of(y, v_in);
+}
+
+using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Five direct_conv_backward(const Tensor& dy_in, const Tensor& v_in, const Tensor& h_in, const Optional& d_in,
+                          const Optional& pre_in, const Optional& post_in, const Optional& cu_seqlens, bool causal) {
+    check_direct_conv_backward(dy_in, v_in, h_in, d_in, pre_in, post_in, cu_seqlens, causal);
+    const auto otherwise = [&] {
+        return fallback<Five>("hyena::direct_conv_backward_fallback", dy_in, v_in, h_in, d_in, pre_in, post_in,
+                              cu_seqlens, causal);
+    };
+    if (!takes(v_in) || v_in.numel() == 0) return otherwise();
+    const Guard guard(v_in);
+    const Input input(v_in, std::nullopt, cu_seqlens, kAnyLength, v_in.size(2));
+    const Call& call = input.call;
+    const int64_t taps = h_in.size(0), filters = h_in.size(1), channels = v_in.size(2), width = channels / filters;
+    const int products = products_of(v_in);
+    const auto band = band_for(call, filters, width, taps, causal, products),
+               taps_band = band_for(call, filters, width, taps, causal, products, true);
+    if (!band || !taps_band) return otherwise();
+    const Tensor dy = positions_last(dy_in), v = positions_last(v_in);
+    const Optional pre = positions_last(pre_in), post = positions_last(post_in), d = parameter(d_in, kCompute);
+    const Tensor h = dense(torch::stable::transpose(parameter(h_in, kCompute), 0, 1));
+    const auto made = [&](bool given) {
+        return given ? empty(v, channels) : allocate(v, {v.size(0), v.size(1), 0});
+    };
+    const Tensor dv = made(true), dpre = made(bool(pre)), dpost = made(bool(post));
+
+    // The input's gradient is the same convolution with time backwards.
+    Toeplitz program = program_of(call, *band, filters, v, h, d);
+    program.band.reversed = true;
+    program.value = operand(dy);
+    program.pre = operand(post);
+    program.factors[0] = operand(pre);
+    program.outputs[0] = array(dv);
+    if (pre) {
+        program.results = 2;
+        program.factors[1] = operand(v);
+        program.outputs[1] = array(dpre);
+    }
+    convolve(call, "direct convolution's gradient", program);
+    if (post) {
+        program = program_of(call, *band, filters, v, h, d);
+        program.value = operand(v);
+        program.pre = operand(pre);
+        program.factors[0] = operand(dy);
+        program.outputs[0] = array(dpost);
+        convolve(call, "direct convolution's gradient of a gate", program);
+    }
+    ToeplitzGradient gradient{Segments(call.sequences, filters, width, taps_band->span),
+                              *taps_band,
+                              products,
+                              operand(v),
+                              operand(pre),
+                              operand(dy),
+                              operand(post)};
+    const int64_t blocks = gradient.segments.blocks_each();
+    const Tensor sums = call.scratch(blocks * filters * taps), dh = call.scratch(filters * taps),
+                 dd = call.scratch(d ? channels : 0);
+    gradient.sums = floats(sums);
+    call.run("direct convolution's gradient of taps", gradient, ToeplitzGradient::kMaxWarps * kLanes,
+             ToeplitzGradient::Memory::bytes(*taps_band, products));
+    reduce(call, floats(sums), blocks, filters, 1, taps, taps, floats(dh));
+    if (d) dot(call, operand(v), operand(pre), operand(dy), operand(post), floats(dd));
+    const Tensor by_tap = torch::stable::transpose(torch::stable::reshape(dh, {filters, taps}), 0, 1);
+    return {in_order_of(dv, v_in), back(dense(by_tap), h_in), back(dd, d_in), in_order_of(dpre, pre_in),
+            in_order_of(dpost, post_in)};
 }
 
 }  // namespace hyena::cuda

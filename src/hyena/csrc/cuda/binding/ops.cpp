@@ -153,6 +153,7 @@ STABLE_TORCH_LIBRARY_IMPL(hyena, CUDA, m) {
     m.impl("gated_conv", TORCH_BOX(&hyena::cuda::gated_conv));
     m.impl("gated_conv_backward", TORCH_BOX(&hyena::cuda::gated_conv_backward));
     m.impl("direct_conv", TORCH_BOX(&hyena::cuda::direct_conv));
+    m.impl("direct_conv_backward", TORCH_BOX(&hyena::cuda::direct_conv_backward));
     m.impl("recurrence", TORCH_BOX(&hyena::cuda::recurrence));
     m.impl("recurrence_backward", TORCH_BOX(&hyena::cuda::recurrence_backward));
 }

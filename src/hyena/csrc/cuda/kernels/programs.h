@@ -7,8 +7,9 @@
 #include "elementwise.h"
 #include "spectrum.h"
 #include "toeplitz.h"
+#include "toeplitz_gradient.h"
 
-#define HYENA_DIRECT_PROGRAMS(X) X(Toeplitz)
+#define HYENA_DIRECT_PROGRAMS(X) X(Toeplitz) X(ToeplitzGradient)
 #define HYENA_CONVOLVE_PROGRAMS(X) X(Convolve<AnyKind>)
 #define HYENA_BACKWARD_PROGRAMS(X) X(ConvolveBackward<AnyKind>)
 // Of what models are trained with: gates as they are, or three taps before each.

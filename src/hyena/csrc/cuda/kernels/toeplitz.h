@@ -41,7 +41,7 @@ struct Toeplitz {
         static constexpr int64_t kBytes = 1024;
         // Behind it: pairs, rows, and either the chunks' scales or what warps store.
         static int64_t bytes(const Band& band, int products) {
-            const int64_t parts = products == 3 ? 2 : 1, chunks = int64_t(band.window()) / kChunk * kMatrixRows * 2,
+            const int64_t parts = products == 3 ? 2 : 1, chunks = int64_t(band.window()) / kChunk * warps(band) * 2,
                           stage = warps(band) * kMatrixRows * kStagePitch * 4;
             return kBytes + parts * (4 * band.pairs() + int64_t(kMatrixRows) * band.pitch()) +
                    (chunks > stage ? chunks : stage);
@@ -81,7 +81,7 @@ struct Toeplitz {
             fill_pairs(pairs, own, power(scale), parts, warp, block);
             for (int r = warp; r < kMatrixRows; r += warps) {
                 const int chunks = band.window() / kChunk;
-                auto* bytes = reinterpret_cast<uint8_t*>(beside) + 2 * r * chunks;
+                auto* bytes = reinterpret_cast<uint8_t*>(beside) + 2 * warp * chunks;
                 char* to = rows + r * pitch;
                 bool flagged = false;
                 const int row_scale = fill_row(
