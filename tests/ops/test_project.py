@@ -59,6 +59,13 @@ def test_shapes(tier: Tier, shape: tuple[int, int], op: Callable[..., Tensor]) -
     compare(op, linear, inputs, rand(*shape, 192), tier, torch.float32, ordered=op is not channel_major)
 
 
+def test_long_rows_in_channel_major(tier: Tier) -> None:
+    """Rows that are multiplied one at a time."""
+    inputs = {"u": rand(2, 4100, 4), "weight": rand(6, 4, seed=1), "bias": rand(6, seed=2)}
+    where = {"u": "channel_major", "dy": "contiguous"}
+    compare(from_channel_major, linear, inputs, rand(2, 4100, 6), tier, torch.float32, where, ordered=False)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(("channels", "outputs"), [(1, 1), (5, 3), (16, 64), (33, 130), (300, 70)])
 def test_many_rows(tier: Tier, dtype: torch.dtype, channels: int, outputs: int) -> None:

@@ -30,6 +30,9 @@ from hyena.ops.short_conv import masked
 # Up to this length one matrix product over the whole batch beats a batched product that writes (B, C, L).
 _SHORT = 32
 
+# From this length on a row of the batch keeps a GPU busy by itself.
+_LONG = 4096
+
 # Fewer rows are not worth a kernel of the library's own (kLeastRows in csrc/cpu/binding/ops_linear.cpp).
 _LEAST_ROWS = 256
 
@@ -112,8 +115,14 @@ def _channel_major_backward(inputs: Sequence, grads: Sequence[Tensor | None], ne
 
 
 def _from_channel_major(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    columns = weight.t().expand(u.size(0), -1, -1)
-    return torch.bmm(u, columns) if bias is None else torch.baddbmm(bias, u, columns)
+    if bias is None or u.size(1) < _LONG:
+        columns = weight.t().expand(u.size(0), -1, -1)
+        return torch.bmm(u, columns) if bias is None else torch.baddbmm(bias, u, columns)
+    # A product for each row of the batch adds the bias as it writes; a batched one reads it out of a filled result.
+    y = u.new_empty(u.size(0), u.size(1), weight.size(0))
+    for row, to in zip(u, y, strict=True):
+        torch.addmm(bias, row, weight.t(), out=to)
+    return y
 
 
 def _from_channel_major_backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
@@ -127,7 +136,7 @@ def _from_channel_major_backward(inputs: Sequence, grads: Sequence[Tensor | None
 def _weight_gradient(g: Tensor, u: Tensor) -> Tensor:
     # A product for each row of the batch, as it lies, and their sum. Short rows are put one after the other instead:
     # the products of all of them would take more memory than the copy.
-    if g.size(1) >= g.size(2):
+    if g.size(1) >= min(g.size(2), u.size(2)):
         return torch.bmm(g.transpose(1, 2), u).sum(0)
     return g.flatten(0, 1).t() @ u.flatten(0, 1)
 

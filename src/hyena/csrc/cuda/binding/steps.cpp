@@ -56,16 +56,16 @@ void forward_split(const Call& call, const Plan& plan, const Step& step, const A
 
 void backward_split(const Call& call, const Plan& plan, const Step& step, const Operand& dy, StepGradients& to) {
     const int64_t bytes = 3 * plan.points * int64_t(sizeof(Cx));
-    const Rounds rounds(call, call.sequences.count, bytes);
+    const Rounds rounds(call, call.sequences.count, bytes, Rounds::First::kChannels);
     const int64_t size = rounds.pairs() * plan.points * 2;
     const Tensor input = call.scratch(size), gradient = call.scratch(size), kept = call.scratch(size);
-    // Where every channel has its own filter, sums go to where they are wanted; reducing nothing leaves zeros there.
+    // Where every channel has its own filter, sums go to where they are wanted.
     const bool direct = step.spectra.width == 1;
     const int64_t stride = direct ? step.spectra.room : plan.points;
     Tensor memory;
     if (!direct) memory = call.scratch(call.channels * stride * 2);
     float* dspectra = direct ? to.dspectrum : floats(memory);
-    reduce(call, nullptr, 0, call.channels, 1, 2 * stride, 2 * stride, dspectra);
+    clear(call.device, dspectra, call.channels * stride * int64_t(sizeof(Cx)));
     const bool outer = step.post.given();
     rounds.each([&](const Pairs& pairs) {
         const Columns in = columns_of(plan, pairs, complex(input)), g = columns_of(plan, pairs, complex(gradient));
@@ -245,7 +245,7 @@ void short_conv_gradient(const Call& call, const Operand& z, const Operand& dy, 
     const Tensor sums = call.scratch(pieces.count() * width), total = call.scratch(call.channels * width);
     const int threads = 256;
     call.run("short convolution's gradient", ShortConvBackward{pieces, z, dy, dz, floats(sums)}, threads,
-             (threads + 1) * ShortConvBackward::kTapSums * 4);
+             ShortConvBackward::shared(threads));
     reduce(call, floats(sums), pieces.tiles.count(), call.channels, 1, width, width, floats(total));
     call.run("gradients of taps",
              TapGradients{call.channels, width, width - 2, width - 1, z.taps, floats(total), z.z_bias, dweight, dbias,

@@ -36,15 +36,22 @@ void run_rows(const Call& call, const char* name, const Program& program, const 
 constexpr int64_t kRoundBytes = int64_t(32) << 20;
 
 // The (channel, row) pairs of a call in rounds that need at most kRoundBytes, at `bytes_each` for a pair; or one pair
-// at a time.
+// at a time. Rows come first, whose filter is then read once; where a block takes all rows of a channel one after the
+// other, channels must, or few blocks run at once.
 class Rounds {
   public:
-    Rounds(const Call& call, int64_t rows, int64_t bytes_each)
-        : channels_(call.channels),
-          rows_(rows),
-          rows_at_once_(std::clamp<int64_t>(fitting(bytes_each), 1, std::max<int64_t>(rows, 1))),
-          channels_at_once_(
-              std::clamp<int64_t>(fitting(bytes_each) / rows_at_once_, 1, std::max<int64_t>(call.channels, 1))) {}
+    enum class First { kRows, kChannels };
+
+    Rounds(const Call& call, int64_t rows, int64_t bytes_each, First first = First::kRows)
+        : channels_(call.channels), rows_(rows) {
+        const int64_t fitting = std::max<int64_t>(tuned(Choice::kRoundBytes, kRoundBytes) / bytes_each, 1);
+        const auto at_once = [&](int64_t there, int64_t taken) {
+            return std::clamp<int64_t>(fitting / taken, 1, std::max<int64_t>(there, 1));
+        };
+        if (first == First::kRows) rows_at_once_ = at_once(rows_, 1);
+        channels_at_once_ = at_once(channels_, rows_at_once_);
+        rows_at_once_ = at_once(rows_, channels_at_once_);
+    }
 
     int64_t pairs() const { return rows_at_once_ * channels_at_once_; }
 
@@ -56,9 +63,7 @@ class Rounds {
     }
 
   private:
-    static int64_t fitting(int64_t bytes_each) { return tuned(Choice::kRoundBytes, kRoundBytes) / bytes_each; }
-
-    int64_t channels_, rows_, rows_at_once_, channels_at_once_;
+    int64_t channels_, rows_, rows_at_once_ = 1, channels_at_once_ = 1;
 };
 
 // The two halves of a split plan, over the pairs of a round.
@@ -91,7 +96,7 @@ struct StepGradients {
 void backward(const Call& call, const Prepared& prepared, const Step& step, const Operand& dy, bool adjoint,
               StepGradients& to);
 
-// Sums of floats (outer, groups, width, inner) over outer and width, as (groups, room); zeros where outer is 0.
+// Sums of floats (outer, groups, width, inner) over outer and width, as (groups, room).
 void reduce(const Call& call, const float* in, int64_t outer, int64_t groups, int64_t width, int64_t inner,
             int64_t room, float* out);
 

@@ -92,6 +92,11 @@ bool is_capturing(const Device& device) {
     return status != cudaStreamCaptureStatusNone;
 }
 
+void clear(const Device& device, void* memory, int64_t bytes) {
+    check_device(cudaSetDevice(device.index), device.index);
+    check_device(cudaMemsetAsync(memory, 0, size_t(bytes), static_cast<cudaStream_t>(device.stream)), device.index);
+}
+
 void* permanent_memory(const Device& device, int64_t bytes) {
     check_device(cudaSetDevice(device.index), device.index);
     const Relaxed relaxed;

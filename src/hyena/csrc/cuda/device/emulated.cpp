@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 
 namespace hyena::cuda {
@@ -29,6 +30,7 @@ bool supported(int) { return true; }
 int64_t blocks_at_once() { return std::max<int64_t>(1, setting("HYENA_EMULATED_BLOCKS", INT32_MAX)); }
 bool is_capturing(const Device&) { return false; }
 void wait_for(const Device&) {}
+void clear(const Device&, void* memory, int64_t bytes) { std::memset(memory, 0, size_t(bytes)); }
 void* permanent_memory(const Device&, int64_t bytes) { return std::malloc(size_t(bytes)); }
 
 }  // namespace hyena::cuda

@@ -26,6 +26,8 @@ bool supported(int device);
 // Whether the stream is recording a CUDA graph: then nothing may be kept that this call computes.
 bool is_capturing(const Device& device);
 void wait_for(const Device& device);
+// Zeros in the device's memory, in its stream.
+void clear(const Device& device, void* memory, int64_t bytes);
 // Memory that is never given back; null where there is none left.
 void* permanent_memory(const Device& device, int64_t bytes);
 

@@ -21,16 +21,19 @@ struct Pieces {
         return block / tiles.each / channels * tiles.each + block % tiles.each;
     }
 
-    // fn(row, t) for the thread's chunks of a block.
-    template <class Fn>
-    HYENA_DEVICE void each(const Block& block, int64_t index, int thread, Fn&& fn) const {
-        tiles.chunks(sequences, tile(index), positions, block, thread, fn);
+    // begin(row)(t) for the thread's chunks of a block.
+    template <class Begin>
+    HYENA_DEVICE void each(const Block& block, int64_t index, int thread, Begin&& begin) const {
+        tiles.chunks(sequences, tile(index), positions, block, thread, begin);
+    }
+    HYENA_DEVICE Line line(const Operand& operand, const Row& row, int64_t channel) const {
+        return Line(operand, sequences, row, uint32_t(channel));
     }
 };
 
 // y = a * b, each behind its short convolution; b may be missing.
 struct Multiply {
-    static constexpr int kBlocksTogether = 1;
+    static constexpr int kBlocksTogether = 2;
     static constexpr int kPositions = 2048;
     Pieces pieces;
     Operand a, b;
@@ -41,10 +44,13 @@ struct Multiply {
     HYENA_DEVICE void operator()(const Block& block, char*, int64_t index) const {
         const int64_t channel = pieces.channel(index);
         block.each([&](int thread) {
-            pieces.each(block, index, thread, [&](const Row& row, int t) {
-                float x[kChunk];
-                product(Line(a, pieces.sequences, row, channel), Line(b, pieces.sequences, row, channel), t, x);
-                Sink(y, row, channel).put(t, x);
+            pieces.each(block, index, thread, [&](const Row& row) {
+                return [first = pieces.line(a, row, channel), second = pieces.line(b, row, channel),
+                        to = Sink(y, row, channel)](int t) {
+                    float x[kChunk];
+                    product(first, second, t, x);
+                    to.put(t, x);
+                };
             });
         });
     }
@@ -52,7 +58,7 @@ struct Multiply {
 
 // Sums over positions of a * b * c * e, all but a perhaps missing: (tiles, C).
 struct Dot {
-    static constexpr int kBlocksTogether = 1;
+    static constexpr int kBlocksTogether = 2;
     static constexpr int kPositions = 16384;
     Pieces pieces;
     Operand a, b, c, e;
@@ -65,12 +71,15 @@ struct Dot {
         const int64_t channel = pieces.channel(index);
         block.each([&](int thread) {
             float sum = 0.f;
-            pieces.each(block, index, thread, [&](const Row& row, int t) {
-                float x[kChunk];
-                product(Line(a, pieces.sequences, row, channel), Line(b, pieces.sequences, row, channel), t, x);
-                gate(Line(c, pieces.sequences, row, channel), t, x);
-                gate(Line(e, pieces.sequences, row, channel), t, x);
-                sum += sum_of(x);
+            pieces.each(block, index, thread, [&](const Row& row) {
+                return [&sum, first = pieces.line(a, row, channel), second = pieces.line(b, row, channel),
+                        third = pieces.line(c, row, channel), fourth = pieces.line(e, row, channel)](int t) {
+                    float x[kChunk];
+                    product(first, second, t, x);
+                    gate(third, t, x);
+                    gate(fourth, t, x);
+                    sum += sum_of(x);
+                };
             });
             partial[thread] = sum;
             if (thread == 0) *total = 0.f;
@@ -85,10 +94,11 @@ struct Dot {
 // The gradient of the short convolution: dz, and sums of the taps', the bias's and z_bias's gradients for each tile,
 // (tiles, C, 4 groups + 2).
 struct ShortConvBackward {
-    static constexpr int kBlocksTogether = 1;
+    static constexpr int kBlocksTogether = 3;
     static constexpr int kPositions = 16384;
-    static constexpr int kTapSums = kTapGroup + 1;
+    static constexpr int kThreadSums = kTapGroup + 2;  // of a group of taps; with the first also bias and z_bias
     static constexpr int64_t width(int64_t taps) { return (taps + kTapGroup - 1) / kTapGroup * kTapGroup + 2; }
+    static constexpr int64_t shared(int threads) { return (threads + 1) * kThreadSums * int64_t(sizeof(float)); }
     Pieces pieces;
     Operand z, dy;  // z with its taps
     Array dz;
@@ -97,74 +107,88 @@ struct ShortConvBackward {
     int64_t blocks() const { return pieces.count(); }
 
     HYENA_DEVICE void operator()(const Block& block, char* shared, int64_t index) const {
-        float *partial = reinterpret_cast<float*>(shared), *totals = partial + block.threads * kTapSums;
+        float *partial = reinterpret_cast<float*>(shared), *totals = partial + block.threads * kThreadSums;
         const int64_t channel = pieces.channel(index);
         const int groups = (z.taps + kTapGroup - 1) / kTapGroup;
         float* out = sums + (pieces.tile(index) * pieces.channels + channel) * (groups * kTapGroup + 2);
-        for (int g = 0; g < groups; ++g) {
-            block.each([&](int thread) {
-                float parts[kTapSums] = {};
-                pieces.each(block, index, thread, [&](const Row& row, int t) {
-                    const Line line(z, pieces.sequences, row, channel);
-                    float x[kHalo + kChunk], y[kChunk];
-                    if (g == 0)
-                        window(line, t, line.kept(t), x);
-                    else
-                        line.raw<kHalo + kChunk>(t - g * kTapGroup - kHalo, x);
-                    read_gradient(line, row, channel, t, y);
-                    HYENA_UNROLL
-                    for (int e = 0; e < kChunk; ++e) {
-                        HYENA_UNROLL
-                        for (int j = 0; j < kTapGroup; ++j)
-                            if (g * kTapGroup + j < line.taps) parts[j] += y[e] * x[kHalo + e - j];
-                        parts[kTapGroup] += y[e];
-                    }
-                });
-                HYENA_UNROLL
-                for (int k = 0; k < kTapSums; ++k) partial[k * block.threads + thread] = parts[k];
-                if (thread < kTapSums) totals[thread] = 0.f;
+        block.each([&](int thread) {
+            float parts[kThreadSums] = {};
+            pieces.each(block, index, thread, [&](const Row& row) {
+                return [&parts, groups, line = pieces.line(z, row, channel), up = pieces.line(dy, row, channel),
+                        to = Sink(dz, row, channel)](int t) { all_but_other_taps(line, up, to, t, groups, parts); };
             });
-            add_up<kTapSums>(block, 1, block.threads, partial, totals);
+            leave<kThreadSums>(block, thread, parts, partial, totals);
+        });
+        add_up<kThreadSums>(block, 1, block.threads, partial, totals);
+        block.each([&](int thread) {
+            if (thread < kTapGroup) out[thread] = totals[thread];
+            if (thread >= kTapGroup && thread < kThreadSums) out[(groups - 1) * kTapGroup + thread] = totals[thread];
+        });
+        for (int g = 1; g < groups; ++g) {
+            block.each([&](int thread) {
+                float parts[kTapGroup] = {};
+                pieces.each(block, index, thread, [&](const Row& row) {
+                    return [&parts, g, line = pieces.line(z, row, channel), up = pieces.line(dy, row, channel)](int t) {
+                        float x[kHalo + kChunk], y[kChunk];
+                        line.raw<kHalo + kChunk>(t - g * kTapGroup - kHalo, x);
+                        chunk(up, t, y);
+                        only<4, kChunk>(line.kept(t), 0.f, y);
+                        tap_sums(line, g, x, y, parts);
+                    };
+                });
+                leave<kTapGroup>(block, thread, parts, partial, totals);
+            });
+            add_up<kTapGroup>(block, 1, block.threads, partial, totals);
             block.each([&](int thread) {
                 if (thread < kTapGroup) out[g * kTapGroup + thread] = totals[thread];
-                if (thread == kTapGroup && g == 0) out[groups * kTapGroup] = totals[thread];
             });
         }
-        block.each([&](int thread) {
-            float sum = 0.f;
-            pieces.each(block, index, thread, [&](const Row& row, int t) {
-                const Line line(z, pieces.sequences, row, channel);
-                float dx[kChunk] = {};
-                for (int g = 0; g < groups; ++g) {
-                    float y[kChunk + kChunk];
-                    read_gradient(line, row, channel, t + g * kTapGroup, y);
-                    read_gradient(line, row, channel, t + g * kTapGroup + kChunk, y + kChunk);
-                    HYENA_UNROLL
-                    for (int j = 0; j < kTapGroup; ++j)
-                        if (g * kTapGroup + j < line.taps) {
-                            const float w = line.tap(g * kTapGroup + j);
-                            HYENA_UNROLL
-                            for (int e = 0; e < kChunk; ++e) dx[e] += w * y[e + j];
-                        }
-                }
-                if (!line.inside(t, kChunk)) line.drop<kChunk>(t, dx);
-                sum += sum_of(dx);
-                Sink(dz, row, channel).put(t, dx);
-            });
-            partial[thread] = sum;
-            if (thread == 0) *totals = 0.f;
-        });
-        add_up<1>(block, 1, block.threads, partial, totals);
-        block.each([&](int thread) {
-            if (thread == 0) out[groups * kTapGroup + 1] = *totals;
-        });
     }
 
   private:
-    // dy, masked as z's short convolution is.
-    HYENA_DEVICE void read_gradient(const Line& line, const Row& row, int64_t channel, int t, float* y) const {
-        Line(dy, pieces.sequences, row, channel).raw<kChunk>(t, y);
-        if (!line.inside(t, kChunk)) line.drop<kChunk>(t, y);
+    // dz of a chunk, and what it adds to the sums of the first group of taps, the bias and z_bias.
+    HYENA_DEVICE static void all_but_other_taps(const Line& line, const Line& up, const Sink& to, int t, int groups,
+                                                float* parts) {
+        float x[kHalo + kChunk], y[kChunk + kHalo], dx[kChunk] = {};
+        const uint32_t kept = line.kept(t);
+        window(line, t, kept, x);
+        ahead(up, t, y);
+        only<4, kChunk + kHalo>(kept, 0.f, y);
+        tap_sums(line, 0, x, y, parts);
+        parts[kTapGroup] += sum_of(y);
+        for (int g = 0; g < groups; ++g) {
+            if (g > 0) {
+                const int at = t + g * kTapGroup;
+                up.raw<kChunk + kHalo>(at, y);
+                if (!line.inside(at, kChunk + kHalo)) line.drop<kChunk + kHalo>(at, y);
+            }
+            HYENA_UNROLL
+            for (int j = 0; j < kTapGroup; ++j)
+                if (g * kTapGroup + j < line.taps) {
+                    const float w = g == 0 ? line.w[j] : line.tap(g * kTapGroup + j);
+                    HYENA_UNROLL
+                    for (int e = 0; e < kChunk; ++e) dx[e] += w * y[e + j];
+                }
+        }
+        only<4, kChunk>(kept, 0.f, dx);
+        parts[kTapGroup + 1] += sum_of(dx);
+        to.put(t, dx);
+    }
+
+    HYENA_DEVICE static void tap_sums(const Line& line, int group, const float* x, const float* y, float* parts) {
+        HYENA_UNROLL
+        for (int j = 0; j < kTapGroup; ++j)
+            if (group * kTapGroup + j < line.taps) {
+                HYENA_UNROLL
+                for (int e = 0; e < kChunk; ++e) parts[j] += y[e] * x[kHalo + e - j];
+            }
+    }
+
+    template <int kSums>
+    HYENA_DEVICE static void leave(const Block& block, int thread, const float* parts, float* partial, float* totals) {
+        HYENA_UNROLL
+        for (int k = 0; k < kSums; ++k) partial[k * block.threads + thread] = parts[k];
+        if (thread < kSums) totals[thread] = 0.f;
     }
 };
 

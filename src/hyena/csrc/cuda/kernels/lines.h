@@ -207,6 +207,30 @@ HYENA_DEVICE void windows(const Line& a, const Line& b, int t, uint32_t kept_a, 
     if (b.given) window<kAfter>(b, t, kept_b, xb);
 }
 
+// Values at t … t + kChunk - 1 of a line without a short convolution, as they lie.
+HYENA_DEVICE void chunk(const Line& line, int t, float* x) {
+    if (line.quick<false>(t))
+        with_storage(line.storage, [&](auto tag) {
+            const auto* p = reinterpret_cast<const decltype(tag)*>(line.data) + t;
+            reinterpret_cast<const Pack<decltype(tag), kChunk>*>(p)->get(x);
+        });
+    else
+        line.raw<kChunk>(t, x);
+}
+// With the kHalo values behind them.
+HYENA_DEVICE void ahead(const Line& line, int t, float* x) {
+    if (line.quick<true>(t)) {
+        with_storage(line.storage, [&](auto tag) {
+            float w[kHalo + kChunk + kHalo];
+            Span<decltype(tag), true>(line, t).get(w);
+            HYENA_UNROLL
+            for (int e = 0; e < kChunk + kHalo; ++e) x[e] = w[kHalo + e];
+        });
+    } else {
+        line.raw<kChunk + kHalo>(t, x);
+    }
+}
+
 HYENA_DEVICE void Line::finish(int t, uint32_t kept, const float* window_at_t, float* out) const {
     if (taps == 0) {
         HYENA_UNROLL

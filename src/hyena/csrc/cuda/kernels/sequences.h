@@ -100,15 +100,17 @@ struct Tiles {
         : rows(s.offsets == nullptr ? s.count : 1), each((s.length + positions - 1) / positions) {}
     HYENA_DEVICE int64_t count() const { return rows * each; }
 
-    // fn(row, t) for the thread's chunks among those that begin in tile `index`.
-    template <class Fn>
+    // begin(row)(t) for the thread's chunks among those that begin in tile `index`: what begin() reads is read once a
+    // row.
+    template <class Begin>
     HYENA_DEVICE void chunks(const Sequences& s, int64_t index, int positions, const Block& block, int thread,
-                             Fn&& fn) const {
+                             Begin&& begin_row) const {
         const int64_t begin = index % each * positions,
                       end = begin + positions < s.length ? begin + positions : s.length;
         if (s.offsets == nullptr) {
             const Row row = row_of(s, index / each);
-            for (int t = int(begin) + thread * kChunk; t < end; t += block.threads * kChunk) fn(row, t);
+            const auto chunk = begin_row(row);
+            for (int t = int(begin) + thread * kChunk; t < end; t += block.threads * kChunk) chunk(t);
             return;
         }
         if (s.offsets[0] != 0 || s.offsets[s.count] != s.length) {
@@ -128,7 +130,9 @@ struct Tiles {
             // Chunks stand at multiples of their size in the row.
             const int64_t from = row.start > begin ? 0 : (begin - row.start + kChunk - 1) / kChunk * kChunk;
             const int64_t to = row.start + row.length < end ? row.length : end - row.start;
-            for (int64_t t = from + thread * kChunk; t < to; t += block.threads * kChunk) fn(row, int(t));
+            if (from + thread * kChunk >= to) continue;
+            const auto chunk = begin_row(row);
+            for (int64_t t = from + thread * kChunk; t < to; t += block.threads * kChunk) chunk(int(t));
         }
     }
 };
