@@ -95,7 +95,7 @@ profile() {
             ((SECONDS - began < ${PROFILE_S:-150})) || { echo "no time left for $call $direction"; continue; }
             echo "== $call $direction" >> "$OUT/ncu.txt"
             # shellcheck disable=SC2086
-            on_gpu timeout 60 ncu --clock-control none --kernel-name-base mangled -k "regex:hyena" --metrics "$names" \
+            on_gpu timeout 60 ncu --clock-control none --kernel-name-base mangled -k "regex:Convolve|Toeplitz" --metrics "$names" \
                 "$PYTHON" "$ROOT/benchmarks/one_call.py" $call "$direction" >> "$OUT/ncu.txt" 2>&1
         done
     done

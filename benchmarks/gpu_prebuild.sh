@@ -31,9 +31,9 @@ variant() {
     cd "$WORK/tune"
     commands=$(ninja -t commands _kernels.so)
     local link=${commands##*$'\n'}
-    for source in cuda/kernels/kernels_convolve.cu cuda/binding/steps.cpp cuda/fft/plan.cpp; do
+    for source in $(cd "$ROOT/src/hyena/csrc" && ls cuda/kernels/kernels_convolve*.cu) cuda/binding/steps.cpp cuda/fft/plan.cpp; do
         object=CMakeFiles/_kernels.dir/$source.o
-        command=$(grep -F -- "-c $ROOT/src/hyena/csrc/$source " <<< "$commands ")
+        command=$(grep -E -- "-c $ROOT/src/hyena/csrc/$source( |\$)" <<< "$commands")
         bash -c "${command//"$object"/"$WORK/$name/${source##*/}.o"} $flags"
         link=${link//"$object"/"$WORK/$name/${source##*/}.o"}
     done

@@ -28,6 +28,7 @@ def settings(length: int, direction: str, split: bool) -> Iterator[Setting]:
         # As much as the blocks need that registers leave room for, too, and what the driver then gives the first cache.
         yield from ({"carveout": percent} for percent in (25, 50, 75, 100))
         yield from ({"threads": count} for count in (64, 128, 256, 512) if count * 64 >= length / 2)
+        yield {"fixed": 0}
         if direction == "forward":
             yield from ({"rows_each": count} for count in (1, 2, 4, 8, 16, 32))
         else:
