@@ -125,7 +125,7 @@ def test_few_taps_are_applied_one_by_one(device: str, monkeypatch: pytest.Monkey
         want = oracle.gated_conv(**x, causal=causal)
         y = functional.gated_conv(**{name: t.to(device) for name, t in x.items()}, causal=causal)
         torch.testing.assert_close(y.cpu(), want)
-    assert used == ([20, 21] if device == "cpu" else [20, 21, 40]) if kernels else used == []
+    assert used == ([20, 21] if kernels and device == "cpu" else [])  # float64 is not for the CUDA kernel
 
 
 def test_it_compiles_whole(device: str) -> None:
