@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from hyena.filters import ExplicitFilter, ModalFilter
-from hyena.mixers import Attention, HyenaOperator, LinearAttention, Mixer
+from hyena.mixers import AFT, AFTConv, Attention, HyenaOperator, LinearAttention, Mixer
 
 D, L_MAX = 8, 48
 
@@ -22,6 +22,10 @@ CASES: dict[str, Callable[..., Mixer]] = {
     "HyenaOperator-modal": partial(HyenaOperator, D, L_MAX, filter=partial(ModalFilter, modes=3)),
     "Attention": partial(Attention, D, L_MAX, num_heads=2),
     "Attention-two-sided": partial(Attention, D, L_MAX, num_heads=2, causal=False),
+    "AFT": partial(AFT, D, L_MAX, rank=3),
+    "AFT-two-sided": partial(AFT, D, L_MAX, rank=3, causal=False),
+    "AFTConv": partial(AFTConv, D, L_MAX, window=5, num_heads=2),
+    "AFTConv-two-sided": partial(AFTConv, D, L_MAX, window=5, num_heads=2, causal=False),
     "LinearAttention": partial(LinearAttention, D, L_MAX, num_heads=2, chunk=8),
     "LinearAttention-taylor": partial(LinearAttention, D, L_MAX, feature_map="taylor", chunk=5),
     "LinearAttention-two-sided": partial(LinearAttention, D, L_MAX, causal=False, feature_map="softmax"),
