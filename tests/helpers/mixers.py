@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from hyena.filters import ExplicitFilter, ModalFilter
-from hyena.mixers import AFT, AFTConv, Attention, HyenaOperator, LinearAttention, Mixer
+from hyena.mixers import AFT, S5, AFTConv, Attention, BlockRecurrent, HyenaOperator, LinearAttention, Mixer
 
 D, L_MAX = 8, 48
 
@@ -29,4 +29,8 @@ CASES: dict[str, Callable[..., Mixer]] = {
     "LinearAttention": partial(LinearAttention, D, L_MAX, num_heads=2, chunk=8),
     "LinearAttention-taylor": partial(LinearAttention, D, L_MAX, feature_map="taylor", chunk=5),
     "LinearAttention-two-sided": partial(LinearAttention, D, L_MAX, causal=False, feature_map="softmax"),
+    "BlockRecurrent": partial(BlockRecurrent, D, L_MAX, block=6, num_states=3, num_heads=2),
+    "BlockRecurrent-lstm": partial(BlockRecurrent, D, L_MAX, block=16, num_states=2, gate="lstm"),
+    "S5": partial(S5, D, L_MAX, state=12, blocks=2),
+    "S5-two-sided": partial(S5, D, L_MAX, discretization="bilinear", causal=False),
 }

@@ -83,6 +83,7 @@ class RowMixer(Mixer):
         if state is not None:
             with torch.no_grad():
                 self._check_state(u, mask, cu_seqlens, state)
+                u = _kept(u, mask)
                 y = self._finish(u, self._rows(u, mask, None, u.size(1), state))
             state.position += u.size(1)
             return y
@@ -91,6 +92,7 @@ class RowMixer(Mixer):
             u = u[None]
         longest = self.check_rows(u, cu_seqlens, max_seqlen)
         ops.check_row(u, mask, cu_seqlens)
+        u = _kept(u, mask)
         if cu_seqlens is None or self.packs:
             y = self._rows(u, mask, cu_seqlens, longest, None)
         else:
@@ -113,23 +115,18 @@ class RowMixer(Mixer):
             )
 
     def _rows(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int, state: Any) -> Tensor:
-        """:meth:`mix` with the padding zeroed, and moved to the end where places matter."""
-        if mask is None:
-            return self.mix(u, None, cu_seqlens, longest, state)
-        u = torch.where(mask[..., None], u, 0.0)  # a NaN in the padding would reach the rest as 0 x NaN
-        if not self.compacts:
+        """:meth:`mix`, with the padding moved to the end where places matter."""
+        if mask is None or not self.compacts:
             return self.mix(u, mask, cu_seqlens, longest, state)
-        order = torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices
-        u = u.gather(1, order[..., None].expand_as(u))
-        y = self.mix(u, mask.gather(1, order), cu_seqlens, longest, state)
-        back = order.argsort(dim=1)
-        return y.gather(1, back[..., None].expand_as(y))
+        order = together(mask)
+        y = self.mix(take(u, order), mask.gather(1, order), cu_seqlens, longest, state)
+        return take(y, order.argsort(dim=1))
 
     def _packed(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor, longest: int) -> Tensor:
         """:meth:`_rows` of packed rows, ``(1, T, I)``."""
 
         def mix(keep: Tensor, u: Tensor, mask: Tensor | None) -> Tensor:
-            return self._rows(u, keep if mask is None else keep & mask, None, u.size(1), None)
+            return self._rows(_kept(u, keep), keep if mask is None else keep & mask, None, u.size(1), None)
 
         if u.device.type == "cpu" and not torch.compiler.is_compiling():
             bounds = ops.row_bounds(cu_seqlens, u.size(1), longest)
@@ -146,3 +143,18 @@ class RowMixer(Mixer):
     def refuse_steps(self, why: str) -> ValueError:
         """The error of :meth:`init_state` in a mixer that cannot step."""
         return ValueError(f"{why}, so this {type(self).__name__} cannot be stepped")
+
+
+def _kept(u: Tensor, mask: Tensor | None) -> Tensor:
+    # A NaN in the padding would reach the rest as 0 x NaN.
+    return u if mask is None else torch.where(mask[..., None], u, 0.0)
+
+
+def together(mask: Tensor) -> Tensor:
+    """Indices ``(B, L)`` that move the kept positions of each row to its start, in their order."""
+    return torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """``x[b, index[b, i]]`` for ``(B, L, …)`` and ``(B, n)``."""
+    return x.gather(1, index.view(*index.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
