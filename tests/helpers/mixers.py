@@ -8,8 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from hyena.filters import ExplicitFilter, ModalFilter
-from hyena.mixers import AFT, S5, AFTConv, Attention, BlockRecurrent, HyenaOperator, LinearAttention, Mixer
+from hyena.filters import S4D, ExplicitFilter, HyenaFilter, ModalFilter, ShiftSSM
+from hyena.mixers import (
+    AFT,
+    GSS,
+    H3,
+    S5,
+    AFTConv,
+    Attention,
+    BigBird,
+    BlockRecurrent,
+    HyenaOperator,
+    LinearAttention,
+    Mega,
+    Mixer,
+)
 
 D, L_MAX = 8, 48
 
@@ -29,6 +42,15 @@ CASES: dict[str, Callable[..., Mixer]] = {
     "LinearAttention": partial(LinearAttention, D, L_MAX, num_heads=2, chunk=8),
     "LinearAttention-taylor": partial(LinearAttention, D, L_MAX, feature_map="taylor", chunk=5),
     "LinearAttention-two-sided": partial(LinearAttention, D, L_MAX, causal=False, feature_map="softmax"),
+    "BigBird": partial(BigBird, D, L_MAX, block=4, num_heads=2),
+    "BigBird-two-sided": partial(BigBird, D, L_MAX, block=4, num_heads=2, causal=False),
+    "GSS": partial(GSS, D, L_MAX, filter=partial(S4D, modes=3)),
+    "GSS-two-sided": partial(GSS, D, L_MAX, causal=False),
+    "H3": partial(H3, D, L_MAX, filter=partial(S4D, modes=3), shift=partial(ShiftSSM, state=4)),
+    "H3-heads": partial(H3, D, L_MAX, head_dim=4, filter=HyenaFilter),
+    "H3-two-sided": partial(H3, D, L_MAX, causal=False),
+    "Mega": partial(Mega, D, L_MAX, chunk=6),
+    "Mega-two-sided": partial(Mega, D, L_MAX, chunk=6, causal=False),
     "BlockRecurrent": partial(BlockRecurrent, D, L_MAX, block=6, num_states=3, num_heads=2),
     "BlockRecurrent-lstm": partial(BlockRecurrent, D, L_MAX, block=16, num_states=2, gate="lstm"),
     "S5": partial(S5, D, L_MAX, state=12, blocks=2),

@@ -297,7 +297,7 @@ def test_states_refuse_what_is_not_theirs(mixer: Mixer) -> None:
         {**good, "position": torch.tensor(-1)},
         {**good, "position": torch.tensor(21)},
         {**good, "position": torch.tensor(1.5)},
-        {**good, name: good[name].to(torch.complex128)},
+        {**good, name: good[name].to(torch.complex64)},
         {**good, name: good[name][:1]},
         {k: t for k, t in good.items() if k != name},
         {**good, "more": torch.zeros(2)},

@@ -5,6 +5,7 @@ Dimensions: F filters, R rows of weights (F, two-sided 2 F), G filter channels, 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -145,7 +146,7 @@ def check_range(name: str, low_high: Sequence[float]) -> tuple[float, float]:
 
 def log_uniform(t: Tensor, low_high: tuple[float, float]) -> Tensor:
     """Fills ``t`` with logarithms of numbers that are spread evenly on a logarithmic scale."""
-    low, high = (torch.tensor(x, dtype=torch.float64).log().item() for x in low_high)
+    low, high = (math.log(x) for x in low_high)  # not as tensors: the default device may be meta
     return t.uniform_(low, high) if high > low else t.fill_(low)
 
 

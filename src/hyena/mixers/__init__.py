@@ -3,25 +3,37 @@
 from hyena.mixers.aft import AFT, AFTConv, AFTConvState, AFTState
 from hyena.mixers.attention import Attention, AttentionState
 from hyena.mixers.base import Mixer, State, StateSize
+from hyena.mixers.bigbird import BigBird, BigBirdState
 from hyena.mixers.block_recurrent import BlockRecurrent, BlockRecurrentState
+from hyena.mixers.gss import GSS, GSSState
+from hyena.mixers.h3 import H3, H3State
 from hyena.mixers.hyena import HyenaOperator, HyenaState
 from hyena.mixers.linear_attention import LinearAttention, LinearAttentionState
+from hyena.mixers.mega import Mega, MegaState
 from hyena.mixers.s5 import S5, S5State
 
 __all__ = [
     "AFT",
+    "GSS",
+    "H3",
     "S5",
     "AFTConv",
     "AFTConvState",
     "AFTState",
     "Attention",
     "AttentionState",
+    "BigBird",
+    "BigBirdState",
     "BlockRecurrent",
     "BlockRecurrentState",
+    "GSSState",
+    "H3State",
     "HyenaOperator",
     "HyenaState",
     "LinearAttention",
     "LinearAttentionState",
+    "Mega",
+    "MegaState",
     "Mixer",
     "S5State",
     "State",
