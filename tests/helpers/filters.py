@@ -15,6 +15,7 @@ from hyena.filters import (
     HyenaFilter,
     LearnedEncoding,
     ModalFilter,
+    PairedFilter,
     ShiftSSM,
 )
 
@@ -42,6 +43,7 @@ CASES: dict[str, Callable[..., Filter]] = {
     "hyena, another unit of time": partial(HyenaFilter, time_unit=17, shift=0.1, emb_dim=5, width=8),
     "hyena, one hidden layer": partial(HyenaFilter, inner_layers=0, width=8),
     "hyena, tables": with_tables,
+    "paired": partial(PairedFilter, emb_dim=5, width=8),
     "explicit": ExplicitFilter,
     "explicit, 7 taps": partial(ExplicitFilter, taps=7),
     "modal": partial(ModalFilter, modes=3),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from hyena.filters import S4D, ExplicitFilter, HyenaFilter, ModalFilter, ShiftSSM
+from hyena.filters import S4D, ExplicitFilter, HyenaFilter, ModalFilter, PairedFilter, ShiftSSM
 from hyena.mixers import (
     AFT,
     GSS,
@@ -22,6 +22,7 @@ from hyena.mixers import (
     LinearAttention,
     Mega,
     Mixer,
+    MonarchMixer,
 )
 
 D, L_MAX = 8, 48
@@ -51,6 +52,8 @@ CASES: dict[str, Callable[..., Mixer]] = {
     "H3-two-sided": partial(H3, D, L_MAX, causal=False),
     "Mega": partial(Mega, D, L_MAX, chunk=6),
     "Mega-two-sided": partial(Mega, D, L_MAX, chunk=6, causal=False),
+    "MonarchMixer": partial(MonarchMixer, D, L_MAX, filter=partial(PairedFilter, emb_dim=5)),
+    "MonarchMixer-two-sided": partial(MonarchMixer, D, L_MAX, causal=False, filter=partial(PairedFilter, emb_dim=5)),
     "BlockRecurrent": partial(BlockRecurrent, D, L_MAX, block=6, num_states=3, num_heads=2),
     "BlockRecurrent-lstm": partial(BlockRecurrent, D, L_MAX, block=16, num_states=2, gate="lstm"),
     "S5": partial(S5, D, L_MAX, state=12, blocks=2),

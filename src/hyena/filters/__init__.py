@@ -10,6 +10,7 @@ from hyena.filters.explicit import ExplicitFilter
 from hyena.filters.ffn import SineFFN
 from hyena.filters.implicit import HyenaFilter
 from hyena.filters.modal import ModalFilter
+from hyena.filters.paired import PairedFilter
 from hyena.filters.s4d import S4D
 from hyena.filters.shift import ShiftSSM
 from hyena.filters.window import ExponentialWindow
@@ -24,6 +25,7 @@ __all__ = [
     "LearnedEncoding",
     "ModalFilter",
     "Modes",
+    "PairedFilter",
     "PositionalEncoding",
     "ShiftSSM",
     "SineFFN",

@@ -88,11 +88,14 @@ class HyenaFilter(Filter):
             self._apply(at_least_float32)
         self._scales = True
         if ffn is None:
-            # Initialising a model module by module, in any order, gives the same filters.
-            for part in self.ffn.modules():
-                if isinstance(part, FilterLinear):
-                    part.after_reset = self._scale_to_unit_norm
-            self._scale_to_unit_norm()
+            self._scale_after_resets(self.ffn)
+
+    def _scale_after_resets(self, ffn: nn.Module) -> None:
+        """Initialising a model module by module, in any order, gives the same filters."""
+        for part in ffn.modules():
+            if isinstance(part, FilterLinear):
+                part.after_reset = self._scale_to_unit_norm
+        self._scale_to_unit_norm()
 
     def reset_parameters(self) -> None:
         """Initialises every part again, and scales the filters to unit norm."""
@@ -114,9 +117,15 @@ class HyenaFilter(Filter):
         The layers' weights are read, gathered if they are sharded; everything else is taken as it is at the start,
         whether or not it has been initialised yet.
         """
-        ffn = self.ffn
-        if not self._scales or not isinstance(ffn, SineFFN):
-            return
+        if self._scales:
+            for ffn in self._ffns():
+                self._scale(ffn)
+
+    def _ffns(self) -> list[Any]:
+        """What makes the taps, each of layers ``hidden`` and ``out``."""
+        return [self.ffn] if isinstance(self.ffn, SineFFN) else []
+
+    def _scale(self, ffn: Any) -> None:
         layers: list[Any] = [*ffn.hidden, ffn.out]
         if not all(isinstance(layer, nn.Linear) for layer in layers) or any(layer.weight.is_meta for layer in layers):
             return
@@ -146,19 +155,22 @@ class HyenaFilter(Filter):
         Raises:
             ValueError: ``length`` is more than ``l_max``.
         """
-        self.check_length(length)
-        device, dtype = self._place()
-        fused = self._fused(length, device, dtype)
-        if fused is not None:
-            h = fused
-        elif length >= _RECOMPUTE_FROM and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            h = checkpoint(self._taps, length, device, dtype, use_reentrant=False)
-        else:
-            h = self._taps(length, device, dtype)
+        h = self.one_side(length)
         if self.causal:
             return h
         ahead, behind = h[: self.num_filters], h[self.num_filters :]
         return torch.cat([behind[:, 1:].flip(1), ahead], dim=1)
+
+    def one_side(self, length: int) -> Tensor:
+        """Taps from lag 0 on, of all that the FFN makes: ``(F, length, C)``, two-sided ``(2 F, length, C)``."""
+        self.check_length(length)
+        device, dtype = self._place()
+        fused = self._fused(length, device, dtype)
+        if fused is not None:
+            return fused
+        if length >= _RECOMPUTE_FROM and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return checkpoint(self._taps, length, device, dtype, use_reentrant=False)
+        return self._taps(length, device, dtype)
 
     def _place(self) -> tuple[torch.device, torch.dtype]:
         """Where the taps are computed, and in which dtype: the FFN's, at least float32."""

@@ -10,6 +10,7 @@ from hyena.mixers.h3 import H3, H3State
 from hyena.mixers.hyena import HyenaOperator, HyenaState
 from hyena.mixers.linear_attention import LinearAttention, LinearAttentionState
 from hyena.mixers.mega import Mega, MegaState
+from hyena.mixers.monarch import MonarchMixer, MonarchMixerState
 from hyena.mixers.s5 import S5, S5State
 
 __all__ = [
@@ -35,6 +36,8 @@ __all__ = [
     "Mega",
     "MegaState",
     "Mixer",
+    "MonarchMixer",
+    "MonarchMixerState",
     "S5State",
     "State",
     "StateSize",

@@ -4,15 +4,20 @@ from hyena.models.blocks import MLP, Block
 from hyena.models.causal_lm import CausalLM, CausalLMConfig, next_token_loss
 from hyena.models.decoder import Decoder, ModelState
 from hyena.models.hyenadna import HyenaDNA, HyenaDNAConfig
+from hyena.models.m2_bert import BlockDiagonalGLU, BlockDiagonalLinear, M2Bert, M2BertConfig
 
 __all__ = [
     "MLP",
     "Block",
+    "BlockDiagonalGLU",
+    "BlockDiagonalLinear",
     "CausalLM",
     "CausalLMConfig",
     "Decoder",
     "HyenaDNA",
     "HyenaDNAConfig",
+    "M2Bert",
+    "M2BertConfig",
     "ModelState",
     "next_token_loss",
 ]
