@@ -8,7 +8,7 @@ namespace hyena::cuda {
 // y = gate[F] * conv_{F-1}(… gate[1] * conv_0(gate[0] * value)): one block, one row, `sets` channels, one pass over the
 // data.
 struct ConvolveArguments {
-    static constexpr int kMaxRowsEach = 8;
+    static constexpr int kMaxRowsEach = 4;
     Sequences sequences;
     Spectra spectra;
     const float* d = nullptr;  // (F, C), or null
