@@ -5,6 +5,7 @@ from hyena.models.causal_lm import CausalLM, CausalLMConfig, next_token_loss
 from hyena.models.decoder import Decoder, ModelState
 from hyena.models.hyenadna import HyenaDNA, HyenaDNAConfig
 from hyena.models.m2_bert import BlockDiagonalGLU, BlockDiagonalLinear, M2Bert, M2BertConfig
+from hyena.models.perceiver_ar import PerceiverAR, PerceiverARConfig, PerceiverARState
 
 __all__ = [
     "MLP",
@@ -19,5 +20,8 @@ __all__ = [
     "M2Bert",
     "M2BertConfig",
     "ModelState",
+    "PerceiverAR",
+    "PerceiverARConfig",
+    "PerceiverARState",
     "next_token_loss",
 ]
