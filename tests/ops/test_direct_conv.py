@@ -111,9 +111,8 @@ def test_few_taps_are_applied_one_by_one(device: str, monkeypatch: pytest.Monkey
     kernels = ops.has_kernel("direct_conv_backward", torch.device(device))
     rule = [(32, 10, True), (33, 10, False), (33, 300, True), (128, 1024, True), (128, 1000, False), (129, 9999, False)]
     if device == "cuda":
-        rule = [(128, 10, True), (129, 9999, False)]
-        for taps, length, direct in [(512, 99999, True), (513, 2049, False), (2048, 2048, True), (2049, 2048, False)]:
-            assert ops.is_direct(taps, length, torch.device(device), torch.bfloat16) == (direct and kernels)
+        rule = [(3, 10, False), (128, 10, False), (129, 9999, False)]
+        assert not ops.is_direct(3, 4096, torch.device(device), torch.bfloat16)
     for taps, length, direct in rule:
         assert ops.is_direct(taps, length, torch.device(device)) == (direct and kernels), (taps, length)
     used = []
