@@ -6,6 +6,7 @@ Dimensions: B batch, L length, D channels (d_model), I inner width, T positions 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +40,7 @@ class RowMixer(Mixer):
     state_class: ClassVar[type[State] | None] = None
     packs: ClassVar[bool] = False
     compacts: ClassVar[bool] = False
+    in_proj: nn.Linear
     out_proj: nn.Linear
 
     def __init__(self, d_model: int, l_max: int | None, *, causal: bool, dropout: float) -> None:
@@ -84,7 +86,7 @@ class RowMixer(Mixer):
             with torch.no_grad():
                 self._check_state(u, mask, cu_seqlens, state)
                 u = _kept(u, mask)
-                y = self._finish(u, self._rows(u, mask, None, u.size(1), state))
+                y = self._finish(u, self._rows(u, mask, None, u.size(1), state), self.out_proj)
             state.position += u.size(1)
             return y
         flat = u.dim() == 2 and cu_seqlens is not None
@@ -97,11 +99,12 @@ class RowMixer(Mixer):
             y = self._rows(u, mask, cu_seqlens, longest, None)
         else:
             y = self._packed(u, mask, cu_seqlens, longest)
-        y = self._finish(u, y)
+        y = self._finish(u, y, lambda y: ops.project(y, self.out_proj))
         return y[0] if flat else y
 
-    def _finish(self, u: Tensor, y: Tensor) -> Tensor:
-        return self.out_proj(self.dropout(y.to(u.dtype)))
+    def _finish(self, u: Tensor, y: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+        """The layer's output, of mixed values; ``project`` is ``out_proj``, called or by an op that is faster."""
+        return project(self.dropout(y.to(u.dtype)))
 
     def _check_state(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: Any) -> None:
         if self.state_class is None or not isinstance(state, self.state_class):
@@ -121,6 +124,10 @@ class RowMixer(Mixer):
         order = together(mask)
         y = self.mix(take(u, order), mask.gather(1, order), cu_seqlens, longest, state)
         return take(y, order.argsort(dim=1))
+
+    def _project(self, u: Tensor, state: Any) -> Tensor:
+        """``in_proj``, of whole rows in the memory order in which a convolution is fastest."""
+        return self.in_proj(u) if state is not None else ops.project(u, self.in_proj, channel_major=None)
 
     def _packed(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor, longest: int) -> Tensor:
         """:meth:`_rows` of packed rows, ``(1, T, I)``."""

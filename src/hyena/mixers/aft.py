@@ -172,14 +172,12 @@ class AFT(_AFT):
         return Sums(top + lacks[:, 0], values, weights)
 
     def _append(self, k: Tensor, v: Tensor, mask: Tensor | None, state: AFTState) -> None:
-        n, room = k.size(1), state.keys.size(1)
+        n = k.size(1)
         new = torch.full_like(state.count, n) if mask is None else mask.sum(1)
-        # Position p of the memory is new entry p - count where there is one. (A scatter would need room for padding.)
-        at = torch.arange(room, device=k.device) - state.count[:, None]
-        source = at.clamp(0, n - 1)[..., None].expand(-1, -1, k.size(2))
-        is_new = ((at >= 0) & (at < new[:, None]))[..., None]
-        state.keys.copy_(torch.where(is_new, k.gather(1, source), state.keys))
-        state.values.copy_(torch.where(is_new, v.gather(1, source), state.values))
+        # Padding, which comes last, is written too; it is not counted, and what comes next overwrites it.
+        place = (state.count[:, None] + torch.arange(n, device=k.device))[..., None].expand_as(k)
+        state.keys.scatter_(1, place, k)
+        state.values.scatter_(1, place, v)
         state.count += new
 
     # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.

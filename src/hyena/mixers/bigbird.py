@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hyena import ops
 from hyena.mixers._arguments import check_counts, check_flags, heads_of
+from hyena.mixers._blocks import cut
 from hyena.mixers._rows import RowMixer, take
 from hyena.mixers.base import State
 
@@ -107,17 +108,21 @@ class BigBird(RowMixer):
 
         Global blocks of queries, which attend to everything if two-sided, are here as the others.
         """
-        own = torch.arange(blocks, device=device)[:, None]
+        return self._seen_by(torch.arange(blocks, device=device), blocks)
+
+    def _seen_by(self, own: Tensor, blocks: int) -> Tensor:
+        """Rows of :meth:`table` for blocks of queries ``(…)``: ``(…, k)``."""
+        own, device = own[..., None], own.device
         reach = self.window - 1 if self.causal else self.window // 2
         window = own + torch.arange(-reach, 1 if self.causal else reach + 1, device=device)
-        globals_ = torch.arange(self.num_global, device=device).expand(blocks, -1)
+        first = torch.arange(self.num_global, device=device).expand(*own.shape[:-1], -1)
         draw = torch.arange(self.num_random, device=device)
         count = (own - reach if self.causal else torch.full_like(own, self.most_blocks)) - self.num_global
         drawn = _hash(own * self.num_random + draw + self.seed * 7919) % count.clamp_min(1) + self.num_global
         drawn = torch.where(count > 0, drawn, -1)
-        found = torch.cat([window, globals_, drawn], dim=1)
-        found = torch.where((found < 0) | (found > (own if self.causal else blocks - 1)), -1, found).sort(dim=1).values
-        twice = torch.cat([torch.zeros_like(found[:, :1], dtype=torch.bool), found[:, 1:] == found[:, :-1]], dim=1)
+        found = torch.cat([window, first, drawn], dim=-1)
+        found = torch.where((found < 0) | (found > (own if self.causal else blocks - 1)), -1, found).sort(-1).values
+        twice = torch.cat([torch.zeros_like(found[..., :1], dtype=torch.bool), found[..., 1:] == found[..., :-1]], -1)
         return torch.where(twice, -1, found)
 
     def allowed(self, length: int, device: torch.device | str | None = None) -> Tensor:
@@ -129,9 +134,7 @@ class BigBird(RowMixer):
 
     def _blocks_seen(self, blocks: int, device: torch.device | str | None) -> Tensor:
         """``(C, C)`` bool."""
-        table = self.table(blocks, device)
-        seen = torch.zeros(blocks, blocks + 1, dtype=torch.bool, device=device)
-        seen = seen.scatter(1, torch.where(table < 0, blocks, table), True)[:, :blocks]
+        seen = _as_mask(self.table(blocks, device), blocks)
         if not self.causal:
             seen[: self.num_global] = True
         return seen
@@ -160,35 +163,45 @@ class BigBird(RowMixer):
         with ops.without_autocast(u.device):
             if state is not None:
                 return self._next(z, kept, state)
-            q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in z.chunk(3, dim=2))
-            y = self._attend(q, k, v, kept)
-            return y.transpose(1, 2).flatten(2)
+            q, k, v = z.chunk(3, dim=2)
+            return self._attend(q, k, v, kept)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, kept: Tensor | None) -> Tensor:
-        """Attention ``(B, M, L, E)`` of rows from their start."""
+        """Attention ``(B, L, D)`` of rows from their start."""
         if not self.flex or q.numel() == 0:
             return self._gathered(q, k, v, kept)
         if q.device.type == "cpu" and torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
             raise ValueError("flex_attention has no gradients on a CPU: build this BigBird with flex=False to train it")
-        return _flex(q.device.type)(q, k, v, block_mask=self.block_mask(q.size(2), kept, q.device))
+        q, k, v = (self._heads(t) for t in (q, k, v))
+        y = _flex(q.device.type)(q, k, v, block_mask=self.block_mask(q.size(2), kept, q.device))
+        return y.transpose(1, 2).flatten(2)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """``(…, n, D)`` as ``(…, M, n, E)``."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
 
     def _gathered(self, q: Tensor, k: Tensor, v: Tensor, kept: Tensor | None) -> Tensor:
-        """Every block of queries with the keys that it attends to."""
-        length, size = q.size(2), self.block
+        """Every block of queries with the keys that it attends to, the blocks of all rows as one batch."""
+        batch, length, size = q.size(0), q.size(1), self.block
         table = self.table(-(-length // size), q.device)
-        blocks = [F.pad(t, (0, 0, 0, -length % size)).unflatten(2, (-1, size)) for t in (q, k, v)]  # (B, M, C, S, E)
-        keys, values = (t[:, :, table.clamp_min(0)].flatten(3, 4) for t in blocks[1:])  # (B, M, C, k S, E)
+        blocks = [cut(t, size) for t in (q, k, v)]  # (B, C, S, D)
         at = torch.arange(size, device=q.device)
-        place = (table[..., None] * size + at).flatten(1)  # (C, k S), negative where there is none
+        place = (table[..., None] * size + at).flatten(1)[:, None]  # (C, 1, k S), negative where there is none
         own = (torch.arange(table.size(0), device=q.device)[:, None] * size + at)[..., None]  # (C, S, 1)
-        seen = (place >= 0)[:, None] & (place < length)[:, None]
+        seen = (place >= 0) & (place < length)
         if self.causal:
-            seen = seen & (place[:, None] <= own)
-        elif kept is not None:  # padding may see itself: a row of the softmax with nothing in it would be NaN
-            seen = seen & (place[:, None] < kept[:, None, None, None]) | (place[:, None] == own)
-            seen = seen[:, None]
-        seen = seen | (place[:, None] == own)  # places beyond the row
-        y = F.scaled_dot_product_attention(blocks[0], keys, values, attn_mask=seen).flatten(2, 3)[:, :, :length]
+            seen = seen & (place <= own)
+        elif kept is not None:
+            seen = seen & (place < kept[:, None, None, None])
+        # Padding may see itself: a row of the softmax with nothing in it would be NaN.
+        seen = (seen | (place == own)).expand(batch, -1, -1, -1).flatten(0, 1)[:, None]  # (B C, 1, S, k S)
+        index = table.clamp_min(0).flatten()
+        keys, values = (  # (B C, k S, D)
+            t.index_select(1, index).unflatten(1, table.shape).flatten(2, 3).flatten(0, 1) for t in blocks[1:]
+        )
+        q_blocks = blocks[0].flatten(0, 1)
+        y = self._softmax(q_blocks, keys, values, seen)
+        y = y.unflatten(0, (batch, table.size(0))).flatten(1, 2)[:, :length]
         first = min(self.num_global * size, length)
         if self.causal or first == 0:
             return y
@@ -196,29 +209,42 @@ class BigBird(RowMixer):
         if kept is not None:
             at = torch.arange(length, device=q.device)
             everything = (at < kept[:, None])[:, None, None] | (at == at[:first, None])
-        y_first = F.scaled_dot_product_attention(q[:, :, :first], k, v, attn_mask=everything)
-        return torch.cat([y_first, y[:, :, first:]], dim=2)
+        return torch.cat([self._softmax(q[:, :first], k, v, everything), y[:, first:]], dim=1)
+
+    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+        """Attention ``(B, n, D)`` under a mask ``(B, 1, n, keys)``."""
+        q, k, v = (self._heads(t) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
 
     def _next(self, z: Tensor, kept: Tensor | None, state: BigBirdState) -> Tensor:
-        """Attention of the next positions to themselves and to all before, a block of them at a time."""
-        n, d, room = z.size(1), self.d_model, state.keys.size(1)
+        """Attention of the next positions to themselves and to all before."""
+        n, d = z.size(1), self.d_model
         q, new = z.split([d, 2 * d], dim=2)
-        added = torch.full_like(state.count, n) if kept is None else kept
-        at = torch.arange(room, device=z.device)
-        index = at - state.count[:, None]
-        arrived = ((index >= 0) & (index < added[:, None]))[..., None]
-        state.keys.copy_(torch.where(arrived, take(new, index.clamp(0, n - 1)).to(state.keys.dtype), state.keys))
-        place = state.count[:, None] + torch.arange(n, device=z.device)  # beyond the room only for padding
-        seen = self._blocks_seen(-(-room // self.block), z.device)[:, at // self.block]  # (C, T)
-        k, v = (t.to(q.dtype).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in state.keys.chunk(2, dim=2))
-        out = []
-        for some, where in zip(q.split(self.block, dim=1), place.split(self.block, dim=1), strict=True):
-            where = where.clamp_max(room - 1)
-            allowed = seen[where // self.block] & (at <= where[..., None])  # (B, n, T)
-            some = some.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            out.append(F.scaled_dot_product_attention(some, k, v, attn_mask=allowed[:, None]))
-        state.count += added
-        return torch.cat(out, dim=2).transpose(1, 2).flatten(2)
+        place = state.count[:, None] + torch.arange(n, device=z.device)
+        # Padding, which comes last, is written too; it is not counted, and what comes next overwrites it.
+        state.keys.scatter_(1, place[..., None].expand_as(new), new.to(state.keys.dtype))
+        state.count += n if kept is None else kept
+        if n == 1:
+            return self._one(q, place, state.keys)
+        parts = zip(q.split(self.block, dim=1), place.split(self.block, dim=1), strict=True)
+        return torch.cat([self._some(some, where, state.keys) for some, where in parts], dim=1)
+
+    def _one(self, q: Tensor, place: Tensor, keys: Tensor) -> Tensor:
+        """Attention ``(B, 1, D)`` of one query a row to the blocks that it sees, which are gathered."""
+        size, room = self.block, keys.size(1)
+        table = self._seen_by(place[:, 0] // size, -(-room // size))  # (B, k)
+        at = (table[..., None] * size + torch.arange(size, device=q.device)).flatten(1)  # (B, k S)
+        found = take(keys, at.clamp(0, room - 1))
+        k, v = found.to(q.dtype).chunk(2, dim=2)
+        return self._softmax(q, k, v, ((at >= 0) & (at <= place))[:, None, None])
+
+    def _some(self, q: Tensor, place: Tensor, keys: Tensor) -> Tensor:
+        """Attention ``(B, n, D)`` of a block's worth of queries to all keys, those that they do not see masked."""
+        room = keys.size(1)
+        blocks, at = -(-room // self.block), torch.arange(room, device=q.device)
+        seen = _as_mask(self._seen_by(place // self.block, blocks), blocks)  # (B, n, C)
+        k, v = keys.to(q.dtype).chunk(2, dim=2)
+        return self._softmax(q, k, v, (seen[..., at // self.block] & (at <= place[..., None]))[:, None])
 
     # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
     @torch.inference_mode(False)
@@ -237,6 +263,12 @@ class BigBird(RowMixer):
             f"num_global={self.num_global}, num_random={self.num_random}, num_heads={self.num_heads}, "
             f"causal={self.causal}"
         )
+
+
+def _as_mask(table: Tensor, blocks: int) -> Tensor:
+    """Which of so many blocks are in each row of a table: ``(…, k)`` to ``(…, C)`` bool."""
+    seen = torch.zeros(*table.shape[:-1], blocks + 1, dtype=torch.bool, device=table.device)
+    return seen.scatter(-1, torch.where(table < 0, blocks, table), True)[..., :blocks]
 
 
 def _hash(x: Tensor) -> Tensor:

@@ -130,6 +130,8 @@ class BlockRecurrent(RowMixer):
     def _next(self, z: Tensor, mask: Tensor | None, state: BlockRecurrentState) -> Tensor:
         """:meth:`mix` of the next positions, in blocks that begin with what is held."""
         n, width, count = z.size(1), self.d_model, state.count
+        if n == 1:
+            return self._one(z, mask, state)
         held = torch.cat([torch.zeros_like(state.held), state.held], dim=2)
         blocks = join(held, count, z)
         added = torch.full_like(count, n) if mask is None else mask.sum(1)
@@ -139,6 +141,27 @@ class BlockRecurrent(RowMixer):
         state.held.copy_(hold(blocks[..., 2 * width :], full))
         state.vectors.copy_(vectors)
         y = pick(y, count, n)
+        state.count += added
+        return y
+
+    def _one(self, z: Tensor, mask: Tensor | None, state: BlockRecurrentState) -> Tensor:
+        """:meth:`_next` of one position: one query, and the vectors change where it fills a block."""
+        local, outer, new = z.split([self.d_model, self.d_model, 2 * self.d_model], dim=2)
+        place = state.count % self.block
+        state.held.scatter_(1, place[:, None, None].expand_as(new), new)  # padding too, which the next one overwrites
+        queries_self, queries_block, of_vectors = self._project_vectors(state.vectors)
+        keys = torch.cat([state.before, state.held], dim=1)[:, None]
+        window = self._attend_window(local[:, None], keys, place[:, None, None], state.count[:, None] >= self.block)
+        y = torch.cat([window[:, 0], self._attend(outer, of_vectors)], dim=2)
+        added = torch.ones_like(place) if mask is None else mask.sum(1)
+        full = place + added == self.block
+        # A device would have to be waited for to know whether any row is at the end of its block.
+        if torch.compiler.is_compiling() or full.device.type != "cpu" or full.any():
+            found = [self._attend(queries_self, of_vectors), self._attend(queries_block, state.held)]
+            change = full[:, None, None]
+            changed = self._change(state.vectors, torch.cat(found, dim=2))
+            state.vectors.copy_(torch.where(change, changed, state.vectors))
+            state.before.copy_(torch.where(change, state.held, state.before))
         state.count += added
         return y
 
@@ -162,7 +185,7 @@ class BlockRecurrent(RowMixer):
         vectors = self.vectors.to(z.dtype).expand(batch, -1, -1) if state is None else state.vectors
         read: list[Tensor] = []
         for i in range(blocks):
-            queries_self, queries_block, of_vectors = self._project(vectors)
+            queries_self, queries_block, of_vectors = self._project_vectors(vectors)
             read.append(self._attend(outer[:, i], of_vectors))
             if i == blocks - 1 and state is None:
                 break
@@ -176,18 +199,26 @@ class BlockRecurrent(RowMixer):
 
     def _window(self, q: Tensor, keys: Tensor, has_before: Tensor) -> Tensor:
         """Attention ``(B, C, W, D)`` to the W positions up to each."""
-        size = self.block
-        k, v = torch.cat([keys[:, :-1], keys[:, 1:]], dim=2).chunk(2, dim=3)  # (B, C, 2 W, D)
-        q, k, v = (t.unflatten(3, (self.num_heads, -1)).transpose(2, 3) for t in (q, k, v))  # (B, C, M, …, E)
-        place = torch.arange(2 * size, device=q.device)
-        lag = place[:size, None] + size - place
-        seen = (lag >= 0) & (lag < size)
-        seen = seen & (has_before[..., None, None, None] | (place >= size))  # (B, C, 1, W, 2 W)
-        scores = q @ k.transpose(3, 4) * q.size(4) ** -0.5 + self.lag_bias.to(q.dtype)[:, lag.clamp(0, size - 1)]
-        y = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
+        pairs = torch.cat([keys[:, :-1], keys[:, 1:]], dim=2)  # (B, C, 2 W, 2 D)
+        return self._attend_window(q, pairs, torch.arange(self.block, device=q.device), has_before)
+
+    def _attend_window(self, q: Tensor, keys: Tensor, place: Tensor, has_before: Tensor) -> Tensor:
+        """Attention ``(B, C, n, D)`` of queries at places ``(…, n)`` of a block.
+
+        Args:
+            keys: ``(B, C, 2 W, 2 D)``, of the block before and of this one.
+            has_before: ``(B, C)``, whether there is a block before.
+        """
+        size, k_place = self.block, torch.arange(2 * self.block, device=q.device)
+        q, k, v = (t.unflatten(3, (self.num_heads, -1)).transpose(2, 3) for t in (q, *keys.chunk(2, dim=3)))
+        lag = place[..., None] + size - k_place  # (…, n, 2 W)
+        seen = (lag >= 0) & (lag < size) & (has_before[..., None, None] | (k_place >= size))  # (B, C, n, 2 W)
+        bias = self.lag_bias.to(q.dtype)[:, lag.clamp(0, size - 1)]  # (M, …, n, 2 W)
+        scores = q @ k.transpose(3, 4) * q.size(4) ** -0.5 + (bias if lag.dim() == 2 else bias.movedim(0, 2))
+        y = scores.masked_fill(~seen[:, :, None], -torch.inf).softmax(-1) @ v
         return y.transpose(2, 3).flatten(3)
 
-    def _project(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project_vectors(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the state vectors: queries to themselves, queries to the block, keys and values."""
         normed = self.norm((vectors + self.places.to(vectors.dtype)).to(self.norm.weight.dtype))
         z = self.state_proj(normed).to(vectors.dtype)

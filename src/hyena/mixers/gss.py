@@ -87,7 +87,7 @@ class GSS(RowMixer):
 
     def mix(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int, state: Any) -> Tensor:
         """Mixed values ``(B, L, I)``."""
-        gate, v = F.gelu(self.in_proj(u)).split([self.gate_channels, self.conv_channels], dim=2)
+        gate, v = F.gelu(self._project(u, state)).split([self.gate_channels, self.conv_channels], dim=2)
         v = self.norm(v).to(gate.dtype)
         if mask is not None:  # the norm has a bias
             v = torch.where(mask[..., None], v, 0.0)

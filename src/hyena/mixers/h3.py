@@ -88,7 +88,7 @@ class H3(RowMixer):
 
     def mix(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int, state: Any) -> Tensor:
         """Mixed values ``(B, L, D)``."""
-        q, k, v = self.in_proj(u).chunk(3, dim=2)
+        q, k, v = self._project(u, state).chunk(3, dim=2)
         if mask is not None:  # in_proj has a bias
             k, v = (torch.where(mask[..., None], t, 0.0) for t in (k, v))
         before: dict[str, Any] = {"cu_seqlens": cu_seqlens, "longest": longest}

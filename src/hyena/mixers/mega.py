@@ -7,6 +7,7 @@ chunk, C chunks, n new positions.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -122,9 +123,9 @@ class Mega(RowMixer):
         o = F.silu(reset) * self._attention(F.silu(z), v, mask, state).to(v.dtype)
         return torch.cat([o, h, torch.sigmoid(update)], dim=2)
 
-    def _finish(self, u: Tensor, y: Tensor) -> Tensor:
+    def _finish(self, u: Tensor, y: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
         o, h, update = y.split([self.value_channels, self.d_model, self.d_model], dim=2)
-        h = F.silu(h + self.out_proj(self.dropout(o)))
+        h = F.silu(h + project(self.dropout(o)))
         return torch.lerp(u.to(h.dtype), h, update.to(h.dtype))
 
     def _attention(self, z: Tensor, v: Tensor, mask: Tensor | None, state: MegaState | None) -> Tensor:

@@ -90,7 +90,7 @@ class MonarchMixer(RowMixer):
 
     def mix(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int, state: Any) -> Tensor:
         """Mixed values ``(B, L, D)``."""
-        z = self.in_proj(u)
+        z = self._project(u, state)
         if state is None:
             before, after, v = self.short(z, mask, cu_seqlens).chunk(3, dim=2)
             y = self.conv(v, pre=before, post=after, cu_seqlens=cu_seqlens, longest=longest)
