@@ -52,8 +52,8 @@ def param_groups(
                                                        a module names in its class's ``no_decay``
     ``filters``     ``filter_lr``    0                 what is inside a long filter, of this library or one's own: FFN,
                                                        sine frequency, window, taps, poles
-    ``dynamics``    ``dynamics_lr``  0                 what a filter's class names in ``dynamics``: poles and
-                                                       step sizes of state spaces
+    ``dynamics``    ``dynamics_lr``  0                 what a class names in ``dynamics``, as filters and
+                                                       :class:`hyena.mixers.S5` do: poles and step sizes
     ``encodings``   ``encoding_lr``  0                 trained positions inside a filter (:class:`LearnedEncoding`)
     ==============  ===============  ================  ======================================================
 
@@ -145,10 +145,11 @@ def _claims(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield from (("encodings", p) for p in module.parameters())
     if isinstance(module, Filter):
         yield from (("filters", p) for p in module.parameters())
-        for name in module.dynamics:
-            p = getattr(module, name, None)
-            if isinstance(p, nn.Parameter):  # else it is computed from another one, by a parametrisation
-                yield "dynamics", p
+    dynamics = module.dynamics if isinstance(module, Filter) else getattr(type(module), "dynamics", ())
+    for name in dynamics if isinstance(dynamics, tuple) else ():  # something else may have this name
+        p = getattr(module, name, None)
+        if isinstance(p, nn.Parameter):  # else it is computed from another one, by a parametrisation
+            yield "dynamics", p
     if isinstance(module, LongConv) and module.filter is not None:
         # Whatever a user put in a filter's place is one.
         yield from (("filters", p) for p in module.filter.parameters())
@@ -173,7 +174,7 @@ def _warn_of_empty(params: dict[str, list[nn.Parameter]], wanted: dict[str, bool
         "decay": "every trainable parameter is a bias, a norm, an embedding or part of a filter",
         "no_decay": "there are no trainable biases, norms or embeddings",
         "filters": "the model has no trainable Hyena filter, so filter_lr has no effect",
-        "dynamics": "no filter is a state space with poles and step sizes, so dynamics_lr has no effect",
+        "dynamics": "nothing is a state space with poles and step sizes, so dynamics_lr has no effect",
         "encodings": "no filter has trained positions (a LearnedEncoding), so encoding_lr has no effect",
     }
     for name, reason in reasons.items():

@@ -11,6 +11,7 @@ from helpers.definitions import assert_close, assert_defined
 from hyena.mixers import S5
 from hyena.mixers._scan import scan
 from hyena.mixers.s5 import hippo_normal
+from hyena.optim import param_groups
 
 
 def recurrence(layer: S5, u: Tensor) -> Tensor:
@@ -76,6 +77,15 @@ def test_weights_of_the_system_stay_float32_under_casts():
     assert {p.dtype for p in layer.system.parameters()} == {torch.float32}
     assert {p.dtype for p in S5(8, dtype=torch.float16).system.parameters()} == {torch.float32}
     assert layer(torch.randn(1, 5, 8).bfloat16()).dtype == torch.bfloat16
+
+
+def test_poles_steps_and_inputs_train_slowly():
+    layer = S5(8)
+    groups = {g["name"]: g for g in param_groups(layer, 6e-3)}
+    system = layer.system
+    want = {id(p) for p in (system.log_decay, system.angle, system.log_step, system.b)}
+    assert {id(p) for p in groups["dynamics"]["params"]} == want
+    assert (groups["dynamics"]["lr"], groups["dynamics"]["weight_decay"]) == (1e-3, 0.0)
 
 
 def test_wrong_arguments():

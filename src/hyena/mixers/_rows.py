@@ -135,7 +135,7 @@ class RowMixer(Mixer):
         def mix(keep: Tensor, u: Tensor, mask: Tensor | None) -> Tensor:
             return self._rows(_kept(u, keep), keep if mask is None else keep & mask, None, u.size(1), None)
 
-        if u.device.type == "cpu" and not torch.compiler.is_compiling():
+        if in_groups(u):
             bounds = ops.row_bounds(cu_seqlens, u.size(1), longest)
             return ops.map_rows(mix, (u, mask), bounds)[0] if bounds else self._rows(u, mask, None, longest, None)
         start, size = cu_seqlens[:-1], cu_seqlens.diff()
@@ -150,6 +150,11 @@ class RowMixer(Mixer):
     def refuse_steps(self, why: str) -> ValueError:
         """The error of :meth:`init_state` in a mixer that cannot step."""
         return ValueError(f"{why}, so this {type(self).__name__} cannot be stepped")
+
+
+def in_groups(u: Tensor) -> bool:
+    """Whether packed rows are padded in groups: that looks at their lengths, for which a device would be waited."""
+    return u.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _kept(u: Tensor, mask: Tensor | None) -> Tensor:

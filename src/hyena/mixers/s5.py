@@ -68,7 +68,7 @@ class DiagonalSystem(nn.Module):
         step_range: shortest and longest step at the start.
     """
 
-    no_decay = ("b",)
+    dynamics = ("log_decay", "angle", "log_step", "b")
 
     def __init__(
         self,
