@@ -7,6 +7,8 @@ from functools import partial
 
 from hyena import filters
 from hyena.filters import (
+    DLR,
+    DSS,
     EMA,
     S4D,
     ExplicitFilter,
@@ -53,6 +55,11 @@ CASES: dict[str, Callable[..., Filter]] = {
     "s4d, real": partial(S4D, modes=3, start="real"),
     "s4d, real, bilinear": partial(S4D, modes=3, start="real", discretisation="bilinear"),
     "shift": partial(ShiftSSM, state=7),
+    "dss, exp": partial(DSS, modes=3),
+    "dss, clip": partial(DSS, modes=3, version="clip", scale=False),
+    "dss, softmax": partial(DSS, modes=3, version="softmax"),
+    "dss of gss": partial(DSS, modes=3, dt=None, log_frequency=True),
+    "dlr": partial(DLR, modes=3),
     "ema": partial(EMA, modes=3),
     "ema, truncated": partial(EMA, modes=3, truncation=9),
 }

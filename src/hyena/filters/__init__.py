@@ -4,6 +4,8 @@ A filter is called with a length and returns taps; it does not know how they are
 """
 
 from hyena.filters.base import Filter, Modes
+from hyena.filters.dlr import DLR
+from hyena.filters.dss import DSS
 from hyena.filters.ema import EMA
 from hyena.filters.encoding import LearnedEncoding, PositionalEncoding
 from hyena.filters.explicit import ExplicitFilter
@@ -16,6 +18,8 @@ from hyena.filters.shift import ShiftSSM
 from hyena.filters.window import ExponentialWindow
 
 __all__ = [
+    "DLR",
+    "DSS",
     "EMA",
     "S4D",
     "ExplicitFilter",

@@ -25,7 +25,7 @@ class Terms(NamedTuple):
     """``h_t = sum_k Re(weight_k exp(-decay_k + i angle_k)^t)`` for ``t >= 0``; ``(R, G, m)`` each.
 
     Attributes:
-        decay: positive.
+        decay: positive; ``(R, 1, m)``, as the angle, if channels share it.
         angle: None where all poles are real and positive; ``weight`` is real then, else complex.
         weight: what the powers are multiplied by.
     """
@@ -108,12 +108,16 @@ class DiagonalFilter(Filter):
         return torch.cat([behind[:, :-1].flip(1), ahead], dim=1)
 
     def modes(self) -> Modes | None:
-        """Poles and residues, float64 if the weights are, else float32; None of two-sided and of cut filters."""
-        if not self.causal or self.support is not None:
+        """Poles and residues, float64 if the weights are, else float32; None of two-sided, cut and
+        normalised filters.
+        """
+        if not self.causal or self.support is not None or self.depends_on_length:
             return None
         decay, angle, weight = self._terms(self._weights())
+        decay = decay.expand(weight.shape)
         if angle is None:
             return Modes(decay, torch.zeros_like(decay), weight * torch.exp(-decay), weight.sum(-1))
+        angle = angle.expand(weight.shape)
         residue = weight * torch.polar(torch.exp(-decay), angle)
         return Modes(decay, angle, residue, weight.real.sum(-1))
 
