@@ -4,12 +4,14 @@ A filter is called with a length and returns taps; it does not know how they are
 """
 
 from hyena.filters.base import Filter, Modes
+from hyena.filters.ckconv import CKConv, CoordinateEncoding
 from hyena.filters.dlr import DLR
 from hyena.filters.dss import DSS
 from hyena.filters.ema import EMA
 from hyena.filters.encoding import LearnedEncoding, PositionalEncoding
 from hyena.filters.explicit import ExplicitFilter
 from hyena.filters.ffn import SineFFN
+from hyena.filters.fourier import FourierFilter
 from hyena.filters.implicit import HyenaFilter
 from hyena.filters.modal import ModalFilter
 from hyena.filters.paired import PairedFilter
@@ -22,9 +24,12 @@ __all__ = [
     "DSS",
     "EMA",
     "S4D",
+    "CKConv",
+    "CoordinateEncoding",
     "ExplicitFilter",
     "ExponentialWindow",
     "Filter",
+    "FourierFilter",
     "HyenaFilter",
     "LearnedEncoding",
     "ModalFilter",
