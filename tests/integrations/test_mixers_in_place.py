@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import hyena.mixers
-from helpers.attention_models import EXACT, D, L, M, TinyGPT, gpt2, padding, tokens
+from helpers.attention_models import EXACT, D, L, M, TinyGPT, bert, gpt2, padding, tokens
 from helpers.transformers_models import KINDS
 from hyena.filters import ExplicitFilter
 from hyena.integrations import HyenaAttention, load_pretrained, replace_attention
@@ -81,6 +81,25 @@ def test_in_a_language_model(name: str):
     for beams in (1, 3):
         want = model.generate(tokens(), use_cache=False, num_beams=beams, **settings)
         assert torch.equal(model.generate(tokens(), num_beams=beams, **settings), want)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MIXERS.values() if inspect.isclass(kind)])
+def test_in_a_two_sided_model(kind: type[Mixer]):
+    model = bert()
+    if kind is hyena.mixers.BlockRecurrent:
+        with pytest.raises(ValueError, match="causal=False is not possible"):
+            replace_attention(model, mixer=kind)
+        return
+    replace_attention(model, mixer=kind)
+    for side in ("left", "right"):
+        mask, positions = padding(side)
+        out = model(tokens(), attention_mask=mask, position_ids=positions).logits
+        for i in range(3):
+            rows = mask[i].bool()
+            torch.testing.assert_close(out[i, rows], model(tokens()[i : i + 1, rows]).logits[0], **EXACT)
+    other = tokens()
+    other[0, -1] = (other[0, -1] + 1 - 3) % 37 + 3
+    assert (model(other).logits - model(tokens()).logits)[0, 0].abs().max() > 1e-9
 
 
 def test_attention_has_the_heads_of_attention():

@@ -183,19 +183,20 @@ class BlockRecurrent(RowMixer):
         before = torch.zeros_like(keys[:, :1]) if state is None else state.before[:, None]
         keys = torch.cat([before, keys], dim=1)
         vectors = self.vectors.to(z.dtype).expand(batch, -1, -1) if state is None else state.vectors
-        read: list[Tensor] = []
-        for i in range(blocks):
+        seen: list[Tensor] = []  # keys and values of the vectors that each block reads
+        for i, own in enumerate(keys.unbind(1)[1:]):  # a slice for each would have a gradient as large as all
             queries_self, queries_block, of_vectors = self._project_vectors(vectors)
-            read.append(self._attend(outer[:, i], of_vectors))
+            seen.append(of_vectors)
             if i == blocks - 1 and state is None:
                 break
-            found = [self._attend(queries_self, of_vectors), self._attend(queries_block, keys[:, i + 1])]
+            found = [self._attend(queries_self, of_vectors), self._attend(queries_block, own)]
             new = self._change(vectors, torch.cat(found, dim=2))
             vectors = new if full is None else torch.where((i < full)[:, None, None], new, vectors)
         index = torch.arange(blocks, device=z.device)
         number = index[None] if state is None else index + (state.count // self.block)[:, None]
         window = self._window(local, keys, number > 0)
-        return torch.cat([window, torch.stack(read, dim=1)], dim=3), vectors, keys
+        read = self._attend(outer.flatten(0, 1), torch.stack(seen, dim=1).flatten(0, 1)).view_as(window)
+        return torch.cat([window, read], dim=3), vectors, keys
 
     def _window(self, q: Tensor, keys: Tensor, has_before: Tensor) -> Tensor:
         """Attention ``(B, C, W, D)`` to the W positions up to each."""
