@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize(("length", "of_kernels"), [(1100, True), (5000, False)])
 def test_a_transform_without_a_plan(monkeypatch: pytest.MonkeyPatch, length: int, of_kernels: bool) -> None:
-    monkeypatch.setenv("HYENA_EMULATED_SHARED", "6000")  # 200 points in a block, 12 x 192 in columns and rows
+    monkeypatch.setenv("HYENA_EMULATED_SHARED", "6400")  # 256 points in a block, 16 x 256 in columns and rows
     channels, taps = 3, 40
     z = torch.randn(2, length, 3 * channels, dtype=torch.float64)
     weight, h = torch.randn(3 * channels, 3, dtype=torch.float64), torch.randn(1, taps, channels, dtype=torch.float64)
