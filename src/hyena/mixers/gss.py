@@ -6,6 +6,7 @@ Dimensions: B batch, L length, D channels (d_model), H channels of the convoluti
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from hyena.conv.long import FilterFactory, LongConv, Past
 from hyena.conv.online import Online
-from hyena.filters import S4D
+from hyena.filters import DSS
 from hyena.mixers._arguments import check_counts, check_flags
 from hyena.mixers._rows import RowMixer
 from hyena.mixers.base import State
@@ -33,6 +34,10 @@ class GSSState(State):
     online: Online
 
 
+# The paper's filter: poles that all channels share, without step sizes.
+FILTER = partial(DSS, dt=None, log_frequency=True)
+
+
 class GSS(RowMixer):
     """Gated state space: ``y = W_o (gelu(W_u x) W_g (h * v + d v))`` (Mehta et al. 2022, arXiv 2206.13947, section 3).
 
@@ -44,8 +49,7 @@ class GSS(RowMixer):
         l_max: longest row.
         conv_channels: H; ``D // 4``, and at least 1, if missing.
         gate_channels: I; ``4 D`` if missing.
-        filter: of the convolution; see :class:`hyena.conv.LongConv`. The paper's is :class:`hyena.filters.S4D`'s kind
-            with poles that all channels share.
+        filter: of the convolution; see :class:`hyena.conv.LongConv`. The paper's, if missing.
         causal: no output sees a later input; otherwise the filter is two-sided.
         dropout: of the mixed values before the output projection.
         bias: whether the outer projections have a bias.
@@ -65,7 +69,7 @@ class GSS(RowMixer):
         *,
         conv_channels: int | None = None,
         gate_channels: int | None = None,
-        filter: nn.Module | FilterFactory = S4D,
+        filter: nn.Module | FilterFactory = FILTER,
         causal: bool = True,
         dropout: float = 0.0,
         bias: bool = True,

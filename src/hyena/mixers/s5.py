@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from hyena import ops
+from hyena.filters._hippo import normal_part
 from hyena.filters._initial import fill
 from hyena.filters.base import keeping_float32
 from hyena.mixers._arguments import check_counts, check_flags
@@ -36,21 +37,6 @@ class S5State(State):
     """
 
     states: Tensor
-
-
-def hippo_normal(size: int) -> tuple[Tensor, Tensor]:
-    """The normal part of HiPPO-LegS, diagonalised (Gupta et al. 2022, arXiv 2203.14343; S5, section 2.3).
-
-    HiPPO-LegS plus a matrix of rank 1 is ``-1/2 I`` plus a skew-symmetric matrix, whose eigenvalues are imaginary.
-
-    Returns:
-        Eigenvalues ``(size,)`` by rising imaginary part, and orthonormal eigenvectors ``(size, size)``, complex128.
-    """
-    root = torch.sqrt(torch.arange(size, dtype=torch.float64) + 0.5)
-    product = root[:, None] * root  # A_nk = -2 product below the diagonal; A + root root^T is antisymmetric off it
-    skew = torch.triu(product, 1) - torch.tril(product, -1)
-    angles, vectors = torch.linalg.eigh(-1j * skew)
-    return torch.complex(torch.full_like(angles, -0.5), angles), vectors
 
 
 class DiagonalSystem(nn.Module):
@@ -97,18 +83,17 @@ class DiagonalSystem(nn.Module):
         """HiPPO-N poles, random matrices in the eigenvectors' coordinates, steps evenly on a logarithmic scale."""
         half, channels = self.log_decay.size(0), self.d.size(0)
         each = 2 * half // self.blocks
-        poles, vectors = hippo_normal(each)
-        poles, vectors = poles[each // 2 :], vectors[:, each // 2 :]  # those with positive angles; the rest conjugate
-        into = torch.block_diag(*[vectors] * self.blocks)  # (N, P)
+        frequency, basis = normal_part(each // 2)
+        basis = torch.block_diag(*[basis] * self.blocks)  # (P, N)
         b = torch.randn(2 * half, channels, dtype=torch.float64) * channels**-0.5
         c = torch.randn(self.c.size(0), channels, 2 * half, dtype=torch.float64) * (2 * half) ** -0.5
         low, high = (math.log(t) for t in self.step_range)
         values = {
-            self.log_decay: (-poles.real).log().repeat(self.blocks),
-            self.angle: poles.imag.repeat(self.blocks),
+            self.log_decay: torch.full((half,), math.log(0.5), dtype=torch.float64),
+            self.angle: frequency.repeat(self.blocks),
             self.log_step: torch.rand(half, dtype=torch.float64) * (high - low) + low,
-            self.b: torch.view_as_real(into.mH @ b.to(into.dtype)),
-            self.c: torch.view_as_real(c.to(into.dtype) @ into),
+            self.b: torch.view_as_real(basis @ b.to(basis.dtype)),
+            self.c: torch.view_as_real(c.to(basis.dtype) @ basis.mH),
             self.d: torch.randn(channels, dtype=torch.float64),
         }
         for weight, value in values.items():
