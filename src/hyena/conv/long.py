@@ -158,7 +158,10 @@ class LongConv(nn.Module):
         if getattr(self.filter, "support", None) is None:
             return False
         taps = self._support(longest)
-        return ops.is_direct(taps if self.causal else 2 * taps - 1, longest, self.bias.device)
+        device = self.bias.device
+        # Of the rows, as far as that can be known before they come.
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.bias.dtype
+        return ops.is_direct(taps if self.causal else 2 * taps - 1, longest, device, dtype)
 
     def spectrum(self, longest: int) -> Tensor:
         """Spectra ``(F, G, P + 1, 2)`` of all filters for rows of up to ``longest`` positions; kept in eval mode."""
