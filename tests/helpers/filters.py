@@ -10,6 +10,7 @@ from hyena.filters import (
     DLR,
     DSS,
     EMA,
+    S4,
     S4D,
     CKConv,
     ExplicitFilter,
@@ -21,6 +22,7 @@ from hyena.filters import (
     ModalFilter,
     PairedFilter,
     ShiftSSM,
+    TransferFunctionFilter,
 )
 
 CHANNELS, L_MAX, FILTERS = 4, 40, 2
@@ -60,6 +62,8 @@ CASES: dict[str, Callable[..., Filter]] = {
     "ckconv": partial(CKConv, width=8),
     "fourier": partial(FourierFilter, modes=5),
     "fourier, all frequencies": FourierFilter,
+    "s4": partial(S4, modes=3),
+    "transfer": partial(TransferFunctionFilter, order=5),
     "dss, exp": partial(DSS, modes=3),
     "dss, clip": partial(DSS, modes=3, version="clip", scale=False),
     "dss, softmax": partial(DSS, modes=3, version="softmax"),

@@ -15,14 +15,17 @@ from hyena.filters.fourier import FourierFilter
 from hyena.filters.implicit import HyenaFilter
 from hyena.filters.modal import ModalFilter
 from hyena.filters.paired import PairedFilter
+from hyena.filters.s4 import S4
 from hyena.filters.s4d import S4D
 from hyena.filters.shift import ShiftSSM
+from hyena.filters.transfer import TransferFunctionFilter
 from hyena.filters.window import ExponentialWindow
 
 __all__ = [
     "DLR",
     "DSS",
     "EMA",
+    "S4",
     "S4D",
     "CKConv",
     "CoordinateEncoding",
@@ -38,4 +41,5 @@ __all__ = [
     "PositionalEncoding",
     "ShiftSSM",
     "SineFFN",
+    "TransferFunctionFilter",
 ]

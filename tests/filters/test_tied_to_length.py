@@ -1,0 +1,184 @@
+"""S4 and rational transfer functions: by dense matrices in float64, at other lengths, in single precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from helpers.state_spaces import convolution, discretised, impulse_response
+from hyena import HyenaOperator
+from hyena.conv import LongConv
+from hyena.filters import S4, Filter, TransferFunctionFilter, _hippo, s4
+
+L = 23
+
+
+def dense_s4(w: dict[str, Tensor], row: int) -> Tensor:
+    """Taps ``(G, L)``: the matrix written out, ``C`` from ``C (1 - A^L)``, one step after the other."""
+    p, b, c = (torch.view_as_complex(w[name][row]) for name in "PBC")
+    poles = torch.complex(-w["log_decay"][row].exp(), w["frequency"][row])
+    poles, p, b, c = (torch.cat([t, t.conj()], dim=-1) for t in (poles, p, b, c))
+    a = torch.diag(poles) - torch.outer(p, p.conj())
+    dt = w["log_dt"][row].exp()
+    step, enter = discretised(a.expand(dt.size(0), -1, -1), b.expand(dt.size(0), -1), dt, "bilinear")
+    ring = torch.eye(a.size(0), dtype=a.dtype) - torch.linalg.matrix_power(step, L)
+    return impulse_response(step, enter, torch.linalg.solve(ring.mT, c), L)
+
+
+def dense_transfer(w: dict[str, Tensor], row: int) -> Tensor:
+    """Taps ``(G, L)``: ``a`` convolved with them on a ring is ``b``."""
+    a, b = w["a"][row], w["b"][row]
+    below = torch.cat([torch.ones_like(a[:, :1]), a], dim=-1)
+    ring = torch.stack([torch.nn.functional.pad(below, (0, L - below.size(1))).roll(t, -1) for t in range(L)], dim=-1)
+    return torch.linalg.solve(ring, torch.nn.functional.pad(b, (0, L - b.size(1))))
+
+
+CASES = {
+    "s4": (lambda **at: S4(3, L, 2, modes=4, **at), dense_s4),
+    "transfer": (lambda **at: TransferFunctionFilter(3, L, 2, order=4, **at), dense_transfer),
+}
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_and_gradients_are_those_of_dense_matrices(name: str, causal: bool) -> None:
+    make, define = CASES[name]
+    h = make(causal=causal, dtype=torch.float64)
+    with torch.no_grad():
+        for p in h.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    conv = LongConv(3, L, 2, filter=h, causal=causal, dtype=torch.float64)
+    weights = {key: p.detach().clone().requires_grad_() for key, p in h.named_parameters()}
+    x, probe = torch.randn(2, L, 3, dtype=torch.float64), torch.randn(2, 2, L, 3, dtype=torch.float64)
+    got = torch.stack([conv(x, i) for i in range(2)])
+    got.backward(probe)
+    want = []
+    for i in range(2):
+        behind = None if causal else define(weights, 2 + i)
+        want.append(convolution(define(weights, i), x, behind) + conv.bias[i].detach() * x)
+    want = torch.stack(want)
+    want.backward(probe)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    for key, p in h.named_parameters():
+        torch.testing.assert_close(
+            p.grad, weights[key].grad, rtol=1e-8, atol=1e-8, msg=lambda m, key=key: f"{key}: {m}"
+        )
+
+
+def test_hippo_is_normal_plus_low_rank() -> None:
+    """LegS written out has the same taps as its diagonal-plus-low-rank form."""
+    modes, n = 4, torch.arange(8, dtype=torch.float64)
+    r = (2 * n + 1).sqrt()
+    legs = -(torch.tril(torch.outer(r, r), -1) + torch.diag(n + 1))
+    c = torch.randn(8, dtype=torch.float64)
+    dt = torch.tensor(0.1, dtype=torch.float64)
+    want = impulse_response(*discretised(legs, r, dt, "bilinear"), c, 20)
+    frequency, p, b = _hippo.legs(modes)
+    assert (frequency > 0).all()
+    poles = torch.complex(torch.full_like(frequency, -0.5), frequency)
+    poles, p, b = (torch.cat([t, t.conj()]) for t in (poles, p, b))
+    a = torch.diag(poles) - torch.outer(p, p.conj())
+    step, enter = discretised(a, b, dt, "bilinear")
+    # C in the other basis: what makes the first 8 taps the same; then all are.
+    states = [enter]
+    for _ in range(19):
+        states.append(step @ states[-1])
+    states = torch.stack(states)
+    other = torch.linalg.lstsq(states, want.to(states.dtype)[:, None]).solution[:, 0]
+    torch.testing.assert_close((states @ other).real, want, rtol=1e-6, atol=1e-6 * want.abs().max().item())
+    torch.testing.assert_close(torch.linalg.eigvals(a).real.sort().values, -(n + 1).flip(0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("pieces", [1 << 22, 100])
+def test_the_cauchy_product_in_pieces(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    h = S4(3, L, 2, modes=4, dtype=torch.float64)
+    h(L).square().sum().backward()
+    want = {name: p.grad.clone() for name, p in h.named_parameters()}
+    h.zero_grad()
+    monkeypatch.setattr(s4, "_CAUCHY_ENTRIES", pieces)
+    h(L).square().sum().backward()
+    for name, p in h.named_parameters():
+        torch.testing.assert_close(p.grad, want[name])
+
+
+@pytest.mark.parametrize("length", [1 << 10, 1 << 14])
+def test_s4_in_single_precision(length: int) -> None:
+    h, exact = S4(4, length), S4(4, length, dtype=torch.float64)
+    exact.load_state_dict(h.state_dict())
+    got, want = h(length), exact(length)
+    assert (got - want).norm() < 1e-3 * want.norm()
+    probe = torch.randn(1, length, 4)
+    got.backward(probe)
+    want.backward(probe.double())
+    for (name, p), q in zip(h.named_parameters(), exact.parameters(), strict=True):
+        assert (p.grad - q.grad).norm() < 5e-3 * q.grad.norm(), name
+
+
+def test_s4_keeps_nothing_of_modes_times_taps() -> None:
+    length, kept = 1 << 15, 0
+    h = S4(16, length)
+
+    def pack(t: Tensor) -> Tensor:
+        nonlocal kept
+        kept += t.numel()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        h(length)
+    assert kept < 16 * 32 * length // 8
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("new", [L - 5, 2 * L + 1])
+def test_weights_of_another_length(name: str, new: int) -> None:
+    h = CASES[name][0](dtype=torch.float64)
+    with torch.no_grad():  # slow modes, which go round the ring
+        if name == "s4":
+            h.log_dt.fill_(-5)
+        else:
+            h.a.copy_(torch.tensor([-1.2, 0.3, 0.1, -0.15], dtype=torch.float64))
+    want = h(L).detach()
+    kind, options = type(h), {"modes": 4} if name == "s4" else {"order": 4}
+    other = kind(3, new, 2, **options, dtype=torch.float64)
+    other.load_state_dict(h.state_dict())
+    n = min(L, new)
+    torch.testing.assert_close(other(n), want[:, :n])
+    assert other.length.item() == new
+    saved = {key: t.clone() for key, t in h.state_dict().items()}
+    assigned = kind(3, new, 2, **options, device="meta")
+    assigned.load_state_dict(h.state_dict(), assign=True)
+    torch.testing.assert_close(assigned(n), want[:, :n])
+    assert all(torch.equal(t, saved[key]) for key, t in h.state_dict().items())
+    back = kind(3, L, 2, **options, dtype=torch.float64)
+    back.load_state_dict(other.state_dict())
+    torch.testing.assert_close(back(L), want, rtol=1e-6, atol=1e-8)
+    if name == "transfer":  # beyond the end the recurrence goes on
+        h.extend(new)
+        taps = h(new).detach()[0].mT
+        for t in range(10, new):
+            now = -sum(h.a[0, :, j] * taps[:, t - 1 - j] for j in range(4))
+            torch.testing.assert_close(taps[:, t], now.detach())
+
+
+def test_they_step_in_tiles() -> None:
+    for h in (S4(4, 40, modes=3, dtype=torch.float64), TransferFunctionFilter(4, 40, order=3, dtype=torch.float64)):
+        op = HyenaOperator(4, 40, filter=h, dtype=torch.float64).eval()
+        x, state, got = torch.randn(1, 40, 4, dtype=torch.float64), op.init_state(1), []
+        with torch.no_grad():
+            for part in x.split([17, 1, 1, 21], dim=1):
+                got.append(op.prefill(part, state)[0])
+            torch.testing.assert_close(torch.cat(got, dim=1), op(x))
+
+
+def test_errors_say_what_would_work() -> None:
+    with pytest.raises(ValueError, match="order=8 needs rows of at least 9 positions, got l_max=8"):
+        TransferFunctionFilter(4, 8, order=8)
+    with pytest.raises(ValueError, match="order=5 needs rows of at least 6 positions, got l_max=4"):
+        TransferFunctionFilter(4, 8, order=5).extend(4)
+    with pytest.raises(ValueError, match="dt must be two positive numbers"):
+        S4(4, 8, dt=(0, 1))
+    made: list[Filter] = [S4(4, 8), TransferFunctionFilter(4, 8)]
+    for h in made:
+        with pytest.raises(ValueError, match=r"l_max=8 cannot be stretched to l_max=16; use mode='continue'"):
+            h.extend(16, "stretch")
