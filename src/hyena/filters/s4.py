@@ -34,7 +34,7 @@ class S4(TiedToLength):
     ``x' = (Λ - P P*) x + B u``, ``y = Re(C x)``, in ``m`` modes and their conjugates, at steps ``Δ`` by the bilinear
     rule. The transform of all ``l_max`` taps is computed at its frequencies, where the resolvent of ``Λ - P P*`` is
     sums of ``1 / (s - Λ_k)``, and transformed back. A call costs ``O(G m l_max)`` whatever the length asked for; the
-    sums are made in pieces of at most 4M terms. ``C`` stands for ``C (1 - A^l_max)``, as in the paper (section 3.3): the
+    sums are made in pieces of at most 4M terms. ``C`` stands for ``C (1 - A^l_max)``, as in the paper (sec. 3.3): the
     length is saved with the weights, which are converted for another. Steps are in tiles: the eigenvectors of LegS are
     too close to each other for a recurrence of single modes, in float64 too.
 
