@@ -93,52 +93,36 @@ void backward_split(const Call& call, const Plan& plan, const Step& step, const 
     dot(call, step.value, step.pre, dy, step.post, to.dd);
 }
 
-// Whether a call is one that kernels for one length are compiled for, as far as its rows, dtypes and taps go:
-// `operands` have short convolutions alike, `arrays` none; not all of them need be given.
-bool is_plain(const Call& call, const std::vector<Operand>& operands, const std::vector<Array>& arrays) {
-    bool plain = call.sequences.mask == nullptr && tuned(Choice::kFixed, 1) != 0;
-    const auto look = [&](const Array& a) { plain = plain && (a.data == nullptr || a.storage == Storage::kBFloat16); };
-    for (const Operand& o : operands) {
-        look(o.array);
-        plain = plain && (!o.given() || o.taps == operands.front().taps);
-    }
-    for (const Array& a : arrays) look(a);
-    return plain;
-}
-
-// fn(kind) for the first of Kinds<0> …, Kinds<3> … that is for this transform and number of taps; whether there is one.
-template <template <int> class... Kinds, class Fn>
-bool with_kind(const Transform& t, int32_t taps, Fn&& fn) {
-    const auto use = [&](auto kind) {
-        using Kind = decltype(kind);
-        if (taps != Kind::taps || !Kind::OwnTransform::is_this(t)) return false;
-        fn(kind);
-        return true;
-    };
-    return (use(Kinds<0>{}) || ...) || (use(Kinds<3>{}) || ...);
-}
-
-// Runs a program for rows in one block as it is compiled for a kind.
-template <class Kind, template <class> class Program>
-void run_as(const Call& call, const char* name, const Program<AnyKind>& program, int threads, int64_t bytes) {
-    Program<Kind> fixed;
-    static_cast<typename Program<Kind>::Arguments&>(fixed) = program;
-    fixed.transform = typename Kind::OwnTransform(program.transform);
-    call.run((std::string(name) + " of one length").c_str(), fixed, threads, bytes);
-}
-
-// As it is compiled for the call's transform and number of threads, if `plain` and there is such a kernel; or for any.
+// Runs a program for rows in one block: as it is compiled for this transform, number of threads, dtype and number of
+// taps, if it is; or as it is compiled for any. `operands` have short convolutions of `taps`, `arrays` none; not all of
+// them need be given.
 template <template <class> class Program>
 void run_whole(const Call& call, const char* name, const Program<AnyKind>& program, int threads, int64_t bytes,
-               bool plain) {
-    bool done = false;
-    if (plain)
-        with_kind<Kind1K, Kind2K, Kind4K, Kind8K, Kind16K>(program.transform, program.value.taps, [&](auto kind) {
-            if (threads != decltype(kind)::kThreads) return;
-            run_as<decltype(kind)>(call, name, program, threads, bytes);
-            done = true;
-        });
-    if (!done) call.run(name, program, threads, bytes);
+               const std::vector<Operand>& operands, const std::vector<Array>& arrays) {
+    const int32_t taps = program.value.taps;
+    bool alike = call.sequences.mask == nullptr && tuned(Choice::kFixed, 1) != 0;
+    const auto look = [&](const Array& a) { alike = alike && (a.data == nullptr || a.storage == Storage::kBFloat16); };
+    for (const Operand& o : operands) {
+        look(o.array);
+        alike = alike && (!o.given() || o.taps == taps);
+    }
+    for (const Array& a : arrays) look(a);
+    const auto run_as = [&](auto kind) {
+        using Kind = decltype(kind);
+        if (!alike || taps != Kind::taps || threads != Kind::kThreads) return false;
+        if (!Kind::OwnTransform::is_this(program.transform)) return false;
+        Program<Kind> fixed;
+        static_cast<typename Program<Kind>::Arguments&>(fixed) = program;
+        fixed.transform = typename Kind::OwnTransform(program.transform);
+        call.run((std::string(name) + " of one length").c_str(), fixed, threads, bytes);
+        return true;
+    };
+    const auto run_with = [&](auto count) {
+        constexpr int kTaps = decltype(count)::value;
+        return run_as(Kind1K<kTaps>{}) || run_as(Kind2K<kTaps>{}) || run_as(Kind4K<kTaps>{}) ||
+               run_as(Kind8K<kTaps>{}) || run_as(Kind16K<kTaps>{});
+    };
+    if (!run_with(Int<0>{}) && !run_with(Int<3>{})) call.run(name, program, threads, bytes);
 }
 
 // A program for rows in one block, with what a step's convolution and its gradient need alike.
@@ -158,23 +142,8 @@ Program program_of(const Call& call, const Plan& plan, const Step& step) {
 void backward_whole(const Call& call, const Plan& plan, const Step& step, const Operand& dy, bool adjoint,
                     StepGradients& to) {
     auto program = program_of<ConvolveBackward<AnyKind>>(call, plan, step);
-    const Transform& t = plan.whole;
-    int threads = threads_beside(t.size(), t.sets, kBackwardBeside, call.device.limits);
-    int64_t bytes = shared_bytes(t.size(), kBackwardBeside.floats(threads, t.sets));
-    // Where operands have taps, kernels for one length go back through them.
-    const int32_t taps = step.value.taps;
-    const bool plain = adjoint == (taps > 0) &&
-                       is_plain(call, {step.value, step.pre, step.post}, {dy.array, to.dvalue, to.dpre, to.dpost});
-    // Both transforms beside each other, where they have room.
-    bool pair = false;
-    if (plain && tuned(Choice::kPair, 1) != 0 && tuned(Choice::kThreads) == kUntuned)
-        with_kind<Pair1K, Pair2K, Pair4K, Pair8K>(t, taps, [&](auto kind) {
-            const int64_t needed = shared_bytes(2 * t.size(), kBackwardBeside.floats(kind.kThreads, t.sets));
-            if (needed > call.device.limits.shared) return;
-            pair = true;
-            threads = kind.kThreads;
-            bytes = needed;
-        });
+    const int threads = threads_beside(plan.whole.size(), plan.whole.sets, kBackwardBeside, call.device.limits);
+    const int64_t bytes = shared_bytes(plan.whole.size(), kBackwardBeside.floats(threads, plan.whole.sets));
     // Every slice has its own sums.
     const int64_t rows = call.sequences.count, exact = std::max<int64_t>(1, (rows + kRowsOfSum - 1) / kRowsOfSum);
     const int64_t slices = parts_of_rows(rows, program.channel_blocks(),
@@ -192,16 +161,17 @@ void backward_whole(const Call& call, const Plan& plan, const Step& step, const 
     Tensor dspectra;
     if (!direct) dspectra = call.scratch(program.slices * call.channels * plan.points * 2);
     const Tensor sums = call.scratch(program.slices * call.channels * kSums);
-    const Tensor kept = call.scratch(pair ? 0 : program.blocks() * t.size() * 2);
+    const Tensor kept = call.scratch(program.blocks() * plan.whole.size() * 2);
     program.dspectra = direct ? reinterpret_cast<Cx*>(to.dspectrum) : complex(dspectra);
     program.sums = floats(sums);
     program.kept = complex(kept);
-    const char* name = "convolution's gradient";
-    if (pair)
-        with_kind<Pair1K, Pair2K, Pair4K, Pair8K>(
-            t, taps, [&](auto kind) { run_as<decltype(kind)>(call, name, program, threads, bytes); });
+    // Where an operand has taps, kernels for one length go back through them.
+    const std::vector<Array> arrays{dy.array, to.dvalue, to.dpre, to.dpost};
+    if (adjoint == (step.value.taps > 0))
+        run_whole<ConvolveBackward>(call, "convolution's gradient", program, threads, bytes,
+                                    {step.value, step.pre, step.post}, arrays);
     else
-        run_whole(call, name, program, threads, bytes, plain);
+        call.run("convolution's gradient", program, threads, bytes);
     if (!direct)
         reduce(call, floats(dspectra), program.slices, step.spectra.groups, step.spectra.width, 2 * plan.points,
                2 * step.spectra.room, to.dspectrum);
@@ -239,7 +209,7 @@ void convolve(const Call& call, const char* name, Convolve<AnyKind> program) {
     program.rows_each = tuned(Choice::kRowsEach, std::max<int64_t>(1, (rows + parts - 1) / parts));
     std::vector<Operand> operands{program.value};
     operands.insert(operands.end(), std::begin(program.gates), std::end(program.gates));
-    run_whole(call, name, program, threads, bytes, is_plain(call, operands, {program.y}));
+    run_whole<Convolve>(call, name, program, threads, bytes, operands, {program.y});
 }
 
 void backward(const Call& call, const Prepared& prepared, const Step& step, const Operand& dy, bool adjoint,

@@ -90,15 +90,6 @@ HYENA_DEVICE T* opaque(T* p) {
 #endif
 }
 
-// Asks for the 128 bytes around p to be brought to the second cache level.
-HYENA_DEVICE void prefetch_line(const void* p) {
-#if defined(__CUDA_ARCH__)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p)));
-#else
-    (void)p;
-#endif
-}
-
 // n / d for n < 2^31, without a division (Granlund and Montgomery 1994, figure 4.1).
 struct FastDiv {
     uint32_t divisor = 1, magic = 1, shift1 = 0, shift2 = 0;

@@ -24,7 +24,6 @@ std::array<Known, size_t(Choice::kCount)> known{{
     {"slices", 1, 1 << 20, 1},
     {"radices", 0, 2, 1},
     {"fixed", 0, 1, 1},
-    {"pair", 0, 1, 1},
 }};
 
 }  // namespace

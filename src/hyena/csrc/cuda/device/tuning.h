@@ -16,7 +16,6 @@ enum class Choice {
     kSlices,      // of the rows, in the gradient of a convolution
     kRadices,     // which way 8192 and 16384 points are cut up, see radices_of
     kFixed,       // 0: no kernels that are compiled for one transform, dtype and number of taps
-    kPair,        // 0: no gradients with both transforms beside each other
     kCount,
 };
 

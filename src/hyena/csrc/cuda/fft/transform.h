@@ -59,15 +59,6 @@ struct FixedTransform {
     static constexpr float scale = 1.f / float(points);
     const void* roots[passes] = {};
 
-    // With twice as many transforms in the buffer.
-    using Twice = FixedTransform<2 * kSets, kRadices...>;
-    HYENA_DEVICE Twice twice() const {
-        Twice two;
-        HYENA_UNROLL
-        for (int s = 0; s < passes; ++s) two.roots[s] = roots[s];
-        return two;
-    }
-
     HYENA_DEVICE static constexpr uint32_t size() { return points * sets; }
     HYENA_DEVICE static constexpr uint32_t pad(uint32_t i) { return i + (i >> 4); }
 

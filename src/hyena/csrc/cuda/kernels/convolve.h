@@ -44,14 +44,13 @@ struct Convolve : ConvolveArguments {
         const int64_t group = index / blocks_each(), begin = (index - group * blocks_each()) * rows_each;
         const int64_t end = begin + rows_each < sequences.count ? begin + rows_each : sequences.count;
         for (int64_t r = begin; r < end; ++r) {
-            const Row row = row_of(sequences, r), next = r + 1 < end ? row_of(sequences, r + 1) : Row{0, 0, 0};
-            if (row.length > 0) one_row(block, reinterpret_cast<Cx*>(shared), row, next, group * transform.sets);
+            const Row row = row_of(sequences, r);
+            if (row.length > 0) one_row(block, reinterpret_cast<Cx*>(shared), row, group * transform.sets);
         }
     }
 
   private:
-    // Reads ahead of the next row, so that a block waits for device memory once.
-    HYENA_DEVICE void one_row(const Block& block, Cx* buffer, const Row& row, const Row& next, int64_t first) const {
+    HYENA_DEVICE void one_row(const Block& block, Cx* buffer, const Row& row, int64_t first) const {
         const Chunks chunks(block, transform);
         const auto& t = transform;
         // Each thread's own chunks: sets beyond the last channel repeat it, and are not written.
@@ -65,9 +64,6 @@ struct Convolve : ConvolveArguments {
                     chunks.put(buffer, set, at, x);
                 };
             });
-            const auto channel = [&](int set) { return own(first, set); };
-            chunks.prefetch(thread, Kind::of(value), next, channel);
-            for (int f = 0; f <= filters; ++f) chunks.prefetch(thread, Kind::of(gates[f]), next, channel);
         });
         for (int f = 0; f < filters; ++f) {
             first_pass<Ends::kRealTwisted>(block, t, RealInBuffer{buffer}, InBuffer{buffer});

@@ -25,7 +25,7 @@ struct ConvolveBackwardArguments {
     Cx* dspectra = nullptr;  // (slices, C, spectrum_stride)
     int64_t spectrum_stride = 0;
     float* sums = nullptr;  // (slices, C, kSums)
-    Cx* kept = nullptr;     // (blocks, sets * P): the spectrum of pre * value; not with a pair
+    Cx* kept = nullptr;     // (blocks, sets * P): the spectrum of pre * value
 };
 
 template <class Kind>
@@ -42,7 +42,7 @@ struct ConvolveBackward : ConvolveBackwardArguments {
         const Block block = block_of<Kind>(any_block);
         const auto& t = transform;
         Cx* buffer = reinterpret_cast<Cx*>(shared);
-        float* partial = reinterpret_cast<float*>(buffer + buffer_places(t.size() * (Kind::kPair ? 2 : 1)));
+        float* partial = reinterpret_cast<float*>(buffer + buffer_places(t.size()));
         float* totals = partial + kSums * block.threads;
         Cx* own_spectrum = kept + index * t.size();
         const int64_t slice = index % slices, first = index / slices * t.sets;
@@ -59,31 +59,12 @@ struct ConvolveBackward : ConvolveBackwardArguments {
         for (int64_t r = begin; r < end; ++r) {
             const Row row = row_of(sequences, r);
             if (row.length == 0) continue;
-            const Row next = r + 1 < end ? row_of(sequences, r + 1) : Row{0, 0, 0};
-            float *outer_sums = partial + block.threads, *inner_sums = outer_sums + kPartSums * block.threads;
-            if constexpr (Kind::kPair) {
-                const auto both = t.twice();
-                Cx* second = buffer + t.pad(t.size());  // of the gradient
-                inputs(block, chunks, buffer, second, row, next, first, partial);
-                first_pass<Ends::kRealTwisted>(block, both, RealInBuffer{buffer}, InBuffer{buffer});
-                middle_forward(block, both, buffer);
-                turn_both(block, buffer, second, slice, first);
-                middle_inverse(block, both, buffer);
-                first_pass_inverse<Ends::kRealTwisted>(block, both, InBuffer{buffer}, RealInBuffer{buffer});
-                block.each([&](int thread) {
-                    outer_gradient(block, thread, chunks, buffer, row, first, outer_sums);
-                    inner_gradients(block, thread, chunks, second, row, first, inner_sums);
-                });
-            } else {
-                inputs(block, chunks, buffer, nullptr, row, next, first, partial);
-                transforms<false>(block, buffer, own_spectrum, slice, first);
-                if (dpost.data != nullptr)
-                    block.each(
-                        [&](int thread) { outer_gradient(block, thread, chunks, buffer, row, first, outer_sums); });
-                gradient_in(block, chunks, buffer, row, first);
-                transforms<true>(block, buffer, own_spectrum, slice, first);
-                block.each([&](int thread) { inner_gradients(block, thread, chunks, buffer, row, first, inner_sums); });
-            }
+            inputs(block, chunks, buffer, row, first, partial);
+            transforms<false>(block, buffer, own_spectrum, slice, first);
+            outer_gradient(block, chunks, buffer, row, first, partial + block.threads);
+            gradient_in(block, chunks, buffer, row, first);
+            transforms<true>(block, buffer, own_spectrum, slice, first);
+            inner_gradients(block, chunks, buffer, row, first, partial + (1 + kPartSums) * block.threads);
         }
         add_up<kSums>(block, chunks.sets, chunks.per_set, partial, totals);
         block.each([&](int thread) {
@@ -105,10 +86,9 @@ struct ConvolveBackward : ConvolveBackwardArguments {
     // Each thread adds its own sums over all rows of the block, partial[k * threads + thread], so that threads meet
     // only once to add them up.
 
-    // pre * value to the buffer; sums of it times dy * post, the gradient of d. With a pair, dy * post to the second
-    // buffer. Reads ahead of the next row.
-    HYENA_DEVICE void inputs(const Block& block, const OwnChunks& chunks, Cx* buffer, [[maybe_unused]] Cx* second,
-                             const Row& row, const Row& next, int64_t first, float* partial) const {
+    // pre * value to the buffer; sums of it times dy * post, the gradient of d.
+    HYENA_DEVICE void inputs(const Block& block, const OwnChunks& chunks, Cx* buffer, const Row& row, int64_t first,
+                             float* partial) const {
         block.each([&](int thread) {
             float sum = 0.f;
             chunks.each(thread, [&](int set) {
@@ -120,19 +100,13 @@ struct ConvolveBackward : ConvolveBackwardArguments {
                     float x[kChunk], g[kChunk];
                     product(a, b, at, x);
                     chunks.put(buffer, set, at, x);
-                    if (!Kind::kPair && d == nullptr) return;
+                    if (d == nullptr) return;
                     product(up, outer, at, g);
-                    if constexpr (Kind::kPair) chunks.put(second, set, at, g);
                     HYENA_UNROLL
                     for (int e = 0; e < kChunk; ++e) sum += x[e] * g[e];
                 };
             });
             partial[thread] += sum;
-            const auto channel = [&](int set) { return own(first, set); };
-            chunks.prefetch(thread, Kind::of(value), next, channel);
-            chunks.prefetch(thread, Kind::of(pre), next, channel);
-            chunks.prefetch(thread, Kind::plain(dy), next, channel);
-            chunks.prefetch(thread, Kind::of(post), next, channel);
         });
     }
 
@@ -180,102 +154,49 @@ struct ConvolveBackward : ConvolveBackwardArguments {
         first_pass_inverse<Ends::kRealTwisted>(block, t, InBuffer{buffer}, RealInBuffer{buffer});
     }
 
-    // The last pass of both transforms and the first one back, with the product in between: the spectrum of the
-    // gradient goes back to the buffer while that of the input is in registers.
-    HYENA_DEVICE void turn_both(const Block& block, Cx* buffer, Cx* second, int64_t slice, int64_t first) const {
-        const auto& t = transform;
-        with_pass(t, last_of(t), [&](auto radix, const auto& pass) {
-            constexpr int R = decltype(radix)::value, kTogether = 4;
-            constexpr uint32_t each = std::decay_t<decltype(pass)>::blocks;
-            block.each([&](int thread) {
-                for (uint32_t j = uint32_t(thread); j < t.size() / R; j += uint32_t(block.threads)) {
-                    const uint32_t set = j / each, index = j - set * each, channel = own(first, int(set));
-                    const bool counts = first + set < channels;
-                    const float skip = skip_of(d, channel, t.scale);
-                    Cx *x = buffer + t.pad(j * R), *y = second + t.pad(j * R);
-                    Cx a[R], w[R];
-                    powers<R>(pass, index, w);
-                    forward<R>(y, w, a);
-                    unrolled<R>([&](auto k) { y[k] = a[k]; });
-                    forward<R>(x, w, a);
-                    const Strided filter(spectra.at(0, channel), index, each),
-                        sum(gradient_of(slice, channel), index, each);
-                    unrolled<R / kTogether>([&](auto group) {
-                        constexpr int from = decltype(group)::value * kTogether;
-                        Cx f[kTogether], had[kTogether];
-                        unrolled<kTogether>([&](auto k) {
-                            f[k] = filter[from + k];
-                            had[k] = sum[from + k];
-                        });
-                        unrolled<kTogether>([&](auto e) {
-                            constexpr int k = from + decltype(e)::value;
-                            const Cx g = y[k], whole = {f[e].re + skip, f[e].im};
-                            if (counts) sum[k] = had[e] + times_conj(g, a[k]);
-                            y[k] = times_conj(g, whole);
-                            a[k] = a[k] * whole;
-                        });
-                    });
-                    inverse<R>(a, w, x);
-                    unrolled<R>([&](auto k) { a[k] = y[k]; });
-                    inverse<R>(a, w, y);
-                }
-            });
-        });
-    }
-    template <int R>
-    HYENA_DEVICE static void forward(const Cx* x, const Cx* w, Cx* a) {
-        unrolled<R>([&](auto k) {
-            a[k] = x[k];
-            if constexpr (k > 0) a[k] = a[k] * w[k];
-        });
-        butterfly<R, false>(a);
-    }
-    template <int R>
-    HYENA_DEVICE static void inverse(Cx* a, const Cx* w, Cx* x) {
-        butterfly<R, true>(a);
-        unrolled<R>([&](auto k) { x[k] = k > 0 ? times_conj(a[k], w[k]) : a[k]; });
-    }
-
     // dpost = dy * conv(pre * value), which is in the buffer.
-    HYENA_DEVICE void outer_gradient(const Block& block, int thread, const OwnChunks& chunks, const Cx* buffer,
-                                     const Row& row, int64_t first, float* partial) const {
+    HYENA_DEVICE void outer_gradient(const Block& block, const OwnChunks& chunks, const Cx* buffer, const Row& row,
+                                     int64_t first, float* partial) const {
         if (dpost.data == nullptr) return;
-        float parts[kPartSums] = {};
-        chunks.each(thread, [&](int set) {
-            const uint32_t channel = own(first, set);
-            const int length = first + set < channels ? row.length : 0;
-            return [&, set, length, up = Line(Kind::plain(dy), Kind::of(sequences), row, channel),
-                    line = Line(Kind::of(post), Kind::of(sequences), row, channel),
-                    to = Sink(Kind::of(dpost), row, channel)](int at) {
-                if (at >= length) return;
-                float g[kHalo + kChunk + kHalo], c[kChunk + kHalo], x[kHalo + kChunk + kHalo];
-                const uint32_t kept = line.kept(at);
-                windows<true>(up, line, at, up.kept(at), kept, g, x);
-                chunks.get_ahead(buffer, set, at, c);
-                HYENA_UNROLL
-                for (int e = 0; e < kChunk + kHalo; ++e) c[e] *= g[kHalo + e];
-                if (Kind::is_adjoint(adjoint))
-                    put_adjoint(to, line, at, kept, c, x, parts);
-                else
-                    to.put(at, c);
-            };
+        block.each([&](int thread) {
+            float parts[kPartSums] = {};
+            chunks.each(thread, [&](int set) {
+                const uint32_t channel = own(first, set);
+                const int length = first + set < channels ? row.length : 0;
+                return [&, set, length, up = Line(Kind::plain(dy), Kind::of(sequences), row, channel),
+                        line = Line(Kind::of(post), Kind::of(sequences), row, channel),
+                        to = Sink(Kind::of(dpost), row, channel)](int at) {
+                    if (at >= length) return;
+                    float g[kHalo + kChunk + kHalo], c[kChunk + kHalo], x[kHalo + kChunk + kHalo];
+                    const uint32_t kept = line.kept(at);
+                    windows<true>(up, line, at, up.kept(at), kept, g, x);
+                    chunks.get_ahead(buffer, set, at, c);
+                    HYENA_UNROLL
+                    for (int e = 0; e < kChunk + kHalo; ++e) c[e] *= g[kHalo + e];
+                    if (Kind::is_adjoint(adjoint))
+                        put_adjoint(to, line, at, kept, c, x, parts);
+                    else
+                        to.put(at, c);
+                };
+            });
+            if (!Kind::is_adjoint(adjoint)) return;
+            HYENA_UNROLL
+            for (int k = 0; k < kPartSums; ++k) partial[k * block.threads + thread] += parts[k];
         });
-        if (!Kind::is_adjoint(adjoint)) return;
-        HYENA_UNROLL
-        for (int k = 0; k < kPartSums; ++k) partial[k * block.threads + thread] += parts[k];
     }
 
     // dpre = dp * value and dvalue = dp * pre, with dp in the buffer.
-    HYENA_DEVICE void inner_gradients(const Block& block, int thread, const OwnChunks& chunks, const Cx* buffer,
-                                      const Row& row, int64_t first, float* partial) const {
-        float parts[2 * kPartSums] = {};
-        chunks.each(thread, [&](int set) {
-            const uint32_t channel = own(first, set);
-            const int length = first + set < channels ? row.length : 0;
-            return
-                [&, set, length, values = Line(Kind::of(value), Kind::of(sequences), row, channel),
-                 gates = Line(Kind::of(pre), Kind::of(sequences), row, channel),
-                 to_value = Sink(Kind::of(dvalue), row, channel), to_pre = Sink(Kind::of(dpre), row, channel)](int at) {
+    HYENA_DEVICE void inner_gradients(const Block& block, const OwnChunks& chunks, const Cx* buffer, const Row& row,
+                                      int64_t first, float* partial) const {
+        block.each([&](int thread) {
+            float parts[2 * kPartSums] = {};
+            chunks.each(thread, [&](int set) {
+                const uint32_t channel = own(first, set);
+                const int length = first + set < channels ? row.length : 0;
+                return [&, set, length, values = Line(Kind::of(value), Kind::of(sequences), row, channel),
+                        gates = Line(Kind::of(pre), Kind::of(sequences), row, channel),
+                        to_value = Sink(Kind::of(dvalue), row, channel),
+                        to_pre = Sink(Kind::of(dpre), row, channel)](int at) {
                     if (at >= length) return;
                     float dp[kChunk + kHalo], xv[kHalo + kChunk + kHalo], xg[kHalo + kChunk + kHalo], v[kChunk + kHalo],
                         g[kChunk + kHalo];
@@ -308,10 +229,11 @@ struct ConvolveBackward : ConvolveBackwardArguments {
                     }
                     put_adjoint(to_value, values, at, kept, dp, xv, parts + kPartSums);
                 };
+            });
+            if (!Kind::is_adjoint(adjoint)) return;
+            HYENA_UNROLL
+            for (int k = 0; k < 2 * kPartSums; ++k) partial[k * block.threads + thread] += parts[k];
         });
-        if (!Kind::is_adjoint(adjoint)) return;
-        HYENA_UNROLL
-        for (int k = 0; k < 2 * kPartSums; ++k) partial[k * block.threads + thread] += parts[k];
     }
 };
 

@@ -47,7 +47,6 @@ HYENA_DEVICE void times_filter(Int<R>, const Strided& filter, float skip, Cx* a)
 struct AnyKind {
     using OwnTransform = Transform;
     static constexpr int kThreads = 0;
-    static constexpr bool kPair = false;
 
     HYENA_DEVICE static const Operand& of(const Operand& o) { return o; }
     HYENA_DEVICE static const Operand& plain(const Operand& o) { return o; }
@@ -60,7 +59,6 @@ struct FixedKind {
     using OwnTransform = Fixed;
     static constexpr int kThreads = kOwnThreads, taps = kTaps;
     static constexpr Storage storage = Storage::kBFloat16;
-    static constexpr bool kPair = false;
 
     HYENA_DEVICE static Array of(Array a) {
         a.storage = storage;
@@ -94,20 +92,6 @@ using Kind8K = FixedKind<FixedTransform<1, 8, 4, 16, 16>, 256, kTaps>;
 template <int kTaps>
 using Kind16K = FixedKind<FixedTransform<1, 4, 16, 16, 16>, 512, kTaps>;
 
-// Of gradients whose two transforms, of the input and of the gradient, are in shared memory beside each other.
-template <class Fixed, int kOwnThreads, int kTaps>
-struct PairKind : FixedKind<Fixed, kOwnThreads, kTaps> {
-    static constexpr bool kPair = true;
-};
-template <int kTaps>
-using Pair1K = PairKind<FixedTransform<2, 4, 16, 16>, 128, kTaps>;
-template <int kTaps>
-using Pair2K = PairKind<FixedTransform<1, 8, 16, 16>, 128, kTaps>;
-template <int kTaps>
-using Pair4K = PairKind<FixedTransform<1, 16, 16, 16>, 256, kTaps>;
-template <int kTaps>
-using Pair8K = PairKind<FixedTransform<1, 8, 4, 16, 16>, 512, kTaps>;
-
 template <class Kind>
 HYENA_DEVICE Block block_of(Block block) {
     if constexpr (Kind::kThreads > 0) block.threads = Kind::kThreads;
@@ -133,15 +117,6 @@ struct Chunks {
         if (set >= sets) return;
         const auto chunk = begin(set);
         for (int t = (thread - set * per_set) * kChunk; t < points; t += per_set * kChunk) chunk(t);
-    }
-
-    // Asks for a row of an operand, of which a thread has some lines of 128 bytes, to be brought nearer; channel(set).
-    template <class Channel>
-    HYENA_DEVICE void prefetch(int thread, const Operand& o, const Row& row, Channel&& channel) const {
-        const int set = sets == 1 ? 0 : thread / per_set, bytes = row.length << shift_of(o.array.storage);
-        if (set >= sets || !o.given()) return;
-        const char* data = o.array.at(row, channel(set));
-        for (int at = (thread - set * per_set) * 128; at < bytes; at += per_set * 128) prefetch_line(data + at);
     }
 
     // A chunk's real parts, from the buffer and into it. A chunk of a padded buffer lies between two gaps.

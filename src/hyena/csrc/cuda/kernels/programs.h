@@ -17,10 +17,6 @@
 #define HYENA_FIXED_TAPS(X, Program, taps) \
     X(Program<Kind1K<taps>>)               \
     X(Program<Kind2K<taps>>) X(Program<Kind4K<taps>>) X(Program<Kind8K<taps>>) X(Program<Kind16K<taps>>)
-#define HYENA_PAIR_PROGRAMS(X) HYENA_PAIR_TAPS(X, 0) HYENA_PAIR_TAPS(X, 3)
-#define HYENA_PAIR_TAPS(X, taps)      \
-    X(ConvolveBackward<Pair1K<taps>>) \
-    X(ConvolveBackward<Pair2K<taps>>) X(ConvolveBackward<Pair4K<taps>>) X(ConvolveBackward<Pair8K<taps>>)
 #define HYENA_SPLIT_PROGRAMS(X) X(ColumnsIn) X(ColumnsOut) X(RowsConvolve) X(RowsBackward)
 #define HYENA_SPECTRUM_PROGRAMS(X) \
     X(Spectrum<false>)             \
