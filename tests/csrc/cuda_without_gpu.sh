@@ -54,8 +54,11 @@ run() {
     package host
     local tests=("$ROOT"/tests/ops/test_{gated_conv,recurrence,recurrence_bias,short_conv,spectrum,tiers,packing,layout,add_conv,direct_conv,direct_conv_rows}.py)
     (cd "$ROOT" && PYTHONPATH="$WORK/host/package" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -p no:cacheprovider tests/csrc/test_{tuning,long_plans}.py)
-    for setting in "0 12000 7" "1 40000 2147483647"; do
+    # The last has as much shared memory as a data-centre GPU, which kernels of one length need.
+    local lengths=("$ROOT/tests/ops/test_usual_lengths.py")
+    for setting in "0 12000 7" "1 40000 2147483647" "1 232448 2147483647"; do
         read -r order shared blocks <<< "$setting"
+        if ((shared > 200000)); then tests=("${lengths[@]}"); fi
         echo "-- threads in order $order, blocks of $shared bytes of shared memory, at most $blocks to a launch"
         (cd "$ROOT" && PYTHONPATH="$WORK/host/package" HYENA_EMULATED_ORDER=$order HYENA_EMULATED_SHARED=$shared \
             HYENA_EMULATED_BLOCKS=$blocks OMP_NUM_THREADS=1 \

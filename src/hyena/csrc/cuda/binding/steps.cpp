@@ -100,8 +100,9 @@ template <template <class> class Program>
 void run_whole(const Call& call, const char* name, const Program<AnyKind>& program, int threads, int64_t bytes,
                const std::vector<Operand>& operands, const std::vector<Array>& arrays) {
     const int32_t taps = program.value.taps;
+    const Storage storage = program.value.array.storage;
     bool alike = call.sequences.mask == nullptr && tuned(Choice::kFixed, 1) != 0;
-    const auto look = [&](const Array& a) { alike = alike && (a.data == nullptr || a.storage == Storage::kBFloat16); };
+    const auto look = [&](const Array& a) { alike = alike && (a.data == nullptr || a.storage == storage); };
     for (const Operand& o : operands) {
         look(o.array);
         alike = alike && (!o.given() || o.taps == taps);
@@ -109,7 +110,7 @@ void run_whole(const Call& call, const char* name, const Program<AnyKind>& progr
     for (const Array& a : arrays) look(a);
     const auto run_as = [&](auto kind) {
         using Kind = decltype(kind);
-        if (!alike || taps != Kind::taps || threads != Kind::kThreads) return false;
+        if (!alike || storage != Kind::storage || taps != Kind::taps || threads != Kind::kThreads) return false;
         if (!Kind::OwnTransform::is_this(program.transform)) return false;
         Program<Kind> fixed;
         static_cast<typename Program<Kind>::Arguments&>(fixed) = program;
@@ -117,12 +118,16 @@ void run_whole(const Call& call, const char* name, const Program<AnyKind>& progr
         call.run((std::string(name) + " of one length").c_str(), fixed, threads, bytes);
         return true;
     };
-    const auto run_with = [&](auto count) {
+    const auto run_with = [&](auto which, auto count) {
+        constexpr Storage kStorage = Storage(decltype(which)::value);
         constexpr int kTaps = decltype(count)::value;
-        return run_as(Kind1K<kTaps>{}) || run_as(Kind2K<kTaps>{}) || run_as(Kind4K<kTaps>{}) ||
-               run_as(Kind8K<kTaps>{}) || run_as(Kind16K<kTaps>{});
+        return run_as(Kind512<kStorage, kTaps>{}) || run_as(Kind1K<kStorage, kTaps>{}) ||
+               run_as(Kind2K<kStorage, kTaps>{}) || run_as(Kind4K<kStorage, kTaps>{}) ||
+               run_as(Kind8K<kStorage, kTaps>{}) || run_as(Kind16K<kStorage, kTaps>{});
     };
-    if (!run_with(Int<0>{}) && !run_with(Int<3>{})) call.run(name, program, threads, bytes);
+    const auto run_of = [&](auto which) { return run_with(which, Int<0>{}) || run_with(which, Int<3>{}); };
+    if (!run_of(Int<int(Storage::kBFloat16)>{}) && !run_of(Int<int(Storage::kFloat16)>{}))
+        call.run(name, program, threads, bytes);
 }
 
 // A program for rows in one block, with what a step's convolution and its gradient need alike.

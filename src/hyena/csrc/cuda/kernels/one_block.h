@@ -41,7 +41,7 @@ HYENA_DEVICE void times_filter(Int<R>, const Strided& filter, float skip, Cx* a)
     });
 }
 
-// What a kernel is compiled for: whatever comes; or one transform and number of threads, bfloat16 arrays, rows without
+// What a kernel is compiled for: whatever comes; or one transform and number of threads, one 2-byte dtype, rows without
 // a mask, and short convolutions of kTaps taps or none: then addresses are constants, loops have known ends, and most
 // branches are gone.
 struct AnyKind {
@@ -54,11 +54,11 @@ struct AnyKind {
     HYENA_DEVICE static const Sequences& of(const Sequences& s) { return s; }
     HYENA_DEVICE static bool is_adjoint(bool adjoint) { return adjoint; }
 };
-template <class Fixed, int kOwnThreads, int kTaps>
+template <class Fixed, int kOwnThreads, Storage kStorage, int kTaps>
 struct FixedKind {
     using OwnTransform = Fixed;
     static constexpr int kThreads = kOwnThreads, taps = kTaps;
-    static constexpr Storage storage = Storage::kBFloat16;
+    static constexpr Storage storage = kStorage;
 
     HYENA_DEVICE static Array of(Array a) {
         a.storage = storage;
@@ -81,16 +81,18 @@ struct FixedKind {
     }
     HYENA_DEVICE static constexpr bool is_adjoint(bool) { return kTaps > 0; }
 };
-template <int kTaps>
-using Kind1K = FixedKind<FixedTransform<2, 4, 16, 16>, 128, kTaps>;
-template <int kTaps>
-using Kind2K = FixedKind<FixedTransform<1, 8, 16, 16>, 128, kTaps>;
-template <int kTaps>
-using Kind4K = FixedKind<FixedTransform<1, 16, 16, 16>, 256, kTaps>;
-template <int kTaps>
-using Kind8K = FixedKind<FixedTransform<1, 8, 4, 16, 16>, 256, kTaps>;
-template <int kTaps>
-using Kind16K = FixedKind<FixedTransform<1, 4, 16, 16, 16>, 512, kTaps>;
+template <Storage kStorage, int kTaps>
+using Kind512 = FixedKind<FixedTransform<4, 8, 4, 16>, 128, kStorage, kTaps>;
+template <Storage kStorage, int kTaps>
+using Kind1K = FixedKind<FixedTransform<2, 4, 16, 16>, 128, kStorage, kTaps>;
+template <Storage kStorage, int kTaps>
+using Kind2K = FixedKind<FixedTransform<1, 8, 16, 16>, 128, kStorage, kTaps>;
+template <Storage kStorage, int kTaps>
+using Kind4K = FixedKind<FixedTransform<1, 16, 16, 16>, 256, kStorage, kTaps>;
+template <Storage kStorage, int kTaps>
+using Kind8K = FixedKind<FixedTransform<1, 8, 4, 16, 16>, 256, kStorage, kTaps>;
+template <Storage kStorage, int kTaps>
+using Kind16K = FixedKind<FixedTransform<1, 4, 16, 16, 16>, 512, kStorage, kTaps>;
 
 template <class Kind>
 HYENA_DEVICE Block block_of(Block block) {

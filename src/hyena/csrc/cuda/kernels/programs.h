@@ -13,10 +13,16 @@
 #define HYENA_CONVOLVE_PROGRAMS(X) X(Convolve<AnyKind>)
 #define HYENA_BACKWARD_PROGRAMS(X) X(ConvolveBackward<AnyKind>)
 // Of what models are trained with: gates as they are, or three taps before each.
-#define HYENA_FIXED_PROGRAMS(X, Program) HYENA_FIXED_TAPS(X, Program, 0) HYENA_FIXED_TAPS(X, Program, 3)
-#define HYENA_FIXED_TAPS(X, Program, taps) \
-    X(Program<Kind1K<taps>>)               \
-    X(Program<Kind2K<taps>>) X(Program<Kind4K<taps>>) X(Program<Kind8K<taps>>) X(Program<Kind16K<taps>>)
+#define HYENA_FIXED_PROGRAMS(X, Program, storage) \
+    HYENA_FIXED_TAPS(X, Program, storage, 0)      \
+    HYENA_FIXED_TAPS(X, Program, storage, 3)
+#define HYENA_FIXED_TAPS(X, Program, storage, taps) \
+    X(Program<Kind512<storage, taps>>)              \
+    X(Program<Kind1K<storage, taps>>)               \
+    X(Program<Kind2K<storage, taps>>)               \
+    X(Program<Kind4K<storage, taps>>)               \
+    X(Program<Kind8K<storage, taps>>)               \
+    X(Program<Kind16K<storage, taps>>)
 #define HYENA_SPLIT_PROGRAMS(X) X(ColumnsIn) X(ColumnsOut) X(RowsConvolve) X(RowsBackward)
 #define HYENA_SPECTRUM_PROGRAMS(X) \
     X(Spectrum<false>)             \

@@ -1,0 +1,7 @@
+// Convolutions of rows that fit one block, of the lengths that they are compiled for, in float16.
+#include "../device/launch.cuh"
+#include "programs.h"
+
+namespace hyena::cuda {
+HYENA_FIXED_PROGRAMS(HYENA_INSTANTIATE, Convolve, Storage::kFloat16)
+}  // namespace hyena::cuda
