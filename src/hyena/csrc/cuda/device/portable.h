@@ -23,8 +23,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define HYENA_DEVICE __host__ __device__ __forceinline__
+#define HYENA_APART __host__ __device__ __noinline__
 #define HYENA_UNROLL _Pragma("unroll")
 #else
+#define HYENA_APART inline
 #define HYENA_DEVICE inline __attribute__((always_inline))
 #define HYENA_UNROLL
 #endif

@@ -67,6 +67,10 @@ HYENA_DEVICE void each_warp(const Block& block, Phase&& phase) {
 template <class T>
 HYENA_DEVICE void largest(Lanes<T, 1>& x) {
 #if defined(__CUDA_ARCH__)
+    if constexpr (std::is_same_v<T, int>) {
+        x.own[0] = __reduce_max_sync(0xffffffffu, x.own[0]);
+        return;
+    }
     HYENA_UNROLL
     for (int step = kLanes / 2; step > 0; step /= 2) {
         const T other = __shfl_xor_sync(0xffffffffu, x.own[0], step);

@@ -9,7 +9,9 @@
 #include "toeplitz.h"
 #include "toeplitz_gradient.h"
 
-#define HYENA_DIRECT_PROGRAMS(X) X(Toeplitz) X(ToeplitzGradient)
+#define HYENA_DIRECT_PROGRAMS(X) \
+    HYENA_DIRECT_KIND(X, AnyRows) HYENA_DIRECT_KIND(X, PlainRows<BFloat16>) HYENA_DIRECT_KIND(X, PlainRows<Float16>)
+#define HYENA_DIRECT_KIND(X, Kind) X(Toeplitz<Kind>) X(ToeplitzGradient<Kind>)
 #define HYENA_CONVOLVE_PROGRAMS(X) X(Convolve<AnyKind>)
 #define HYENA_BACKWARD_PROGRAMS(X) X(ConvolveBackward<AnyKind>)
 // Of what models are trained with: gates as they are, or three taps before each.

@@ -6,13 +6,13 @@
 // added. Rows of a block share a scale; the operands' rounding to fp16 is the error of the result.
 #pragma once
 
+#include "plain.h"
 #include "products.h"
 
 namespace hyena::cuda {
 
 // Sums over a block's rows: (blocks of a filter, filters, taps).
-struct ToeplitzGradient {
-    static constexpr int kBlocksTogether = 1;
+struct ToeplitzGradientArguments {
     static constexpr int kMaxWarps = 4, kDifferences = 8, kStagePitch = 20;
     Segments segments;
     Band band;
@@ -56,11 +56,20 @@ struct ToeplitzGradient {
         }
     };
     static_assert(sizeof(Memory) <= Memory::kBytes);
+};
 
-    HYENA_DEVICE void operator()(const Block& block, char* shared, int64_t index) const {
+template <class Kind>
+struct ToeplitzGradient : ToeplitzGradientArguments {
+    using Arguments = ToeplitzGradientArguments;
+    using IO = typename Kind::IO;
+    static constexpr int kOwnThreads = Kind::kPlain ? kMaxWarps * kLanes : 0, kBlocksTogether = Kind::kPlain ? 3 : 1;
+
+    HYENA_DEVICE void operator()(const Block& any_block, char* shared, int64_t index) const {
+        Block block = any_block;
+        if (kOwnThreads > 0) block.threads = kOwnThreads;
         Memory& memory = *reinterpret_cast<Memory*>(shared);
         const Band own = own_band(band);
-        const int parts = products == 3 ? 2 : 1, warps = block.threads / kLanes;
+        const int products = Kind::kPlain ? 1 : this->products, parts = products == 3 ? 2 : 1, warps = block.threads / kLanes;
         char* rows[2] = {shared + Memory::kBytes, shared + Memory::kBytes + parts * kMatrixRows * band.pitch()};
         char* beside = rows[1] + parts * kMatrixRows * own.pitch();
         block.each([&](int thread) {
@@ -74,10 +83,16 @@ struct ToeplitzGradient {
                 auto* bytes = reinterpret_cast<uint8_t*>(beside) + 2 * (warp * chunks);
                 char* to = rows[i % 2] + r * b.pitch();
                 bool flagged = false;
-                const int scale =
-                    fill_row(b, segments.sequences, memory.segments[r], gradient ? dy : value, gradient ? post : pre,
-                             false, {to, parts == 2 ? to + kMatrixRows * b.pitch() : nullptr, bytes, bytes + chunks},
-                             flagged);
+                int scale;
+                if constexpr (Kind::kPlain) {
+                    const Segment& segment = memory.segments[r];
+                    scale = fill_plain<IO>(b, segment, place_of((gradient ? dy : value).array, segment),
+                                           place_of((gradient ? post : pre).array, segment), false, to, flagged);
+                } else {
+                    scale = fill_row(
+                        b, segments.sequences, memory.segments[r], gradient ? dy : value, gradient ? post : pre, false,
+                        {to, parts == 2 ? to + kMatrixRows * b.pitch() : nullptr, bytes, bytes + chunks}, flagged);
+                }
                 each_lane([&](int lane) {
                     if (lane == 0) memory.scales[i % 2][r] = scale, memory.flagged[i % 2][r] = flagged;
                 });
@@ -133,6 +148,7 @@ struct ToeplitzGradient {
     // matrices[d] = sum over tiles i of the slice of g_i' p_(i - d), for the group's differences d.
     HYENA_DEVICE void add_differences(Lanes<float, 8 * kDifferences>& matrices, char* const* rows, int group, int slice,
                                       int slices) const {
+        const int products = Kind::kPlain ? 1 : this->products;
         const Band own = own_band(band);
         const int tiles = band.span / kStepDepth, p_tiles = band.window() / kStepDepth;
         // The first difference, and the tile of p that stands as far before the first of g.
@@ -217,7 +233,7 @@ struct ToeplitzGradient {
     }
 
     // What products with an Inf or a NaN add to a tap's sum: slow, and rare.
-    HYENA_DEVICE float not_finite(const Segment& segment, int lag) const {
+    HYENA_APART float not_finite(const Segment& segment, int lag) const {
         const Sequences& s = segments.sequences;
         const auto line = [&](const Operand& o) { return Line(o, s, segment.row, segment.channel); };
         const Line lines[2][2] = {{line(value), line(pre)}, {line(dy), line(post)}};
