@@ -29,7 +29,8 @@ std::optional<Band> band_for(const Call& call, int64_t filters, int64_t width, i
     const int64_t longest = std::max<int64_t>(1, std::min(s.longest, s.length));
     std::optional<Band> best;
     double least = 0;
-    for (int64_t span = kTile; span < 2 * longest || span == kTile; span *= 2) {
+    const int64_t least_span = plain ? ToeplitzArguments::kMaxWarps * kTile : kTile;  // a tile for every warp
+    for (int64_t span = least_span; span < 2 * longest || span == least_span; span *= 2) {
         Band band;
         const bool whole = span >= longest;
         if (whole) span = up_to(longest, kTile);
@@ -122,7 +123,9 @@ Tensor direct_conv(const Tensor& v_in, const Tensor& h_in, const Optional& d_in,
     const Input input(v_in, std::nullopt, cu_seqlens, kAnyLength, v_in.size(2));
     const int64_t filters = h_in.size(1), width = v_in.size(2) / std::max<int64_t>(filters, 1);
     bool plain = rows_are_plain(input.call, v_in);
-    const auto find = [&] { return band_for(input.call, filters, width, h_in.size(0), causal, products_of(v_in), plain); };
+    const auto find = [&] {
+        return band_for(input.call, filters, width, h_in.size(0), causal, products_of(v_in), plain);
+    };
     auto band = find();
     if (!band && plain) plain = false, band = find();
     if (!band) return otherwise();

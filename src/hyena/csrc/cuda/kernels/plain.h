@@ -35,7 +35,7 @@ HYENA_DEVICE Pack<IO, kChunk> ones() {
 }
 template <class IO>
 HYENA_DEVICE Pack<IO, kChunk> plain_chunk(const char* row, int t) {
-    return *reinterpret_cast<const Pack<IO, kChunk>*>(row + 2 * t);
+    return *reinterpret_cast<const Pack<IO, kChunk>*>(opaque(row) + 2 * t);  // known to be in device memory
 }
 // x times a chunk.
 template <class IO>

@@ -65,7 +65,8 @@ struct Toeplitz : ToeplitzArguments {
         if (kOwnThreads > 0) block.threads = kOwnThreads;
         Memory& memory = *reinterpret_cast<Memory*>(shared);
         uint32_t* pairs = reinterpret_cast<uint32_t*>(shared + Memory::kBytes);
-        const int products = Kind::kPlain ? 1 : this->products, parts = products == 3 ? 2 : 1, pitch = band.pitch(), warps = block.threads / kLanes;
+        const int products = Kind::kPlain ? 1 : this->products, parts = products == 3 ? 2 : 1, pitch = band.pitch(),
+                  warps = block.threads / kLanes;
         char* rows = shared + Memory::kBytes + parts * 4 * band.pairs();
         char* beside = rows + parts * kMatrixRows * pitch;
         const float* own = h + index / segments.blocks_each() * band.taps();
@@ -277,7 +278,7 @@ struct Toeplitz : ToeplitzArguments {
             for (int e = 0; e < kChunk; ++e) z[e] *= y[e];
             Pack<IO, kChunk> pack;
             pack.set(z);
-            *reinterpret_cast<Pack<IO, kChunk>*>(memory.outputs[i][r] + 2 * t) = pack;
+            *reinterpret_cast<Pack<IO, kChunk>*>(opaque(memory.outputs[i][r]) + 2 * t) = pack;
         }
     }
 

@@ -69,9 +69,11 @@ struct ToeplitzGradient : ToeplitzGradientArguments {
         if (kOwnThreads > 0) block.threads = kOwnThreads;
         Memory& memory = *reinterpret_cast<Memory*>(shared);
         const Band own = own_band(band);
-        const int products = Kind::kPlain ? 1 : this->products, parts = products == 3 ? 2 : 1, warps = block.threads / kLanes;
-        char* rows[2] = {shared + Memory::kBytes, shared + Memory::kBytes + parts * kMatrixRows * band.pitch()};
-        char* beside = rows[1] + parts * kMatrixRows * own.pitch();
+        const int products = Kind::kPlain ? 1 : this->products, parts = products == 3 ? 2 : 1,
+                  warps = block.threads / kLanes;
+        // Of p and g; in variables of their own, as an array indexed at run time would be in local memory.
+        char *const p_rows = shared + Memory::kBytes, *const g_rows = p_rows + parts * kMatrixRows * band.pitch();
+        char* beside = g_rows + parts * kMatrixRows * own.pitch();
         block.each([&](int thread) {
             if (thread < kMatrixRows) memory.segments[thread] = segments.find(index, thread, band.span);
         });
@@ -81,7 +83,7 @@ struct ToeplitzGradient : ToeplitzGradientArguments {
                 const bool gradient = i % 2 != 0;
                 const Band& b = gradient ? own : band;
                 auto* bytes = reinterpret_cast<uint8_t*>(beside) + 2 * (warp * chunks);
-                char* to = rows[i % 2] + r * b.pitch();
+                char* to = (gradient ? g_rows : p_rows) + r * b.pitch();
                 bool flagged = false;
                 int scale;
                 if constexpr (Kind::kPlain) {
@@ -98,10 +100,10 @@ struct ToeplitzGradient : ToeplitzGradientArguments {
                 });
             }
         });
-        int scales[2] = {kLargestScale, kLargestScale};
-        for (int i = 0; i < 2 * kMatrixRows; ++i) {
-            const int scale = memory.scales[i % 2][i / 2];
-            if (scale < scales[i % 2]) scales[i % 2] = scale;
+        int p_scale = kLargestScale, g_scale = kLargestScale;
+        for (int r = 0; r < kMatrixRows; ++r) {
+            p_scale = memory.scales[0][r] < p_scale ? memory.scales[0][r] : p_scale;
+            g_scale = memory.scales[1][r] < g_scale ? memory.scales[1][r] : g_scale;
         }
         float* totals = reinterpret_cast<float*>(beside + kMaxWarps * kStepDepth * kStagePitch * 4);
         const int groups = groups_of(band), slices = slices_of(band), lags = lags_of(band);
@@ -109,9 +111,9 @@ struct ToeplitzGradient : ToeplitzGradientArguments {
             for (int i = thread; i < slices * 2 * lags; i += block.threads) totals[i] = 0.f;  // some have no writer
             for (int i = 0; i < 2 * kMatrixRows * parts; ++i) {
                 const Band& b = i % 2 != 0 ? own : band;
-                const int down = memory.scales[i % 2][i / 2 % kMatrixRows] - scales[i % 2];
+                const int down = memory.scales[i % 2][i / 2 % kMatrixRows] - (i % 2 != 0 ? g_scale : p_scale);
                 if (down == 0) continue;
-                auto* words = reinterpret_cast<uint32_t*>(rows[i % 2] + i / 2 * b.pitch());
+                auto* words = reinterpret_cast<uint32_t*>((i % 2 != 0 ? g_rows : p_rows) + i / 2 * b.pitch());
                 for (int at = thread; at < b.window() / 2; at += block.threads) words[at] = lowered(words[at], down);
             }
         });
@@ -122,7 +124,7 @@ struct ToeplitzGradient : ToeplitzGradientArguments {
                 const int item = round * warps + (round % 2 == 0 ? warp : warps - 1 - warp);
                 if (item >= groups * slices) continue;
                 Lanes<float, 8 * kDifferences> matrices;
-                add_differences(matrices, rows, item / slices, item % slices, slices);
+                add_differences(matrices, p_rows, g_rows, item / slices, item % slices, slices);
                 add_diagonals(matrices, stage, totals + item % slices * 2 * lags,
                               item / slices * kDifferences * kStepDepth, lags);
             }
@@ -135,7 +137,7 @@ struct ToeplitzGradient : ToeplitzGradientArguments {
                 float sum = 0.f;
                 for (int slice = 0; slice < slices && first + tap < lags; ++slice)
                     for (int side = 0; side < 2; ++side) sum += totals[(2 * slice + side) * lags + first + tap];
-                sum = sum * undone(scales[0]) * undone(scales[1]);
+                sum = sum * undone(p_scale) * undone(g_scale);
                 for (int r = 0; r < kMatrixRows; ++r)
                     if (memory.flagged[0][r] || memory.flagged[1][r])
                         sum += not_finite(memory.segments[r], tap - band.lead);
@@ -146,8 +148,8 @@ struct ToeplitzGradient : ToeplitzGradientArguments {
 
   private:
     // matrices[d] = sum over tiles i of the slice of g_i' p_(i - d), for the group's differences d.
-    HYENA_DEVICE void add_differences(Lanes<float, 8 * kDifferences>& matrices, char* const* rows, int group, int slice,
-                                      int slices) const {
+    HYENA_DEVICE void add_differences(Lanes<float, 8 * kDifferences>& matrices, const char* p_rows, const char* g_rows,
+                                      int group, int slice, int slices) const {
         const int products = Kind::kPlain ? 1 : this->products;
         const Band own = own_band(band);
         const int tiles = band.span / kStepDepth, p_tiles = band.window() / kStepDepth;
@@ -167,8 +169,8 @@ struct ToeplitzGradient : ToeplitzGradientArguments {
                     for (int i = 0; i < 8 * kDifferences; ++i) matrices.at(lane, i) *= kLowUndone;
                 });
             const int p_pitch = band.pitch(), g_pitch = own.pitch();
-            const char* p = rows[0] + (products == 3 && product == 0 ? kMatrixRows * p_pitch : 0);
-            const char* g = rows[1] + (products == 3 && product == 1 ? kMatrixRows * g_pitch : 0);
+            const char* p = p_rows + (products == 3 && product == 0 ? kMatrixRows * p_pitch : 0);
+            const char* g = g_rows + (products == 3 && product == 1 ? kMatrixRows * g_pitch : 0);
             Lanes<uint32_t, 4 * kDifferences> inputs;  // tile j of p at place j % kDifferences, counted from the first
             const auto load = [&](int tile, int place) {
                 if (tile >= 0 && tile < p_tiles) {
