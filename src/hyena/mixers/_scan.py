@@ -29,11 +29,11 @@ def scan(log_pole: Tensor, x: Tensor, before: Tensor | None = None, chunk: int =
         ``(B, L, P)``.
     """
     length, size = x.size(1), min(chunk, x.size(1))
-    at = torch.arange(size, device=x.device)
-    lag = at[:, None] - at
-    powers = torch.where(lag >= 0, torch.exp(log_pole[:, None, None] * lag.clamp_min(0)), 0)  # (P, C, C)
+    powers = torch.exp(log_pole[:, None] * torch.arange(size + 1, device=x.device))  # (P, C + 1)
+    # Row i of the matrix is p^i … p^0 and zeros: a window of the powers, backwards.
+    matrix = F.pad(powers[:, :-1], (size - 1, 0)).unfold(1, size, 1).flip(2)  # (P, C, C)
     chunks = F.pad(x, (0, 0, 0, -length % size)).unflatten(1, (-1, size))  # (B, n, C, P)
-    s = torch.einsum("pij,bnjp->bnip", powers, chunks)
+    s = torch.einsum("pij,bnjp->bnip", matrix, chunks)
     if before is None and s.size(1) == 1:
         return s[:, 0, :length]
     first = torch.zeros_like(s[:, 0, 0]) if before is None else before
@@ -41,5 +41,5 @@ def scan(log_pole: Tensor, x: Tensor, before: Tensor | None = None, chunk: int =
     if s.size(1) > 1:
         ends = scan(log_pole * size, s[:, :-1, -1], before, chunk)
         past = torch.cat([past, ends], dim=1)
-    s = s + torch.exp(log_pole * (at + 1)[:, None]) * past[:, :, None]
+    s = s + powers[:, 1:].t() * past[:, :, None]
     return s.flatten(1, 2)[:, :length]
