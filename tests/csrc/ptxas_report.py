@@ -20,15 +20,16 @@ NAME = re.compile(r"3runINS0_(\d+)(\w+)")
 def readable(mangled: str) -> str:
     """``Spectrum<0> 512`` for the kernel that runs ``Spectrum<false>`` with up to 512 threads.
 
-    ``Convolve of 8x16x16 128`` for one of a fixed transform and number of threads.
+    ``Convolve of 8x16x16 128, 3 taps`` for one of a fixed transform, number of threads and number of taps.
     """
     found = NAME.search(mangled)
     if found is None:
         return mangled
     name, rest = found[2][: int(found[1])], found[2][int(found[1]) :]
     flags = re.match(r"ILb(\d)E", rest)
-    if fixed := re.search(r"FixedTransformILi\d+EJ((?:Li\d+E)+)EEELi(\d+)E", rest):
-        return f"{name} of {'x'.join(re.findall('[0-9]+', fixed[1]))} {fixed[2]}"
+    if fixed := re.search(r"(Pair)?KindINS0_14FixedTransformILi\d+EJ((?:Li\d+E)+)EEELi(\d+)ELi(\d+)E", rest):
+        points, pair = "x".join(re.findall("[0-9]+", fixed[2])), ", pair" if fixed[1] else ""
+        return f"{name} of {points} {fixed[3]}, {fixed[4]} taps{pair}"
     threads = re.search(r"Li(\d+)ELi", rest)
     return name + (f"<{flags[1]}>" if flags else "") + (f" {threads[1]}" if threads else "")
 
@@ -48,9 +49,9 @@ def main(log: Path) -> None:
         sys.exit(f"no kernels in {log}")
     architectures = sorted({a for row in found.values() for a in row}, key=lambda a: int(re.sub(r"\D", "", a)))
     print("registers of each thread, + bytes spilled")
-    print(f"{'kernel':30}" + "".join(f"{a:>12}" for a in architectures))
+    print(f"{'kernel':52}" + "".join(f"{a:>12}" for a in architectures))
     for name in sorted(found):
-        print(f"{name:30}" + "".join(f"{found[name].get(a, '-'):>12}" for a in architectures))
+        print(f"{name:52}" + "".join(f"{found[name].get(a, '-'):>12}" for a in architectures))
 
 
 if __name__ == "__main__":
