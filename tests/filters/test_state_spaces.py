@@ -14,7 +14,7 @@ from helpers.released import deviation, golden
 from helpers.state_spaces import convolution, discretised, impulse_response
 from hyena import HyenaOperator, param_groups
 from hyena.conv import LongConv
-from hyena.filters import EMA, S4D, ExplicitFilter, Filter, ShiftSSM
+from hyena.filters import DLR, EMA, S4D, ExplicitFilter, Filter, ModalFilter, ShiftSSM
 
 EXACT = 1e-9
 
@@ -254,6 +254,30 @@ def test_averages_that_forget_at_once() -> None:
     y.sum().backward()
     assert y.isfinite().all()
     assert (y[:, 2:].abs() < 1e-6 * y[:, :1].abs()).all()
+    assert all(p.grad.isfinite().all() for p in h.parameters())
+
+
+@pytest.mark.parametrize("kind", [S4D, EMA, DLR, ModalFilter])
+def test_what_has_faded_is_zero(kind: type[Filter]) -> None:
+    """No number is smaller than the smallest normal one, which is slow to compute with, on any way to the gradients."""
+    h = kind(4, 5000)
+    with torch.no_grad():
+        if kind is not EMA:
+            h.log_decay.fill_(2.0)
+    small: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        if t.is_floating_point() or t.is_complex():
+            parts = torch.view_as_real(t) if t.is_complex() else t
+            small.append(((parts != 0) & (parts.abs() < torch.finfo(parts.dtype).tiny)).sum())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = h(5000)
+    y.square().sum().backward()
+    assert small
+    assert not any(small)
+    assert not ((y != 0) & (y.abs() < torch.finfo(y.dtype).tiny)).any()
     assert all(p.grad.isfinite().all() for p in h.parameters())
 
 

@@ -17,6 +17,9 @@ _NORM_ENTRIES = 1 << 22
 _NORM_MODES = 128
 _NORM_TAPS = 4096
 
+# Powers count as zero below this power of the smallest normal number: 7e-16 in float32, 1e-123 in float64.
+_FADED = 0.4
+
 # Numbers in the table of powers of poles that all channels share, at a time: 16 MB in float32.
 _TABLE_ENTRIES = 1 << 22
 
@@ -27,7 +30,11 @@ def powers(decay: Tensor, angle: Tensor | None, count: int, first: int = 0) -> T
     Real without an angle.
     """
     at = torch.arange(first, first + count, device=decay.device, dtype=decay.dtype)
-    modulus = torch.exp(-decay[..., None] * at)
+    exponent = -decay[..., None] * at
+    # What has faded is zero: processors take a hundred times as long for numbers below the smallest normal one, and
+    # products of two tables are kept above it.
+    faded = _FADED * math.log(torch.finfo(decay.dtype).tiny)
+    modulus = exponent.masked_fill(exponent < faded, -torch.inf).exp()
     return modulus if angle is None else torch.polar(modulus, angle[..., None] * at)
 
 

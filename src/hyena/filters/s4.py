@@ -20,9 +20,9 @@ from hyena.filters._tied import TiedToLength
 from hyena.filters.base import check_sizes
 from hyena.filters.diagonal import check_range, log_uniform
 
-# Entries (channels x modes x frequencies) of the Cauchy product at a time: some arrays of 16 MB in float32, which are
-# computed again for the gradient.
-_CAUCHY_ENTRIES = 1 << 22
+# Entries (channels x modes x frequencies) of the Cauchy product at a time: arrays of 1 MB in float32, which stay in a
+# processor's cache and are computed again for the gradient.
+_CAUCHY_ENTRIES = 1 << 18
 
 # Taps that the norm is found from at the start.
 _NORM_TAPS = 4096
@@ -34,7 +34,7 @@ class S4(TiedToLength):
     ``x' = (Λ - P P*) x + B u``, ``y = Re(C x)``, in ``m`` modes and their conjugates, at steps ``Δ`` by the bilinear
     rule. The transform of all ``l_max`` taps is computed at its frequencies, where the resolvent of ``Λ - P P*`` is
     sums of ``1 / (s - Λ_k)``, and transformed back. A call costs ``O(G m l_max)`` whatever the length asked for; the
-    sums are made in pieces of at most 4M terms. ``C`` stands for ``C (1 - A^l_max)``, as in the paper (sec. 3.3): the
+    sums are made in pieces of 256K terms. ``C`` stands for ``C (1 - A^l_max)``, as in the paper (sec. 3.3): the
     length is saved with the weights, which are converted for another. Steps are in tiles: the eigenvectors of LegS are
     too close to each other for a recurrence of single modes, in float64 too.
 
@@ -130,7 +130,7 @@ class S4(TiedToLength):
         step = max(1, _CAUCHY_ENTRIES // z.numel())
         pieces = half.split(step)
         again = len(pieces) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        args = (z.abs(), z.real, dt, coefficients)
+        args = (z.real.square() + z.imag.square(), z.real, dt, coefficients)
         spectrum = [
             checkpoint(_transform, *args, at, use_reentrant=False) if again else _transform(*args, at) for at in pieces
         ]
@@ -158,17 +158,16 @@ class S4(TiedToLength):
         return f"{super().extra_repr()}, modes={self.num_modes}"
 
 
-def _transform(modulus: Tensor, rate: Tensor, dt: Tensor, coefficients: Tensor, half: Tensor) -> Tensor:
+def _transform(square: Tensor, rate: Tensor, dt: Tensor, coefficients: Tensor, half: Tensor) -> Tensor:
     """The transform of the taps at frequencies ``2 half`` (n,): ``(R, G, m)`` and ``(R, G, 8, m)`` -> ``(R, G, n)``.
 
-    The bilinear rule reads the resolvent at ``s = 2i tan(half) / Δ``. Both conjugates together, times ``cos² / Δ²``,
-    are ``v / (s - λ) + conj = Δ cos (4i sin Re v - 2 cos Re(v conj(z))) / Q`` with ``z = Δ λ``,
-    ``Q = (|z| cos - 2 sin)(|z| cos + 2 sin) - 4i sin cos Re z``: no tangent, and no zero on the circle.
+    The bilinear rule reads the resolvent at ``s = 2i tan(half) / Δ``. Both conjugates together are
+    ``v / (s - λ) + conj = Δ cos (4i sin Re v - 2 cos Re(v conj(z))) / Q`` with ``z = Δ λ`` and
+    ``Q = |z|² cos² - 4 sin² - 4i sin cos Re z``: no tangent, and no zero on the circle.
     """
     sin, cos = half.sin(), half.cos()
-    at = modulus[..., None] * cos
-    u, w = (at - 2 * sin) * (at + 2 * sin), 4 * rate[..., None] * (sin * cos)
-    scale = 1 / (u.square() + w.square())
+    u, w = torch.addcmul(-4 * sin * sin, square[..., None], cos * cos), rate[..., None] * (4 * sin * cos)
+    scale = torch.addcmul(u * u, w, w).reciprocal()
     sums = torch.complex(coefficients @ (u * scale), coefficients @ (w * scale))  # (R, G, 8, n)
     s = dt[..., None] * (4j * sin * sums[:, :, ::2] - 2 * cos * sums[:, :, 1::2])
     s00, s01, s10, s11 = s.unbind(2)
