@@ -160,7 +160,7 @@ class LongConv(nn.Module):
         taps = self._support(longest)
         device = self.bias.device
         # Of the rows, as far as that can be known before they come.
-        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.bias.dtype
+        dtype = torch.get_autocast_dtype(device.type) if ops.autocasts(device) else self.bias.dtype
         return ops.is_direct(taps if self.causal else 2 * taps - 1, longest, device, dtype)
 
     def spectrum(self, longest: int) -> Tensor:

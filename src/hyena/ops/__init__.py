@@ -5,7 +5,7 @@ from hyena.ops._extension import EXTENSION
 from hyena.ops._kept import check_instructions, clear_tables
 from hyena.ops._layout import compute_dtype, empty_result, to_order_of, transform_length
 from hyena.ops._library import fallback_only, find_kernels, has_kernel
-from hyena.ops._modules import fusible, has_plain_weights, is_hooked, is_plain, without_autocast
+from hyena.ops._modules import autocasts, fusible, has_plain_weights, is_hooked, is_plain, without_autocast
 from hyena.ops._packing import check_longest, longest_row, map_rows, row_bounds
 from hyena.ops.add_conv import add_conv_
 from hyena.ops.direct_conv import direct_conv, is_direct
@@ -23,6 +23,7 @@ check_instructions()
 
 __all__ = [
     "add_conv_",
+    "autocasts",
     "backend_report",
     "check_gated_conv",
     "check_longest",
