@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena import HyenaFilter, HyenaOperator
-from hyena.filters import ExplicitFilter, Filter, ModalFilter
+from hyena.filters import S4, S4D, ExplicitFilter, Filter, FourierFilter, ModalFilter, TransferFunctionFilter
 
 LOW = [torch.bfloat16, torch.float16]
 
@@ -54,6 +54,9 @@ FILTERS: list[Callable[[], Filter]] = [
     lambda: HyenaFilter(4, 20, 2),
     lambda: ExplicitFilter(4, 20, 2, taps=7),
     lambda: ModalFilter(4, 20, 2, modes=3),
+    lambda: S4D(4, 20, 2, modes=3),
+    lambda: S4(4, 20, 2, modes=3),
+    lambda: FourierFilter(4, 20, 2, modes=3),
 ]
 
 
@@ -116,6 +119,19 @@ def test_half_precision_state_dicts_load(make: Callable[[], Filter], assign: boo
     for name, t in source.state_dict().items():
         assert t.dtype == torch.float32, name
         assert torch.equal(t, saved[name].float()), name
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("kind", [S4, TransferFunctionFilter, FourierFilter])
+def test_lengths_in_half_precision(kind: type[Filter], assign: bool) -> None:
+    """bfloat16 has no 257, and the length that a filter was made for is no other one for it."""
+    h, other = kind(4, 257), kind(4, 257)
+    other.load_state_dict({name: t.bfloat16() for name, t in h.state_dict().items()}, assign=assign)
+    assert 257.0 in (t.item() for t in other.buffers())
+    with torch.no_grad():
+        for p in h.parameters():
+            p.copy_(p.bfloat16())
+    torch.testing.assert_close(other(257), h(257))
 
 
 def test_mixed_precision_training_keeps_them() -> None:

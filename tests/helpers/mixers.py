@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from hyena.filters import S4D, ExplicitFilter, HyenaFilter, ModalFilter, PairedFilter, ShiftSSM
+from hyena.filters import S4, S4D, ExplicitFilter, HyenaFilter, ModalFilter, PairedFilter, ShiftSSM
 from hyena.mixers import (
     AFT,
     GSS,
@@ -33,6 +33,8 @@ CASES: dict[str, Callable[..., Mixer]] = {
     "HyenaOperator-heads": partial(HyenaOperator, D, L_MAX, num_heads=2),
     "HyenaOperator-two-sided": partial(HyenaOperator, D, L_MAX, causal=False),
     "HyenaOperator-explicit": partial(HyenaOperator, D, L_MAX, filter=partial(ExplicitFilter, taps=5)),
+    "HyenaOperator-s4d": partial(HyenaOperator, D, L_MAX, filter=partial(S4D, modes=3)),
+    "HyenaOperator-s4": partial(HyenaOperator, D, L_MAX, filter=partial(S4, modes=3)),
     "HyenaOperator-modal": partial(HyenaOperator, D, L_MAX, filter=partial(ModalFilter, modes=3)),
     "Attention": partial(Attention, D, L_MAX, num_heads=2),
     "Attention-two-sided": partial(Attention, D, L_MAX, num_heads=2, causal=False),

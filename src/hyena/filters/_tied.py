@@ -12,6 +12,13 @@ from hyena.filters._initial import empty, fill
 from hyena.filters.base import Filter, check_extension
 
 
+def unrounded(saved: Tensor, number: int) -> Tensor:
+    """A number of positions from a state dict; ``number`` if that is what was saved in a dtype that cannot hold it."""
+    if not saved.is_meta and saved.item() == torch.tensor(number, dtype=saved.dtype).item():
+        return torch.tensor(number, dtype=torch.promote_types(saved.dtype, torch.float32), device=saved.device)
+    return saved
+
+
 class TiedToLength(Filter):
     """Base of filters that are computed for all ``l_max`` taps at once, from weights that are of that length.
 
@@ -50,7 +57,8 @@ class TiedToLength(Filter):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
-        saved = state_dict.setdefault(prefix + "length", torch.tensor(self.l_max, dtype=self.length.dtype))
+        state_dict.setdefault(prefix + "length", torch.tensor(self.l_max, dtype=self.length.dtype))
+        saved = state_dict[prefix + "length"] = unrounded(state_dict[prefix + "length"], self.l_max)
         if local_metadata.get("assign_to_params_buffers", False):  # what is converted below is not the caller's
             for name, t in state_dict.items():
                 if name.startswith(prefix) and isinstance(t, Tensor):

@@ -32,8 +32,8 @@ class DSS(DiagonalFilter):
     - ``"exp"``: ``h_t = Re sum_k W_k (e^z - 1) / Λ e^(z t)``, ``Re Λ = -exp(log_decay)``;
     - ``"clip"``: the same, ``Re Λ = min(decay_re, -1e-4)`` with a plain weight;
     - ``"softmax"``: ``h_t = Re sum_k W_k / Λ softmax_t(z t)`` over the row: real parts may have either sign, and modes
-      that grow are those that look at the row's beginning. Taps depend on the length (``depends_on_length``), so that
-      it cannot be stepped.
+      that grow are those that look at the row's beginning. Taps depend on the length (``depends_on_length``): it
+      cannot be stepped, and padded and packed rows meet the taps of the batch's longest row.
 
     In the softmax ``1 / x`` is ``conj(x) / (|x|² + epsilon)``, as released. ``W`` starts as complex normal numbers,
     scaled so that each filter has norm 1; ``Λ`` as the upper half of the spectrum of HiPPO-LegS's normal part. GSS

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hyena import ops
 from hyena.filters._exponentials import response
 from hyena.filters._initial import empty, fill
+from hyena.filters._tied import unrounded
 from hyena.filters.base import Filter, check_extension, check_sizes
 
 
@@ -98,6 +99,12 @@ class FourierFilter(Filter):
                 return h
             behind = response(torch.zeros_like(k), -angle, weight, length).transpose(1, 2)
             return torch.cat([behind[:, 1:].flip(1), h], dim=1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        name = prefix + "period"
+        if name in state_dict:
+            state_dict[name] = unrounded(state_dict[name], self._period)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def extend(self, l_max: int, mode: str = "continue") -> None:
