@@ -21,8 +21,9 @@ from hyena.filters.base import check_sizes
 from hyena.filters.diagonal import check_range, log_uniform
 
 # Entries (channels x modes x frequencies) of the Cauchy product at a time: arrays of 1 MB in float32, which stay in a
-# processor's cache and are computed again for the gradient.
+# processor's cache; on other devices of 64 MB, so that there are few calls. They are computed again for the gradient.
 _CAUCHY_ENTRIES = 1 << 18
+_CAUCHY_ENTRIES_ELSEWHERE = 1 << 24
 
 # Taps that the norm is found from at the start.
 _NORM_TAPS = 4096
@@ -34,9 +35,9 @@ class S4(TiedToLength):
     ``x' = (Λ - P P*) x + B u``, ``y = Re(C x)``, in ``m`` modes and their conjugates, at steps ``Δ`` by the bilinear
     rule. The transform of all ``l_max`` taps is computed at its frequencies, where the resolvent of ``Λ - P P*`` is
     sums of ``1 / (s - Λ_k)``, and transformed back. A call costs ``O(G m l_max)`` whatever the length asked for; the
-    sums are made in pieces of 256K terms. ``C`` stands for ``C (1 - A^l_max)``, as in the paper (sec. 3.3): the
-    length is saved with the weights, which are converted for another. Steps are in tiles: the eigenvectors of LegS are
-    too close to each other for a recurrence of single modes, in float64 too.
+    sums are made in pieces of 256K terms (16M on a GPU). ``C`` stands for ``C (1 - A^l_max)``, as in the paper (section
+    3.3): the length is saved with the weights, which are converted for another. Steps are in tiles: the
+    eigenvectors of LegS are too close to each other for a recurrence of single modes, in float64 too.
 
     Weights: ``log_decay``, ``frequency`` ``(R, m)``, ``P``, ``B`` ``(R, m, 2)``, which channels share; ``log_dt``
     ``(R, G)``; ``C`` ``(R, G, m, 2)``. All but ``C`` train at a rate of at most 1e-3 (:func:`hyena.param_groups`).
@@ -127,7 +128,8 @@ class S4(TiedToLength):
         tops = [t.expand(z.shape) for t in (c * b, c * p, p.conj() * b, p.conj() * p)]
         coefficients = torch.stack([part for v in tops for part in (v.real, (v * z.conj()).real)], dim=2)
         half = torch.arange(length // 2 + 1, device=z.device, dtype=dt.dtype) * (math.pi / length)
-        step = max(1, _CAUCHY_ENTRIES // z.numel())
+        entries = _CAUCHY_ENTRIES if z.device.type == "cpu" else _CAUCHY_ENTRIES_ELSEWHERE
+        step = max(1, entries // z.numel())
         pieces = half.split(step)
         again = len(pieces) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         args = (z.real.square() + z.imag.square(), z.real, dt, coefficients)
