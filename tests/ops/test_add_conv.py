@@ -144,9 +144,9 @@ def test_an_expanded_sum_is_refused(tier: Tier) -> None:
     v = torch.randn(2, 7, 4, device=tier.device)
     with tier():
         spectrum = ops.filter_spectrum(torch.randn(1, 7, 4, device=tier.device), 8)[0]
-        for y in (torch.zeros(1, 7, 4).expand(2, -1, -1), torch.zeros(2, 7, 1).expand(-1, -1, 4)):
+        for y in (v.new_zeros(1, 7, 4).expand(2, -1, -1), v.new_zeros(2, 7, 1).expand(-1, -1, 4)):
             with pytest.raises(ValueError, match=r"y of shape \(2, 7, 4\) is expanded .*pass y.clone\(\)"):
-                ops.add_conv_(y.to(tier.device), v, spectrum)
+                ops.add_conv_(y, v, spectrum)
 
 
 def test_errors_name_the_numbers() -> None:
