@@ -95,6 +95,7 @@ class Run:
                         stderr=subprocess.STDOUT,
                         env=self.environment(**environment),
                         start_new_session=True,
+                        preexec_fn=hears_interrupts,
                     )
             while any(p.poll() is None for p in started.values()) and time.monotonic() - began < limit:
                 for log, process in started.items():
@@ -110,6 +111,11 @@ class Run:
             stopped, exited = f"stopped after {limit:.0f} s", "ok" if code == 0 else f"exit status {code}"
             found[log]["status"] = stopped if log in late else exited
         return found
+
+
+def hears_interrupts() -> None:
+    """Undoes what a shell does to commands in the background, which ignore SIGINT and pass that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop(*processes: subprocess.Popen[bytes], patience: float = 15) -> None:

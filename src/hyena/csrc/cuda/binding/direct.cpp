@@ -16,8 +16,8 @@ constexpr int64_t up_to(int64_t n, int64_t step) { return (n + step - 1) / step 
 // Clocks of a multiprocessor that a block takes, roughly: to read and write its positions, and to multiply.
 double cost_of(const Band& band, int products) {
     const double tiles = double(band.span) / kTile, reach = band.tiles_back() + band.tiles_ahead();
-    const double squares = band.before + band.after > 0 ? tiles * (reach + 0.2)
-                                                        : tiles * std::min(reach + 0.2, (tiles + (band.lead > 0 ? tiles : 0)) / 2);
+    const double across = (tiles + (band.lead > 0 ? tiles : 0)) / 2;
+    const double squares = tiles * (band.before + band.after > 0 ? reach + 0.2 : std::min(reach + 0.2, across));
     return 1000 + 3.0 * band.window() + 4.0 * band.span + 205.0 * products * squares;
 }
 

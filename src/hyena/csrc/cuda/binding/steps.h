@@ -32,8 +32,8 @@ void run_rows(const Call& call, const char* name, const Program& program, const 
     call.run(name, program, threads_for(plan.rows.size()), shared_bytes(plan.rows.size()));
 }
 
-// Scratch memory of a round over long rows: near the second cache level of a data-centre GPU (measured on an H200: half of
-// it costs a sixth of the gradient's time, for want of blocks).
+// Scratch memory of a round over long rows: near the second cache level of a data-centre GPU. On an H200 half of it
+// costs a sixth of the gradient's time, because few blocks run at once.
 constexpr int64_t kRoundBytes = int64_t(64) << 20;
 
 // The (channel, row) pairs of a call in rounds that need at most kRoundBytes, at `bytes_each` for a pair; or one pair

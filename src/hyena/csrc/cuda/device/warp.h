@@ -132,7 +132,8 @@ HYENA_DEVICE void load_matrices(Lanes<uint32_t, N>& a, int ai, RowOf&& row_of) {
         for (int q = 0; q < 4; ++q) {
             uint16_t two[2];
             for (int e = 0; e < 2; ++e) {
-                const int row = kTransposed ? lane % 4 * 2 + e : lane / 4, at = kTransposed ? lane / 4 : lane % 4 * 2 + e;
+                const int group = lane / 4, pair = lane % 4 * 2 + e;
+                const int row = kTransposed ? pair : group, at = kTransposed ? group : pair;
                 memcpy(&two[e], row_of(8 * q + row) + 2 * at, 2);
             }
             a.all[lane][ai + q] = two[0] | uint32_t(two[1]) << 16;

@@ -26,7 +26,8 @@ struct CarefulRow {
         float *x = reinterpret_cast<float*>(memory), *y = x + band.window();
         auto* scales = reinterpret_cast<uint8_t*>(y + band.span);
         block.each([&](int thread) {
-            const Line a(value, sequences, segment.row, segment.channel), b(pre, sequences, segment.row, segment.channel);
+            const Line a(value, sequences, segment.row, segment.channel);
+            const Line b(pre, sequences, segment.row, segment.channel);
             for (int w = thread * kChunk; w < band.window(); w += block.threads * kChunk) {
                 const int t = band.time_of(segment.at, w);
                 float p[kChunk] = {};

@@ -36,8 +36,8 @@ enum class Blocks { kAll, kDiagonal, kLast, kSome };
 // sums (16 rows, a tile) += kTile positions of the rows, `rows` at the first of them, times a square of the matrix;
 // `pairs` at the lag of the first position and the tile's first position.
 template <Blocks kBlocks>
-HYENA_DEVICE void add_chunk(Lanes<float, kTileSums>& sums, const char* rows, int pitch, const uint32_t* pairs, int first,
-                            int end) {
+HYENA_DEVICE void add_chunk(Lanes<float, kTileSums>& sums, const char* rows, int pitch, const uint32_t* pairs,
+                            int first, int end) {
     Lanes<uint32_t, kTilePairs> taps;
     each_lane([&](int lane) {
         const uint32_t* own = pairs + (lane / 4 - lane % 4 * 2) - 8 * (kTileBlocks - 1);

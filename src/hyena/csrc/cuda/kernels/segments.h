@@ -1,8 +1,8 @@
 // Segments of rows as rows of a matrix: fp16 numbers in shared memory, scaled by powers of two.
 //
 // A row of a call is cut into segments of `span` outputs, and a window holds what these are made of: so many inputs
-// before and after, zeros where there are none. Batch rows, packed rows and the channels that share a filter are rows of
-// one matrix that way, 16 of which a block has.
+// before and after, zeros where there are none. Batch rows, packed rows and the channels that share a filter are rows
+// of one matrix that way, 16 of which a block has.
 //
 // The nouns of this room:
 // - Band: which lags a filter has, and the windows that follow; a window may hold time backwards, for gradients.
@@ -102,7 +102,7 @@ struct Segments {
 // -------------------------------------------------------------------------------------------------------------
 
 constexpr int kLargestScale = 253;  // so that what undoes it is a normal number
-constexpr int kLeastNormal = 240;   // exponent fields of a number and its scale add up to at least this, or bits get lost
+constexpr int kLeastNormal = 240;   // of the sum of a number's and its scale's exponent fields, or bits get lost
 
 HYENA_DEVICE int exponent_of(float x) { return int(bits_as<uint32_t>(x) >> 23 & 0xff); }
 HYENA_DEVICE bool is_finite(float x) { return exponent_of(x) < 0xff; }

@@ -2,8 +2,8 @@
 // (products.h).
 //
 // With finite inputs no output depends on a later one, not in a bit: the later ones are multiplied by zeros, products
-// are exact, and a row's scale changes only exponents. Where it would change more, or an input is not finite, the row is
-// flagged, and careful.h gives its outputs a scale each.
+// are exact, and a row's scale changes only exponents. Where it would change more, or an input is not finite, the row
+// is flagged, and careful.h gives its outputs a scale each.
 //
 // Operands are rounded to fp16, once; or, for float32, are two fp16 numbers each, and three products are added. Sums
 // are float32.
@@ -202,7 +202,8 @@ struct Toeplitz : ToeplitzArguments {
     }
 
     // The tile's results, by a warp.
-    HYENA_DEVICE void store(const Memory& memory, Lanes<float, kTileSums>& sums, float* stage, int t0, float undo) const {
+    HYENA_DEVICE void store(const Memory& memory, Lanes<float, kTileSums>& sums, float* stage, int t0,
+                            float undo) const {
         constexpr int kChunks = kStageWidth / kChunk;
         HYENA_UNROLL
         for (int part = 0; part < kTile / kStageWidth; ++part) {

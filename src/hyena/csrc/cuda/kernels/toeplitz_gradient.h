@@ -50,7 +50,8 @@ struct ToeplitzGradientArguments {
         static constexpr int64_t kBytes = 1024;
         static int64_t bytes(const Band& band, int products) {
             const int64_t parts = products == 3 ? 2 : 1, chunks = int64_t(band.window()) / kChunk * kMaxWarps * 2,
-                          stage = kMaxWarps * kStepDepth * kStagePitch * 4 + int64_t(slices_of(band)) * 2 * lags_of(band) * 4;
+                          sums = int64_t(slices_of(band)) * 2 * lags_of(band) * 4,
+                          stage = kMaxWarps * kStepDepth * kStagePitch * 4 + sums;
             return kBytes + parts * kMatrixRows * (int64_t(band.pitch()) + own_band(band).pitch()) +
                    (chunks > stage ? chunks : stage);
         }
