@@ -29,11 +29,12 @@ std::optional<Band> band_for(const Call& call, int64_t filters, int64_t width, i
     const int64_t longest = std::max<int64_t>(1, std::min(s.longest, s.length));
     std::optional<Band> best;
     double least = 0;
-    const int64_t least_span = plain ? ToeplitzArguments::kMaxWarps * kTile : kTile;  // a tile for every warp
-    for (int64_t span = least_span; span < 2 * longest || span == least_span; span *= 2) {
+    // From a tile for every warp on, up to whole rows.
+    bool whole = false;
+    for (int64_t wide = plain ? ToeplitzArguments::kMaxWarps * kTile : kTile; !whole; wide *= 2) {
         Band band;
-        const bool whole = span >= longest;
-        if (whole) span = up_to(longest, kTile);
+        whole = wide >= longest;
+        const int64_t span = whole ? up_to(longest, kTile) : wide;
         if (span + up_to(last, kStepDepth) + up_to(lead, kStepDepth) > (1 << 20)) break;
         // Lags beyond the row take no part.
         band.lead = int32_t(lead);
