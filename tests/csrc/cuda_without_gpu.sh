@@ -32,9 +32,7 @@ build() {
         return
     fi
     echo "== compiling the CUDA kernels for all architectures"
-    # Empty: all of them, which takes two cores eight minutes.
-    local architectures=${ARCHITECTURES:+-DCMAKE_CUDA_ARCHITECTURES=$ARCHITECTURES}
-    configure cuda -DHYENA_CUDA=ON -DCMAKE_CUDA_FLAGS="-Xptxas -v" $architectures
+    configure cuda -DHYENA_CUDA=ON -DCMAKE_CUDA_FLAGS="-Xptxas -v"
     # Messages from ptxas come as the compilers end: one at a time, or they mix.
     cmake --build "$WORK/cuda" -- -v > "$WORK/build.log" 2>&1 || { grep -v "^ptxas" "$WORK/build.log" | tail -n 50; exit 1; }
     "$PYTHON" "$ROOT/tests/csrc/ptxas_report.py" "$WORK/build.log"

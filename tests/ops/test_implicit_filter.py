@@ -103,8 +103,7 @@ def check(
         unit, kernel = eps + noise[name], errors[tier][name]
         assert max(e, kernel) <= 32 * unit, (name, kernel / unit, e / unit)
         if dtype == torch.float32:  # in float64 the fallback is as good as what it is compared with
-            # Sums of a few entries are several units wrong by luck: at most 3.2 in 2500 searched cases.
-            assert kernel <= 2 * e + 4 * unit, (name, kernel / unit, e / unit)
+            assert kernel <= 2 * e + 2 * unit, (name, kernel / unit, e / unit)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -211,12 +210,10 @@ def test_gradgradcheck(tier: Tier, every: bool) -> None:
 @pytest.mark.parametrize("inner", [0, 2])
 def test_opcheck(device: str, inner: int) -> None:
     leaves = [t.float().to(device).requires_grad_() for t in inputs(9, inner=inner).values()]
-    # Fallbacks on a GPU sum in another order when they are traced: 2e-5.
-    close = {"rtol": 1e-4, "atol": 1e-4}
-    torch.library.opcheck(torch.ops.hyena.implicit_filter.default, (*leaves, 0.5, 2), **close)
+    torch.library.opcheck(torch.ops.hyena.implicit_filter.default, (*leaves, 0.5, 2))
     dh = torch.ones(2, 9, 3, device=device)
     for every in (True, False):
-        torch.library.opcheck(torch.ops.hyena.implicit_filter_backward.default, (dh, *leaves, 0.5, every), **close)
+        torch.library.opcheck(torch.ops.hyena.implicit_filter_backward.default, (dh, *leaves, 0.5, every))
 
 
 def test_the_checked_call(tier: Tier) -> None:
