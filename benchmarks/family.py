@@ -15,10 +15,10 @@ from __future__ import annotations
 import argparse
 import gc
 import inspect
-from pathlib import Path
 from typing import Any
 
 import torch
+from family_plot import draw
 from measure import RESULTS, interleaved, machine, peak_bytes, table, write
 
 import hyena.filters
@@ -83,26 +83,6 @@ def measure(chosen: list[str], width: int, length: int, device: str, repeats: in
     return rows
 
 
-def plot(record: dict[str, Any], path: Path) -> None:
-    """Ratios to Hyena's times, and memory, against the length."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    shown = [*(f"{what} / Hyena" for what in COLUMNS), "peak MB"]
-    figure, axes = plt.subplots(1, len(shown), figsize=(5 * len(shown), 5))
-    for axis, column in zip(axes, shown, strict=True):
-        for i, name in enumerate(dict.fromkeys(row["filter"] for row in record["rows"])):
-            rows = [row for row in record["rows"] if row["filter"] == name and row[column]]
-            style = {"marker": "os^vD"[i % 5], "linestyle": "-" if i < 10 else "--"}
-            axis.plot([row["L"] for row in rows], [row[column] for row in rows], label=name, **style)
-        axis.set(xscale="log", yscale="log", xlabel="taps", title=column)
-    axes[-1].legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-
-
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,7 +108,13 @@ def main() -> None:
         if not args.dry_run:
             write(f"family-filters-{args.device}", record)
     if not args.dry_run:
-        plot(record, RESULTS / f"family-filters-{args.device}.png")
+        draw(
+            record,
+            RESULTS / f"family-filters-{args.device}.png",
+            "filter",
+            [*(f"{what} / Hyena" for what in COLUMNS), "peak MB"],
+            "taps",
+        )
 
 
 if __name__ == "__main__":

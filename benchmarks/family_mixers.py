@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from family_plot import draw
 from measure import RESULTS, interleaved, machine, table, write
 from torch import Tensor
 
@@ -99,26 +100,6 @@ def measure(chosen: list[str], width: int, length: int, device: str, repeats: in
     return rows
 
 
-def plot(record: dict[str, Any], path: str) -> None:
-    """Ratios to Hyena's times, kept memory and state against the length."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    shown = [*(f"{what} / Hyena" for what in COLUMNS), "kept MB", "state KB"]
-    figure, axes = plt.subplots(1, len(shown), figsize=(5 * len(shown), 5))
-    for axis, column in zip(axes, shown, strict=True):
-        for i, name in enumerate(dict.fromkeys(row["mixer"] for row in record["rows"])):
-            rows = [row for row in record["rows"] if row["mixer"] == name]
-            style = {"marker": "os^vD"[i % 5], "linestyle": "-" if i < 10 else "--"}
-            axis.plot([row["L"] for row in rows], [row[column] for row in rows], label=name, **style)
-        axis.set(xscale="log", yscale="log", xlabel="positions", title=column)
-    axes[-1].legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-
-
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,7 +123,13 @@ def main() -> None:
         if not args.quick:
             write(f"family-mixers-{args.device}", record)
     if not args.quick:
-        plot(record, str(RESULTS / f"family-mixers-{args.device}.png"))
+        draw(
+            record,
+            RESULTS / f"family-mixers-{args.device}.png",
+            "mixer",
+            [*(f"{what} / Hyena" for what in COLUMNS), "kept MB", "state KB"],
+            "positions",
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.released import deviation, golden
-from helpers.state_spaces import convolution, discretised, impulse_response
+from helpers.state_spaces import check_against_dense, discretised, impulse_response
 from hyena import HyenaOperator, param_groups
 from hyena.conv import LongConv
 from hyena.filters import DLR, EMA, S4D, ExplicitFilter, Filter, ModalFilter, ShiftSSM
@@ -159,16 +159,8 @@ DEFINITIONS["shift"] = (lambda **at: ShiftSSM(3, L, 2, state=6, **at), lambda w,
 def test_outputs_and_gradients_are_those_of_dense_matrices(name: str, causal: bool) -> None:
     make, define = DEFINITIONS[name]
     h = make(causal=causal, dtype=torch.float64)
-    with torch.no_grad():  # away from the start, which has equal numbers in it
-        for p in h.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    conv = LongConv(3, L, 2, filter=h, causal=causal, dtype=torch.float64)
-    weights = {key: p.detach().clone().requires_grad_() for key, p in h.named_parameters()}
-    x, probe = torch.randn(2, L, 3, dtype=torch.float64), torch.randn(2, 2, L, 3, dtype=torch.float64)
-    got = torch.stack([conv(x, i) for i in range(2)])
-    got.backward(probe)
-    want = []
-    for i in range(2):
+
+    def sides(weights: dict[str, Tensor], i: int) -> tuple[Tensor, Tensor | None]:
         ahead, behind = define(weights, i), None if causal else define(weights, 2 + i)
         if behind is not None and isinstance(h, EMA):  # both averages count the present
             now = torch.zeros_like(ahead)
@@ -176,14 +168,9 @@ def test_outputs_and_gradients_are_those_of_dense_matrices(name: str, causal: bo
             ahead, behind = ahead + now, behind[:, 1:]
         if behind is not None and isinstance(h, ShiftSSM):  # as many lags as ahead, 0 among those
             behind = behind[:, : h.support - 1]
-        want.append(convolution(ahead, x, behind) + conv.bias[i].detach() * x)
-    want = torch.stack(want)
-    want.backward(probe)
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
-    for key, p in h.named_parameters():
-        torch.testing.assert_close(
-            p.grad, weights[key].grad, rtol=1e-9, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}"
-        )
+        return ahead, behind
+
+    check_against_dense(h, L, sides, outputs=1e-10, grads=1e-9)
 
 
 # Long rows, single precision, awkward numbers.

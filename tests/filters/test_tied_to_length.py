@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers.state_spaces import convolution, discretised, impulse_response
+from helpers.state_spaces import check_against_dense, discretised, impulse_response
 from hyena import HyenaOperator
-from hyena.conv import LongConv
 from hyena.filters import S4, Filter, TransferFunctionFilter, _hippo, s4
 
 L = 23
@@ -45,25 +44,11 @@ CASES = {
 def test_outputs_and_gradients_are_those_of_dense_matrices(name: str, causal: bool) -> None:
     make, define = CASES[name]
     h = make(causal=causal, dtype=torch.float64)
-    with torch.no_grad():
-        for p in h.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    conv = LongConv(3, L, 2, filter=h, causal=causal, dtype=torch.float64)
-    weights = {key: p.detach().clone().requires_grad_() for key, p in h.named_parameters()}
-    x, probe = torch.randn(2, L, 3, dtype=torch.float64), torch.randn(2, 2, L, 3, dtype=torch.float64)
-    got = torch.stack([conv(x, i) for i in range(2)])
-    got.backward(probe)
-    want = []
-    for i in range(2):
-        behind = None if causal else define(weights, 2 + i)
-        want.append(convolution(define(weights, i), x, behind) + conv.bias[i].detach() * x)
-    want = torch.stack(want)
-    want.backward(probe)
-    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
-    for key, p in h.named_parameters():
-        torch.testing.assert_close(
-            p.grad, weights[key].grad, rtol=1e-8, atol=1e-8, msg=lambda m, key=key: f"{key}: {m}"
-        )
+
+    def sides(weights: dict[str, Tensor], i: int) -> tuple[Tensor, Tensor | None]:
+        return define(weights, i), None if causal else define(weights, 2 + i)
+
+    check_against_dense(h, L, sides, outputs=1e-9, grads=1e-8)
 
 
 def test_hippo_is_normal_plus_low_rank() -> None:

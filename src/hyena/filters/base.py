@@ -197,6 +197,16 @@ def check_sizes(**sizes: Any) -> None:
         raise ValueError(f"need {needs}, got {', '.join(str(size) for size in sizes.values())}")
 
 
+def check_extension_of_taps(source: Filter, taps: int, l_max: int, mode: str) -> None:
+    """As :func:`check_extension`, of a filter whose taps belong to positions, so that it cannot be stretched."""
+    check_extension(l_max, mode)
+    if mode == "stretch":
+        raise ValueError(
+            f"the {taps} taps of this {type(source).__name__} belong to positions and cannot be stretched from "
+            f"l_max={source.l_max} to {l_max}; use mode='continue', which leaves them as they are"
+        )
+
+
 def check_extension(l_max: int, mode: str) -> None:
     """Raises TypeError or ValueError for arguments of :meth:`Filter.extend` that are none."""
     check_sizes(l_max=l_max)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hyena import ops
 from hyena.filters._initial import empty, fill
-from hyena.filters.base import Filter, check_extension, check_sizes
+from hyena.filters.base import Filter, check_extension_of_taps, check_sizes
 
 
 class ExplicitFilter(Filter):
@@ -67,12 +67,7 @@ class ExplicitFilter(Filter):
 
     def extend(self, l_max: int, mode: str = "continue") -> None:
         """See :meth:`Filter.extend`. Taps are counted in positions: ``"stretch"`` is not possible."""
-        check_extension(l_max, mode)
-        if mode == "stretch":
-            raise ValueError(
-                f"the {self.support} taps of an ExplicitFilter belong to positions and cannot be stretched from "
-                f"l_max={self.l_max} to {l_max}; use mode='continue', which leaves them as they are"
-            )
+        check_extension_of_taps(self, self.support, l_max, mode)
         self.l_max = l_max
 
     def extra_repr(self) -> str:

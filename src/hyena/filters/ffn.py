@@ -47,18 +47,11 @@ class FilterLinear(NonDynamicallyQuantizableLinear):
         return F.linear(input, self.weight.to(input.dtype), bias)
 
 
-@ops.fusible
-class SineFFN(nn.Module):
-    """``E -> W -> … -> W -> O`` with ``sin(freq * x)`` between (arXiv 2302.10866, sec. 3.3; SIREN, arXiv 2006.09661).
-
-    One trainable ``freq`` vector is shared by all layers, as in the released code. The last layer has no bias.
+class SineLayers(nn.Module):
+    """The layers of a :class:`SineFFN` without a frequency of their own, which they are called with.
 
     Args:
-        emb_dim: features E.
-        width: hidden width W.
-        outputs: O, one for each filter channel.
-        inner_layers: hidden layers after the first.
-        freq: start of ``freq``.
+        emb_dim, width, outputs, inner_layers, freq: as :class:`SineFFN`.
     """
 
     def __init__(
@@ -80,21 +73,47 @@ class SineFFN(nn.Module):
         self.hidden = nn.ModuleList(FilterLinear(a, b, **at) for a, b in pairwise(sizes))
         self.out = FilterLinear(width, outputs, bias=False, **at)
         self.initial_freq = freq
-        self.freq = nn.Parameter(torch.empty(width, **at))
+
+    def reset_parameters(self) -> None:
+        """``nn.Linear``'s own initialisation, as in the released code."""
+        for layer in [*self.hidden, self.out]:
+            layer.reset_parameters()
+
+    def forward(self, features: Tensor, freq: Tensor) -> Tensor:
+        """``(K, E) -> (K, O)`` in the dtype of ``features``, whatever the weights' own."""
+        x, freq = features, freq.to(features.dtype)
+        for layer in self.hidden:
+            x = torch.sin(freq * layer(x))
+        return self.out(x)
+
+
+@ops.fusible
+class SineFFN(SineLayers):
+    """``E -> W -> … -> W -> O`` with ``sin(freq * x)`` between (arXiv 2302.10866, sec. 3.3; SIREN, arXiv 2006.09661).
+
+    One trainable ``freq`` vector is shared by all layers, as in the released code. The last layer has no bias.
+
+    Args:
+        emb_dim: features E.
+        width: hidden width W.
+        outputs: O, one for each filter channel.
+        inner_layers: hidden layers after the first.
+        freq: start of ``freq``.
+    """
+
+    def __init__(self, emb_dim: int, width: int, outputs: int, **settings: Any) -> None:
+        super().__init__(emb_dim, width, outputs, **settings)
+        self.freq = nn.Parameter(self.out.weight.new_empty(width))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """``nn.Linear``'s own initialisation, as in the released code, and ``freq`` at its start."""
-        for layer in [*self.hidden, self.out]:
-            layer.reset_parameters()
+        super().reset_parameters()
         fill(self.freq, empty(self.freq).fill_(self.initial_freq))
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:  # type: ignore[override]  # it has its frequency
         """``(K, E) -> (K, O)`` in the dtype of ``features``, whatever the weights' own."""
-        x, freq = features, self.freq.to(features.dtype)
-        for layer in self.hidden:
-            x = torch.sin(freq * layer(x))
-        return self.out(x)
+        return super().forward(features, self.freq)
 
     def extra_repr(self) -> str:
         return f"freq={self.initial_freq}"

@@ -5,53 +5,14 @@ Dimensions: F filters, C channels, K taps.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hyena import ops
-from hyena.filters.ffn import FilterLinear
+from hyena.filters.ffn import SineLayers
 from hyena.filters.implicit import HyenaFilter
-
-
-class SineLayers(nn.Module):
-    """The layers of a :class:`SineFFN` without a frequency of their own, which they are called with.
-
-    Args:
-        emb_dim, width, outputs, inner_layers, freq: as :class:`SineFFN`.
-    """
-
-    def __init__(
-        self,
-        emb_dim: int,
-        width: int,
-        outputs: int,
-        *,
-        inner_layers: int = 2,
-        freq: float = 10.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        at: dict[str, Any] = {"device": device, "dtype": dtype}
-        sizes = [emb_dim] + [width] * (1 + inner_layers)
-        self.hidden = nn.ModuleList(FilterLinear(a, b, **at) for a, b in pairwise(sizes))
-        self.out = FilterLinear(width, outputs, bias=False, **at)
-        self.initial_freq = freq
-
-    def reset_parameters(self) -> None:
-        """As :class:`SineFFN`."""
-        for layer in [*self.hidden, self.out]:
-            layer.reset_parameters()
-
-    def forward(self, features: Tensor, freq: Tensor) -> Tensor:
-        """``(K, E) -> (K, O)`` in the dtype of ``features``."""
-        x, freq = features, freq.to(features.dtype)
-        for layer in self.hidden:
-            x = torch.sin(freq * layer(x))
-        return self.out(x)
 
 
 class PairedFilter(HyenaFilter):
