@@ -8,7 +8,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -43,10 +42,9 @@ class Library:
     """The loaded library's switches."""
 
     def __init__(self) -> None:
-        import hyena
+        from hyena.ops._extension import EXTENSION
 
-        path = Path(hyena.__file__).with_name("_kernels.so")
-        self.tune = getattr(ctypes.CDLL(str(path)), "hyena_tune", None) if path.exists() else None
+        self.tune = getattr(EXTENSION.library, "hyena_tune", None)
         self.used: set[str] = set()
 
     def set(self, setting: Setting) -> None:

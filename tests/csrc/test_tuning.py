@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,19 +11,14 @@ import torch
 from torch import Tensor
 
 from hyena import ops
+from hyena.ops._extension import EXTENSION
 
-
-def _library() -> ctypes.CDLL | None:
-    package = find_spec("hyena")
-    if package is None or package.origin is None:
-        return None
-    path = Path(package.origin).with_name("_kernels.so")
-    library = ctypes.CDLL(str(path)) if path.exists() else None
-    return library if hasattr(library, "hyena_tune") and hasattr(library, "hyena_cpu_kernels") else None
-
-
-LIBRARY = _library()
-pytestmark = pytest.mark.skipif(LIBRARY is None, reason="these are not the CUDA kernels on the host, to be tuned")
+# What is in use: loading the file here would register kernels where tests want none.
+LIBRARY = EXTENSION.library
+pytestmark = pytest.mark.skipif(
+    not (hasattr(LIBRARY, "hyena_tune") and hasattr(LIBRARY, "hyena_cpu_kernels")),
+    reason="these are not the CUDA kernels on the host, to be tuned",
+)
 NAMES = ("rows_each", "threads", "round_bytes", "carveout", "slices", "radices", "fixed")
 
 

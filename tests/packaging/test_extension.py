@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from hyena.ops import _extension
 
@@ -44,3 +45,10 @@ def test_switched_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     extension = _extension.Extension()
     extension.load()
     assert extension.reason == "HYENA_DISABLE_EXT is set"
+
+
+def test_kernels_are_registered_only_where_they_are_in_use() -> None:
+    """Also that no test has loaded them while it was collected: the library registers them as it is loaded."""
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("hyena::gated_conv", "CPU") == (
+        _extension.EXTENSION.instructions is not None
+    )
