@@ -54,6 +54,7 @@ CASES: dict[str, Callable[..., Filter]] = {
     "explicit, 7 taps": partial(ExplicitFilter, taps=7),
     "modal": partial(ModalFilter, modes=3),
     "modal, real": partial(ModalFilter, modes=3, real=True),
+    "modal, growth": partial(ModalFilter, modes=3, growth=True),
     "s4d": partial(S4D, modes=3),
     "s4d, inv, bilinear": partial(S4D, modes=3, start="inv", discretisation="bilinear"),
     "s4d, real": partial(S4D, modes=3, start="real"),
@@ -77,7 +78,7 @@ CASES: dict[str, Callable[..., Filter]] = {
 ENDING = {"hyena, tables"}
 
 # Filters of the past alone.
-CAUSAL_ONLY = {"modal", "modal, real"}
+CAUSAL_ONLY = {"modal", "modal, real", "modal, growth"}
 
 SETTINGS = [(name, causal) for name in CASES for causal in (True, False) if causal or name not in CAUSAL_ONLY]
 

@@ -83,21 +83,31 @@ def check_names(tensors: Mapping[str, Tensor], required: Shapes, optional: Shape
     Raises:
         ValueError: keys that fit nowhere, missing keys and other shapes, listed together.
     """
+    check_shapes({name: tuple(t.shape) for name, t in tensors.items()}, required, optional)
+
+
+def check_shapes(held: Shapes, required: Shapes, optional: Shapes) -> None:
+    """:func:`check_names` of shapes by name."""
     known = {**required, **optional}
     problems = []
-    if unknown := sorted(set(tensors) - set(known)):
+    if unknown := sorted(set(held) - set(known)):
         problems.append(f"keys that fit nowhere: {listed(unknown)}")
-    if missing := sorted(set(required) - set(tensors)):
+    if missing := sorted(set(required) - set(held)):
         problems.append(f"missing keys: {listed(missing)}")
     shapes = [
-        f"{name} is {tuple(tensors[name].shape)}, the config makes it {shape}"
+        f"{name} is {held[name]}, the config makes it {shape}{_as_many(held[name], shape)}"
         for name, shape in sorted(known.items())
-        if name in tensors and tuple(tensors[name].shape) != shape
+        if name in held and held[name] != shape
     ]
     if shapes:
         problems.append(listed(shapes, "; "))
     if problems:
         raise ValueError("the checkpoint does not fit its config: " + "; ".join(problems))
+
+
+def _as_many(held: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """A hint where a tensor's numbers are there, but lie in another order."""
+    return " (as many numbers, in another order)" if math.prod(held) == math.prod(shape) else ""
 
 
 def check_values(tensors: Mapping[str, Tensor]) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -86,17 +87,21 @@ def read_weights(source: Source) -> dict[str, Tensor]:
             tensors, listed.
         ModuleNotFoundError: a ``.safetensors`` file without the ``safetensors`` package.
     """
-    values = source if isinstance(source, Mapping) else _load(weights_file(source))
-    for entry in _STATE_ENTRIES:
-        if isinstance(values.get(entry), Mapping):
-            values = values[entry]
-            break
+    values = state_dict_of(source if isinstance(source, Mapping) else load_file(weights_file(source)))
     odd = sorted(str(name) for name, t in values.items() if not isinstance(name, str) or not isinstance(t, Tensor))
     if odd:
         raise ValueError(f"not a state dict: these entries are no tensors: {listed(odd)}")
     # Lightning keeps the counters of its metrics among the weights.
     tensors = {name: t.detach() for name, t in values.items() if "torchmetrics" not in name}
-    return rename(tensors, _without_wrappers)
+    return rename(tensors, without_wrappers)
+
+
+def state_dict_of(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict in a training checkpoint, or what was passed."""
+    for entry in _STATE_ENTRIES:
+        if isinstance(values.get(entry), Mapping):
+            return values[entry]
+    return values
 
 
 def rename(tensors: Mapping[str, Tensor], new_name: Callable[[str], str]) -> dict[str, Tensor]:
@@ -114,7 +119,8 @@ def rename(tensors: Mapping[str, Tensor], new_name: Callable[[str], str]) -> dic
     return renamed
 
 
-def _without_wrappers(name: str) -> str:
+def without_wrappers(name: str) -> str:
+    """A parameter's name without the segments that wrappers put into it."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
@@ -144,22 +150,45 @@ def weights_file(source: str | os.PathLike) -> Path:
     return path
 
 
-def _load(path: Path) -> Mapping[str, Any]:
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"reading {path} needs the safetensors package: pip install safetensors", name="safetensors"
-            ) from error
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(_unreadable(path, f"safetensors says {error}")) from None
+def safetensors_package(path: Path) -> Any:
+    """The ``safetensors`` package.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; the message says which file needs it.
+    """
     try:
-        with path.open("rb") as file:
-            values = torch.load(file, map_location="cpu", weights_only=True)
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"reading {path} needs the safetensors package: pip install safetensors", name="safetensors"
+        ) from error
+    return safetensors
+
+
+def load_file(path: Path, *, mapped: bool = False) -> Mapping[str, Any]:
+    """What a file of weights holds, on the CPU.
+
+    Args:
+        path: a ``.safetensors`` file, or one of ``torch.save``, which is read with ``weights_only``.
+        mapped: leave the tensors of the latter on disk until they are used, if its format allows.
+
+    Raises:
+        ValueError: it is damaged, of another kind, or has more than tensors in it.
+    """
+    if path.suffix == ".safetensors":
+        package = safetensors_package(path)
+        try:
+            return package.torch.load_file(path)
+        except package.SafetensorError as error:
+            raise ValueError(unreadable(path, f"safetensors says {error}")) from None
+    try:
+        # Bytes that layers of Transformer Engine keep beside their weights.
+        with torch.serialization.safe_globals([io.BytesIO]):
+            if mapped and zipfile.is_zipfile(path):
+                values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            else:
+                with path.open("rb") as file:
+                    values = torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
     except Exception as error:  # whatever a damaged archive leads to, OSError too
@@ -169,7 +198,7 @@ def _load(path: Path) -> Mapping[str, Any]:
                 "loaded. If you trust it, pass torch.load(path, map_location='cpu', weights_only=False) instead of "
                 "the path"
             ) from error
-        raise ValueError(_unreadable(path, f"torch.load fails with {type(error).__name__}")) from None
+        raise ValueError(unreadable(path, f"torch.load fails with {type(error).__name__}")) from None
     if not isinstance(values, Mapping):
         raise ValueError(f"{path} holds a {type(values).__name__}, not a state dict")
     return values
@@ -180,7 +209,8 @@ def _is_of_torch(path: Path) -> bool:
         return file.read(len(_OLD_FORMAT)) == _OLD_FORMAT or zipfile.is_zipfile(path)
 
 
-def _unreadable(path: Path, why: str) -> str:
+def unreadable(path: Path, why: str) -> str:
+    """The message about a file that cannot be read."""
     size = path.stat().st_size
     state = "is empty" if size == 0 else f"({size} bytes) is damaged, or no checkpoint"
     return f"{path} {state}: {why}. A checkpoint is {_EXPECTED}"

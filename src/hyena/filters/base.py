@@ -24,7 +24,7 @@ class Modes(NamedTuple):
     The poles are ``p = exp(-decay + i angle)``.
 
     Attributes:
-        decay: ``(F, G, m)``, positive, float32 or float64.
+        decay: ``(F, G, m)``, float32 or float64; positive, or the mode grows.
         angle: ``(F, G, m)``, radians a position. Zero everywhere in real filters.
         residue: ``(F, G, m)``, complex. Real filters (all poles real and positive) have a real tensor here, and a
             recurrence over them needs no complex state.

@@ -19,10 +19,14 @@ from hyena.filters._initial import empty, fill
 from hyena.filters.base import Filter, Modes, check_extension, check_sizes
 
 
-def _modes(log_decay: Tensor, angle: Tensor | None, residue: Tensor, first: Tensor) -> Modes:
+def _modes(
+    log_decay: Tensor, angle: Tensor | None, residue: Tensor, first: Tensor, growth: Tensor | None = None
+) -> Modes:
     """The poles and residues of weights; real ones without ``angle``."""
     dtype = ops.compute_dtype(log_decay)
     decay, residue, first = log_decay.to(dtype).exp(), residue.to(dtype), first.to(dtype)
+    if growth is not None:
+        decay = decay - growth.to(dtype)
     if angle is None:
         return Modes(decay, torch.zeros_like(decay), residue, first)
     return Modes(decay, angle.to(dtype), torch.view_as_complex(residue.contiguous()), first)
@@ -40,9 +44,9 @@ class ModalFilter(Filter):
     """A causal filter that is a sum of decaying oscillations: ``h_t = sum_k Re(R_k p_k^(t-1))``, ``h_0`` free.
 
     Operators that have one step in time and memory that do not depend on the context. No pole can leave the unit disc:
-    its modulus is ``exp(-exp(log_decay))``. :func:`hyena.distill` fits these to other filters; trained from the start,
-    time constants begin evenly spaced on a logarithmic scale up to ``l_max``, frequencies at random, and each filter
-    with l2 norm 1.
+    its modulus is ``exp(-exp(log_decay))``, or ``exp(growth - exp(log_decay))`` in filters that were given poles
+    outside of it. :func:`hyena.distill` fits these to other filters; trained from the start, time constants begin
+    evenly spaced on a logarithmic scale up to ``l_max``, frequencies at random, and each filter with l2 norm 1.
 
     Args:
         channels: G.
@@ -52,12 +56,15 @@ class ModalFilter(Filter):
         causal: must be True.
         real: poles on the positive real axis only (no ``angle``, a real ``residue``): sums of decaying exponentials,
             whose recurrence needs no complex states. Evo 2's long filters are these.
+        growth: there is a buffer ``growth`` ``(F, G, m)``, zero at the start, that moves poles outwards: for filters
+            that were trained without keeping theirs inside the unit disc.
 
     Raises:
         ValueError: a size below 1, or ``causal=False``.
     """
 
     error: Tensor
+    growth: Tensor | None
 
     def __init__(
         self,
@@ -68,6 +75,7 @@ class ModalFilter(Filter):
         modes: int = 16,
         causal: bool = True,
         real: bool = False,
+        growth: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -84,6 +92,7 @@ class ModalFilter(Filter):
             self.angle = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.residue = nn.Parameter(torch.empty(shape if real else (*shape, 2), device=device, dtype=dtype))
         self.first = nn.Parameter(torch.empty(num_filters, channels, device=device, dtype=dtype))
+        self.register_buffer("growth", torch.zeros(shape, device=device, dtype=dtype) if growth else None)
         # Relative l2 error of each filter when it was fitted.
         self.register_buffer("error", torch.empty(num_filters, channels, device=device, dtype=dtype))
         self.reset_parameters()
@@ -102,10 +111,12 @@ class ModalFilter(Filter):
         fill(self.residue, residue / (size[..., None] if self.real else size[..., None, None]))
         fill(self.first, first / size)
         fill(self.error, torch.zeros_like(first))
+        if self.growth is not None:
+            fill(self.growth, torch.zeros_like(log_decay))
 
     def modes(self) -> Modes:
         """Poles and residues, float64 if the weights are, else float32."""
-        return _modes(self.log_decay, self.angle, self.residue, self.first)
+        return _modes(self.log_decay, self.angle, self.residue, self.first, self.growth)
 
     def forward(self, length: int) -> Tensor:
         """Taps ``(F, length, G)``.
@@ -127,8 +138,9 @@ class ModalFilter(Filter):
         check_extension(l_max, mode)
         if mode == "stretch":
             self.log_decay.sub_(math.log(l_max / self.l_max))
-            if self.angle is not None:
-                self.angle.mul_(self.l_max / l_max)
+            for turned in (self.angle, self.growth):
+                if turned is not None:
+                    turned.mul_(self.l_max / l_max)
         self.l_max = l_max
 
     def extra_repr(self) -> str:

@@ -72,6 +72,8 @@ class HyenaOperator(Mixer):
             "silu", "tanh", a function, or None.
         inner_factor: the mixing is this many times as wide as D.
         bias: whether the two projections have a bias.
+        short_bias: whether the short convolution has one.
+        out_bias: whether the output projection has one, if that differs from ``bias``.
 
     Raises:
         TypeError: arguments of another type, unknown keywords.
@@ -94,10 +96,13 @@ class HyenaOperator(Mixer):
         activation: str | Callable[[Tensor], Tensor] | None = None,
         inner_factor: int = 1,
         bias: bool = True,
+        short_bias: bool = True,
+        out_bias: bool | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        out_bias = bias if out_bias is None else out_bias
         check(
             d_model=d_model,
             l_max=l_max,
@@ -107,7 +112,13 @@ class HyenaOperator(Mixer):
             dropout=dropout,
             filter_groups=filter_groups,
             inner_factor=inner_factor,
-            flags={"value_filter": value_filter, "causal": causal, "bias": bias},
+            flags={
+                "value_filter": value_filter,
+                "causal": causal,
+                "bias": bias,
+                "short_bias": short_bias,
+                "out_bias": out_bias,
+            },
         )
         at: dict[str, Any] = {"device": torch.device(device) if device is not None else None, "dtype": dtype}
         width = d_model * inner_factor
@@ -116,7 +127,7 @@ class HyenaOperator(Mixer):
         self.activation = find_activation(activation)
         self.dropout = nn.Dropout(dropout)
         self.in_proj = nn.Linear(d_model, (order + 1) * width, bias=bias, **at)
-        self.short = ShortConv((order + 1) * width, short_taps, **at)
+        self.short = ShortConv((order + 1) * width, short_taps, bias=short_bias, **at)
         self.conv = LongConv(
             num_heads if num_heads > 1 else width,
             l_max,
@@ -126,7 +137,7 @@ class HyenaOperator(Mixer):
             causal=causal,
             **at,
         )
-        self.out_proj = nn.Linear(width, d_model, bias=bias, **at)
+        self.out_proj = nn.Linear(width, d_model, bias=out_bias, **at)
 
     @property
     def l_max(self) -> int:  # type: ignore[override]  # what the long convolution takes

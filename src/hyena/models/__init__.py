@@ -1,11 +1,12 @@
 """Whole models: mixers stacked, with embeddings and heads."""
 
-from hyena.models.blocks import MLP, Block
+from hyena.models.blocks import MLP, Block, GatedMLP, RMSNorm
 from hyena.models.causal_lm import CausalLM, CausalLMConfig, next_token_loss
 from hyena.models.decoder import Decoder, ModelState
 from hyena.models.hyenadna import HyenaDNA, HyenaDNAConfig
 from hyena.models.m2_bert import BlockDiagonalGLU, BlockDiagonalLinear, M2Bert, M2BertConfig
 from hyena.models.perceiver_ar import PerceiverAR, PerceiverARConfig, PerceiverARState
+from hyena.models.striped_hyena import StripedHyena, StripedHyenaConfig
 
 __all__ = [
     "MLP",
@@ -15,6 +16,7 @@ __all__ = [
     "CausalLM",
     "CausalLMConfig",
     "Decoder",
+    "GatedMLP",
     "HyenaDNA",
     "HyenaDNAConfig",
     "M2Bert",
@@ -23,5 +25,8 @@ __all__ = [
     "PerceiverAR",
     "PerceiverARConfig",
     "PerceiverARState",
+    "RMSNorm",
+    "StripedHyena",
+    "StripedHyenaConfig",
     "next_token_loss",
 ]

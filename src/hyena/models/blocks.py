@@ -1,15 +1,19 @@
-"""The parts of models: MLP and pre-norm residual block.
+"""The parts of models: MLPs, RMSNorm and pre-norm residual block.
 
 Dimensions: B batch, L length, D channels (d_model), I inner width of the MLP.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from hyena import ops
+from hyena.mixers._arguments import find_activation
 
 
 class MLP(nn.Module):
@@ -52,6 +56,90 @@ class MLP(nn.Module):
         return f"approximate={self.approximate!r}"
 
 
+class GatedMLP(nn.Module):
+    """``D -> I -> D`` with a gate: ``W_2 (activation(W_g x) * W_1 x)`` (arXiv 2002.05202).
+
+    Args:
+        d_model: D.
+        d_inner: I.
+        activation: of the gate: a name ("gelu", "silu", …), a function, or None for none.
+        bias: whether the three layers have a bias.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_inner: int,
+        *,
+        activation: str | Callable[[Tensor], Tensor] | None = "silu",
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        at: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.activation = find_activation(activation)
+        self.gate = nn.Linear(d_model, d_inner, bias=bias, **at)
+        self.fc1 = nn.Linear(d_model, d_inner, bias=bias, **at)
+        self.fc2 = nn.Linear(d_inner, d_model, bias=bias, **at)
+
+    def reset_parameters(self) -> None:
+        """Initialises every parameter again."""
+        for part in (self.gate, self.fc1, self.fc2):
+            part.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes ``(…, D) -> (…, D)``."""
+        gate = self.gate(x)
+        return self.fc2((gate if self.activation is None else self.activation(gate)) * self.fc1(x))
+
+    def extra_repr(self) -> str:
+        return f"activation={getattr(self.activation, '__name__', self.activation)}"
+
+
+class RMSNorm(nn.Module):
+    """``weight * x / (rms(x) + eps)`` over the channels, or ``weight * x / sqrt(rms(x)^2 + eps)`` (arXiv 1910.07467).
+
+    Computed in float32 at least; the result has the dtype of ``x``.
+
+    Args:
+        d_model: D.
+        eps: against division by zero.
+        eps_inside: whether ``eps`` stands under the root, as in ``nn.RMSNorm``.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        eps: float = 1e-6,
+        *,
+        eps_inside: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.eps, self.eps_inside = eps, eps_inside
+        self.weight = nn.Parameter(torch.empty(d_model, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets the weight to one."""
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes ``(…, D) -> (…, D)``."""
+        dtype = ops.compute_dtype(x)
+        wide, weight = x.to(dtype), self.weight.to(dtype)
+        if self.eps_inside:
+            return F.rms_norm(wide, weight.shape, weight, self.eps).to(x.dtype)
+        # The norm of a row of zeros has a gradient of zero; the root of its square would have none.
+        size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True) * wide.size(-1) ** -0.5
+        return (wide / (size + self.eps) * weight).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.size(0)}, eps={self.eps}, eps_inside={self.eps_inside}"
+
+
 class Block(nn.Module):
     """Pre-norm residual block: ``x + mixer(norm1(x))``, then ``x + mlp(norm2(x))``, each with dropout before the sum.
 
@@ -63,7 +151,9 @@ class Block(nn.Module):
         dropout: probability of dropping an entry of what is added to the residual stream.
         bias: whether the MLP's layers have a bias.
         approximate: of the GELU, see :class:`MLP`.
-        norm_eps: of the two LayerNorms.
+        norm_eps: of the two norms.
+        norm: a class, called as ``norm(D, norm_eps, device=, dtype=)``, with a ``weight``.
+        mlp: ``(…, D) -> (…, D)`` in place of the :class:`MLP` that ``d_inner``, ``bias`` and ``approximate`` describe.
     """
 
     def __init__(
@@ -76,15 +166,20 @@ class Block(nn.Module):
         bias: bool = True,
         approximate: str = "none",
         norm_eps: float = 1e-5,
+        norm: Callable[..., Any] = nn.LayerNorm,
+        mlp: nn.Module | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         at: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.norm1 = nn.LayerNorm(d_model, norm_eps, **at)
+        self.norm1 = norm(d_model, norm_eps, **at)
         self.mixer = mixer
-        self.norm2 = nn.LayerNorm(d_model, norm_eps, **at)
-        self.mlp = MLP(d_model, 4 * d_model if d_inner is None else d_inner, bias=bias, approximate=approximate, **at)
+        self.norm2 = norm(d_model, norm_eps, **at)
+        if mlp is None:
+            inner = 4 * d_model if d_inner is None else d_inner
+            mlp = MLP(d_model, inner, bias=bias, approximate=approximate, **at)
+        self.mlp: Any = mlp
         self.dropout = nn.Dropout(dropout)
 
     def reset_parameters(self) -> None:

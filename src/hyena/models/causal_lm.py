@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyena import mixers
-from hyena.filters import Filter
 from hyena.mixers.masks import keep_from_tokenizer
 from hyena.models import options
 from hyena.models.blocks import Block
 from hyena.models.config import ModelConfig
 from hyena.models.decoder import Decoder, learned_positions
+from hyena.models.initial import small_init
 from hyena.models.sharding import whole_parameters
 
 # Targets with this value are not predicted: F.cross_entropy's own default.
@@ -127,6 +126,7 @@ class CausalLM(Decoder):
     added to the embedding.
     """
 
+    norm: nn.LayerNorm
     head: nn.Linear
 
     def __init__(
@@ -158,23 +158,8 @@ class CausalLM(Decoder):
         self.tie_embeddings()
         self._reset_own_parameters()
 
-    @torch.no_grad()
     def _reset_own_parameters(self) -> None:
-        # SmallInit (Nguyen and Salazar 2019, arXiv 1910.05895): about GPT-2's 0.02 at D = 768, and 0.056 at D = 128,
-        # where 0.02 trains more slowly (validation loss 1.70 against 1.63 in the Shakespeare example with default
-        # filters). What is added to the residual stream starts smaller by sqrt(2 num_layers), as in GPT-2.
-        std = math.sqrt(2 / (5 * self.config.d_model))
-        residual = std / math.sqrt(2 * self.config.num_layers)
-        for table in (self.embedding, self.positions, self.head):
-            if table is not None:
-                nn.init.normal_(table.weight, std=std)
-        # The filters' own layers keep their initialisation, which gives them unit norm.
-        filters_own = {part for each in self.modules() if isinstance(each, Filter) for part in each.modules()}
-        for name, layer in self.blocks.named_modules():
-            if isinstance(layer, nn.Linear) and layer not in filters_own and ".filter." not in name:
-                nn.init.normal_(layer.weight, std=residual if name.endswith((".out_proj", ".fc2")) else std)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        small_init(self.blocks, (self.embedding, self.positions, self.head), self.config.d_model)
 
     def loss(
         self,

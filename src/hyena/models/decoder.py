@@ -48,7 +48,7 @@ class Decoder(nn.Module):
             padding and packing change nothing.
         dropout: before the first block.
         blocks: of :class:`hyena.models.Block`.
-        norm: after the last.
+        norm: after the last; of a class with a ``weight``, or ``nn.Identity``.
         head: to logits, or None.
     """
 
@@ -57,7 +57,7 @@ class Decoder(nn.Module):
     positions: nn.Embedding | None
     dropout: nn.Dropout
     blocks: nn.ModuleList
-    norm: nn.LayerNorm
+    norm: nn.Module
     head: nn.Linear | None
 
     generate = generate
@@ -125,7 +125,8 @@ class Decoder(nn.Module):
             state.tokens += tokens.size(1) if keep is None else keep.sum(1)
         if last:
             x = x[:, -1:]
-        return self.norm(x.to(self.norm.weight.dtype))
+        weight = getattr(self.norm, "weight", None)
+        return self.norm(x if weight is None else x.to(weight.dtype))
 
     def embed(self, tokens: Tensor, at: Tensor | None) -> Tensor:
         """Embeds tokens for the first block, ``(B, n, D)``, without dropout.
@@ -248,7 +249,13 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def prefill(
-        self, tokens: Tensor, state: ModelState, mask: Tensor | None = None, *, last: bool = False
+        self,
+        tokens: Tensor,
+        state: ModelState,
+        mask: Tensor | None = None,
+        *,
+        last: bool = False,
+        chunk: int | None = None,
     ) -> tuple[Tensor, ModelState]:
         """Computes logits after each of the next tokens, those of :meth:`forward` on all so far.
 
@@ -260,6 +267,8 @@ class Decoder(nn.Module):
             mask: ``(B, n)``, True or 1 = keep, as in :meth:`forward`. Rows of different lengths are padded on the left,
                 if they are to be continued.
             last: only the last position's logits.
+            chunk: how many of the tokens to compute at a time, all if missing: beyond the state and what is returned,
+                memory is in proportion to it.
 
         Returns:
             Logits ``(B, n, V)``, without a head hidden states ``(B, n, D)``, with ``last`` of one position; and the
@@ -268,7 +277,24 @@ class Decoder(nn.Module):
         Raises:
             ValueError: more tokens than the state was made for, or shapes that do not fit.
         """
-        return self(tokens, mask, state=state, last=last), state
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        if chunk is None or tokens.dim() != 2 or chunk >= tokens.size(1):
+            return self(tokens, mask, state=state, last=last), state
+        self._check_next(tokens, state, None)  # all of them, before the first chunk changes the state
+        keep = None if mask is None else keep_from_tokenizer(mask, tokens.shape)
+        whole: Tensor | None = None
+        for start in range(0, tokens.size(1), chunk):
+            part = slice(start, start + chunk)
+            y = self(tokens[:, part], None if keep is None else keep[:, part], state=state, last=last)
+            if last:
+                whole = y
+                continue
+            if whole is None:
+                whole = y.new_empty(y.size(0), tokens.size(1), *y.shape[2:])
+            whole[:, part] = y
+        assert whole is not None
+        return whole, state
 
     def step(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """Computes :meth:`prefill` of one token a row: ``(B,)`` in, logits ``(B, V)`` out."""

@@ -116,6 +116,8 @@ class HyenaDNA(Decoder):
         mixers: one module for each block in place of the operators that the config describes.
     """
 
+    norm: nn.LayerNorm
+
     def __init__(
         self,
         config: HyenaDNAConfig,
