@@ -20,8 +20,10 @@ ALLOWED: dict[str, set[str]] = {
     "generation": {"mixers"},
     "models": {"ops", "functional", "filters", "conv", "mixers", "generation"},
 }
-TOP = {"checkpoints", "integrations", "distributed"}
 BELOW_THE_TOP = set(ALLOWED)
+TOP = {"checkpoints", "integrations", "distributed", "genomics"}
+# Programs, which nothing imports.
+ALLOWED |= {"command": BELOW_THE_TOP | {"checkpoints", "genomics"}, "__main__": {"command"}}
 
 
 def room_of(path: Path) -> str:

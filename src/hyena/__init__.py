@@ -52,6 +52,8 @@ Where things are:
 - ``hyena.functional``: convolutions and matrices as functions of tensors;
 - ``hyena.models`` and ``hyena.generation``: whole models, and text from them;
 - ``hyena.checkpoints``: weights that other projects have trained;
+- ``hyena.genomics``: DNA: tokenizers, FASTA files, scores, embeddings, classes, generation (to be imported by name);
+  ``hyena.command``: the same from a shell;
 - ``param_groups``: learning rates and weight decay for an optimizer;
 - ``backend_report()``: whether the compiled kernels are in use here, and if not, why.
 """

@@ -16,10 +16,12 @@ ROOT = Path(__file__).parent.parent.parent
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 OF_TORCH = {"typing_extensions"}  # torch's own dependencies
 EXTRAS = {
+    "pyarrow",
     "safetensors",
     "tqdm",
     "transformers",
-}  # of features with an extra of their own; never imported by `import hyena`
+    "yaml",
+}  # of features with an extra of their own, or an error that says what to install; never imported by `import hyena`
 
 
 def dependencies() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Container, Mapping
@@ -9,7 +10,7 @@ from collections.abc import Container, Mapping
 import torch
 from torch import Tensor
 
-from hyena.checkpoints.checks import Shapes, check_count, check_names, check_values
+from hyena.checkpoints.checks import Shapes, check_count, check_integer, check_names, check_values
 from hyena.checkpoints.files import Source, config_beside, read_config, read_weights, rename, weights_file
 from hyena.checkpoints.hyenadna_config import is_hf, read_settings
 from hyena.checkpoints.safari.operator import ReleasedOperator
@@ -27,6 +28,7 @@ def load_hyenadna(
     config: Source | None = None,
     *,
     head: str | None = "auto",
+    num_labels: int | None = None,
     learned_encoding: bool | None = None,
     layout: str = "standalone",
 ) -> HyenaDNA:
@@ -46,8 +48,11 @@ def load_hyenadna(
         head: what the model returns: None for hidden states, ``"lm"`` for next-token logits, ``"classes"`` for class
             logits. ``"auto"`` does what the released code does with the config: classes if it says ``use_head`` or its
             ``architectures`` name a sequence classifier, logits if they name a causal language model, else hidden
-            states. Classes are read from the mean of the hidden states in an original model, and from the last position
-            in an ``-hf`` one (``score.weight``).
+            states; and classes also if the weights have ``score.weight``, or if ``num_labels`` is given. Classes are
+            read from the mean of the hidden states in an original model, and from the last position in an ``-hf`` one
+            (``score.weight``).
+        num_labels: how many classes, whatever the config says: for training on a task of one's own, with a head that
+            starts at random if the checkpoint has none.
         learned_encoding: as for :func:`load_safari_operator`. The ``-hf`` code makes positions trainable that were not
             trained; by default they are computed unless the checkpoint's have been trained.
         layout: how filters are laid out from order 3 on: ``"standalone"`` as in ``standalone_hyenadna.py``,
@@ -66,10 +71,18 @@ def load_hyenadna(
     """
     if not isinstance(state_dict_or_path, Mapping):
         weights_file(state_dict_or_path)  # a wrong path is the first thing to say
+    if num_labels is not None:
+        check_integer("num_labels", num_labels, 1)
+        if head not in ("auto", "classes"):
+            raise ValueError(f"num_labels={num_labels} is of head='classes', not of head={head!r}")
     values = read_config(config_beside(state_dict_or_path) if config is None else config)
-    model_config, settings = read_settings(values, head, layout)
-    operator = ReleasedOperator(settings, layout, learned_encoding, goes_on=is_hf(values))
     tensors = _canonical(read_weights(state_dict_or_path))
+    if head == "auto" and (num_labels is not None or "score.weight" in tensors):
+        head = "classes"
+    model_config, settings = read_settings(values, head, layout)
+    if num_labels is not None:
+        model_config = dataclasses.replace(model_config, num_classes=num_labels)
+    operator = ReleasedOperator(settings, layout, learned_encoding, goes_on=is_hf(values))
     return _build(model_config, operator, _checked(tensors, model_config, operator))
 
 

@@ -69,6 +69,9 @@ _HF_DEFAULTS: dict[str, Any] = {
     "embed_dropout": 0.1,
     "layer_norm_epsilon": 1e-5,
     "pad_vocab_size_multiple": 8,
+    # Theirs always are so, and do not say it; a model that was saved here says what it is.
+    "residual_in_fp32": True,
+    "resid_dropout": 0.0,
     # Of transformers' own PretrainedConfig.
     "tie_word_embeddings": True,
 }
@@ -196,9 +199,10 @@ def _hf(config: Mapping[str, Any], head: str | None, layout: str) -> tuple[Hyena
             vocab_size=c["vocab_size"],
             num_layers=c["n_layer"],
             d_inner=c.get("d_inner"),
+            dropout=c["resid_dropout"],
             embed_dropout=c["embed_dropout"],
             pad_vocab_size_multiple=c["pad_vocab_size_multiple"],
-            residual_in_fp32=True,
+            residual_in_fp32=c["residual_in_fp32"],
             tie_embeddings=c["tie_word_embeddings"],
             num_classes=_num_labels(c),
             pooling="last",
