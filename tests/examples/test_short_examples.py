@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -36,6 +39,25 @@ def test_swap(tmp_path: Path) -> None:
     said = run(tmp_path, "swap.py", "2")
     assert "replaced 2" in said
     assert "step 2: loss " in said
+
+
+def test_denoise(tmp_path: Path) -> None:
+    said = run(tmp_path, "denoise.py", "3", "0.25")
+    names = ["clean", "noisy", "two_sided", "streamed"]
+    assert sorted(os.listdir(tmp_path / "denoise")) == sorted([*(f"{name}.wav" for name in names), "spectrograms.png"])
+    samples = {}
+    for name in names:
+        with wave.open(str(tmp_path / "denoise" / f"{name}.wav")) as file:
+            assert file.getparams()[:4] == (1, 2, 16_000, 4_000)
+            samples[name] = torch.frombuffer(bytearray(file.readframes(4_000)), dtype=torch.int16).double() / 32767
+        assert f"{Path('denoise') / name}.wav: signal to noise" in said
+    noise = (samples["noisy"] - samples["clean"]).square().mean().sqrt().item()
+    assert noise == pytest.approx(0.1, rel=0.1)
+    assert len({tuple(each.tolist()) for each in samples.values()}) == 4
+    assert (tmp_path / "denoise" / "spectrograms.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    apart = re.search(r"times as fast as it sounds, (\S+) apart", said)
+    assert apart is not None
+    assert float(apart[1]) < 1e-4
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

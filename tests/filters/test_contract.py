@@ -132,7 +132,8 @@ def test_dtypes(name: str, causal: bool, dtype: torch.dtype) -> None:
 @FILTER
 def test_gradients(name: str, causal: bool) -> None:
     h = build(name, causal, dtype=torch.float64)
-    h(L_MAX).square().sum().backward()
+    taps = h(L_MAX) if h.condition_dim is None else h(L_MAX, rand(2, h.condition_dim))
+    taps.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in h.parameters())
     names, weights = zip(*h.named_parameters(), strict=True)
 

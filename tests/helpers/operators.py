@@ -56,12 +56,17 @@ def build(name: str, **more: Any) -> HyenaOperator:
     return m
 
 
-def expected(m: HyenaOperator, u: Tensor, mask: Tensor | None = None) -> Tensor:
-    """What ``m`` is to compute, from its weights and its filter's taps, differentiable; ``u`` (B, L, D), float64."""
+def expected(m: HyenaOperator, u: Tensor, mask: Tensor | None = None, taps: Tensor | None = None) -> Tensor:
+    """What ``m`` is to compute, from its weights and its filter's taps, differentiable; ``u`` (B, L, D), float64.
+
+    ``taps`` (F, K, G) instead of the filter's own.
+    """
     z = u @ m.in_proj.weight.T + (0 if m.in_proj.bias is None else m.in_proj.bias)
     zc = oracle.short_conv(z, m.short.weight, m.short.bias, mask)
     size = u.size(1) // getattr(m, "num_blocks", 1)
-    h = z.new_zeros(0, 1, 1) if m.conv.filter is None else m.conv.filter(size)
+    h = taps
+    if h is None:
+        h = z.new_zeros(0, 1, 1) if m.conv.filter is None else m.conv.filter(size)
     blocks = [
         oracle.recurrence(
             list(part.chunk(m.order + 1, dim=2)),

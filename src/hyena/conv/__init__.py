@@ -1,6 +1,7 @@
 """Filters applied to a sequence, at once or as the input arrives."""
 
 from hyena.conv.distill import distill, distillation_errors
+from hyena.conv.history import History
 from hyena.conv.long import LongConv, Past
 from hyena.conv.modal import Recurrence
 from hyena.conv.online import Online
@@ -8,4 +9,15 @@ from hyena.conv.short import ShortConv
 from hyena.conv.tiled import Tiles
 from hyena.conv.window import Window
 
-__all__ = ["LongConv", "Online", "Past", "Recurrence", "ShortConv", "Tiles", "Window", "distill", "distillation_errors"]
+__all__ = [
+    "History",
+    "LongConv",
+    "Online",
+    "Past",
+    "Recurrence",
+    "ShortConv",
+    "Tiles",
+    "Window",
+    "distill",
+    "distillation_errors",
+]

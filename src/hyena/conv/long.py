@@ -1,7 +1,7 @@
 """Long convolution with the filters of one module: at once with kept spectra, or as the input arrives.
 
 Dimensions: B batch, L length, C channels of a convolution, F long filters, G filter channels, K taps, P transform
-length.
+length, Q channels of a condition.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hyena import ops
+from hyena import functional, ops
 from hyena.conv.cache import SpectrumCache, watch_for_cache
+from hyena.conv.history import History
 from hyena.conv.modal import Recurrence
 from hyena.conv.online import Online
 from hyena.conv.tiled import BLOCK, Tiles, tile_sizes, tile_spectra
 from hyena.conv.watch import Watched
 from hyena.conv.window import Window
 from hyena.filters import HyenaFilter
+from hyena.filters.base import check_condition
 
 FilterFactory = Callable[..., nn.Module]
 
@@ -30,10 +32,14 @@ _WINDOW = 1024
 
 
 class Prepared(NamedTuple):
-    """The filters of a :class:`LongConv` in the form in which rows of one length meet them: taps, or spectra."""
+    """The filters of a :class:`LongConv` in the form in which rows of one length meet them.
+
+    Taps ``(F, K, G)`` or spectra; or taps ``(B, F, K, G)`` of each row's own filters.
+    """
 
     taps: Tensor | None
     spectra: Tensor | None
+    own: Tensor | None = None
 
 
 class Past(NamedTuple):
@@ -140,15 +146,25 @@ class LongConv(nn.Module):
             y = past.online.extend(i, past.memory, past.position, x if pre is None else pre * x)
             return y if post is None else post * y
         longest = x.size(1) if longest is None else longest
-        taps, spectra = self.prepare(longest) if prepared is None else prepared
+        taps, spectra, own = self.prepare(longest) if prepared is None else prepared
         d = self.bias[i].repeat_interleave(x.size(2) // self.bias.size(1))
+        if own is not None:
+            if cu_seqlens is not None:
+                raise ValueError("rows with filters of their own are rows of the batch, not packed: pad them instead")
+            return functional.gated_conv(x, own[:, i], d, pre, post, causal=self.causal)
         if taps is not None:
             return ops.direct_conv(x, taps[i], d, pre, post, cu_seqlens, self.causal, longest)
         assert spectra is not None
         return ops.gated_conv(x, spectra[i], d, pre, post, cu_seqlens)
 
-    def prepare(self, longest: int) -> Prepared:
-        """The filters for rows of up to ``longest`` positions."""
+    def prepare(self, longest: int, condition: Tensor | None = None) -> Prepared:
+        """The filters for rows of up to ``longest`` positions; with a condition ``(B, Q)`` one for each row.
+
+        Raises:
+            ValueError: a condition for filters that take none, or of another shape.
+        """
+        if condition is not None:
+            return Prepared(None, None, self.own_taps(longest, condition))
         if self.is_direct(longest):
             return Prepared(self._taps(min(longest, self._support(longest))), None)
         return Prepared(None, self.spectrum(longest))
@@ -192,6 +208,28 @@ class LongConv(nn.Module):
             raise ValueError(f"the filter returned taps of shape {tuple(h.shape)}, and {expected} are needed")
         return h
 
+    def own_taps(self, longest: int, condition: Tensor) -> Tensor:
+        """Taps ``(B, F, K, G)`` that each row has under its condition ``(B, Q)``; two-sided of ``2 K - 1`` lags."""
+        self.check_condition(condition)
+        assert self.filter is not None
+        taps = self._support(longest)
+        h = self.filter(taps, condition)
+        sides = taps if self.causal else 2 * taps - 1
+        expected = (condition.size(0), self.num_filters, sides, self.filter_channels)
+        if h.shape != expected:
+            raise ValueError(f"the filter returned taps of shape {tuple(h.shape)}, and {expected} are needed")
+        return h
+
+    def check_condition(self, condition: Tensor, rows: int | None = None) -> None:
+        """Checks a condition of the filters.
+
+        Raises:
+            ValueError: there is no filter that takes one, or it is not ``(rows, Q)``.
+        """
+        if self.filter is None:
+            raise ValueError(f"a condition of shape {tuple(condition.shape)} was given where there is no long filter")
+        check_condition(self.filter, condition, rows)
+
     def matrix_taps(self, length: int) -> Tensor:
         """All taps for rows of ``length`` positions, without the weight of the input itself."""
         if self.filter is None:
@@ -226,6 +264,20 @@ class LongConv(nn.Module):
             )
         return None
 
+    def own_online(self, channels: Sequence[int], max_length: int, condition: Tensor) -> tuple[History, list[Tensor]]:
+        """The online form under a condition ``(B, Q)``, and the memory of its rows; see :meth:`online`."""
+        why = self.why_not_online()
+        if why is not None:
+            raise ValueError(why)
+        online = History(max_length, self._online_bias(channels))
+        return online, online.remember(self.own_taps(max_length, condition).to(ops.compute_dtype(self.bias)))
+
+    def _online_bias(self, channels: Sequence[int]) -> tuple[Tensor, ...]:
+        """For each convolution ``(C,)``, the weight of the input itself, in the dtype of the arithmetic."""
+        dtype = ops.compute_dtype(self.bias)
+        each = zip(self.bias.to(dtype), channels, strict=True)
+        return tuple(d.repeat_interleave(c // d.size(0)) for d, c in each)
+
     def online(self, channels: Sequence[int], max_length: int) -> Online:
         """The online form for rows of up to ``max_length`` positions.
 
@@ -243,8 +295,7 @@ class LongConv(nn.Module):
         if why is not None:
             raise ValueError(why)
         each, dtype = list(channels), ops.compute_dtype(self.bias)
-        bias = tuple(self.bias[i].to(dtype).repeat_interleave(c // self.bias.size(1)) for i, c in enumerate(each))
-        source = self.filter
+        bias, source = self._online_bias(each), self.filter
         if source is None:
             empty = torch.zeros(0, max_length, 1, dtype=dtype, device=self.bias.device)
             return Tiles.of(empty, (), each, bias, self.block)

@@ -11,6 +11,7 @@ from hyena.filters.ema import EMA
 from hyena.filters.encoding import LearnedEncoding, PositionalEncoding
 from hyena.filters.explicit import ExplicitFilter
 from hyena.filters.ffn import SineFFN
+from hyena.filters.film import FiLMFilter
 from hyena.filters.fourier import FourierFilter
 from hyena.filters.implicit import HyenaFilter
 from hyena.filters.modal import ModalFilter
@@ -31,6 +32,7 @@ __all__ = [
     "CoordinateEncoding",
     "ExplicitFilter",
     "ExponentialWindow",
+    "FiLMFilter",
     "Filter",
     "FourierFilter",
     "HyenaFilter",

@@ -1,6 +1,7 @@
 """The interface of long filters: a length in, taps out.
 
-Dimensions: F filters (one for each long convolution), G channels of a filter, K taps, m modes.
+Dimensions: B batch, F filters (one for each long convolution), G channels of a filter, K taps, m modes, Q channels of a
+condition.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ class Filter(nn.Module, abc.ABC):
         keep_float32: see above.
         dynamics: names of the parameters that say how states move on (poles, step sizes), which are trained at a rate
             of at most 1e-3; see :func:`hyena.param_groups`.
+        condition_dim: Q, if ``forward`` also takes a condition ``(B, Q)`` and then returns taps ``(B, F, n, G)``, a
+            filter for each row; None if it does not.
 
     Raises:
         TypeError: sizes that are not integers, or ``causal`` that is not a bool.
@@ -82,6 +85,7 @@ class Filter(nn.Module, abc.ABC):
     depends_on_length: bool = False
     keep_float32: bool = True
     dynamics: tuple[str, ...] = ()
+    condition_dim: int | None = None
 
     def __init__(self, channels: int, l_max: int, num_filters: int = 1, *, causal: bool = True) -> None:
         super().__init__()
@@ -142,6 +146,10 @@ class Filter(nn.Module, abc.ABC):
                 else f"a filter has at least one tap, got a length of {length}"
             )
 
+    def check_condition(self, condition: Tensor) -> None:
+        """Raises ValueError if this filter takes no condition, or not one of this shape and dtype."""
+        check_condition(self, condition)
+
     def extra_repr(self) -> str:
         return f"channels={self.channels}, l_max={self.l_max}, num_filters={self.num_filters}, causal={self.causal}"
 
@@ -197,7 +205,24 @@ def check_sizes(**sizes: Any) -> None:
         raise ValueError(f"need {needs}, got {', '.join(str(size) for size in sizes.values())}")
 
 
-def check_extension_of_taps(source: Filter, taps: int, l_max: int, mode: str) -> None:
+def check_condition(source: nn.Module, condition: Tensor, rows: int | None = None) -> None:
+    """Raises ValueError for a condition that is none for the filter ``source``, or not of so many ``rows``."""
+    dim = getattr(source, "condition_dim", None)
+    if dim is None:
+        raise ValueError(
+            f"a condition was given to a {type(source).__name__}, which takes none (condition_dim is None): "
+            "hyena.filters.FiLMFilter does"
+        )
+    good = condition.dim() == 2 and condition.size(1) == dim and condition.is_floating_point()
+    if not good or rows not in (None, condition.size(0)):
+        wanted = "B" if rows is None else rows
+        raise ValueError(
+            f"condition must be floating point of shape ({wanted}, {dim}), a vector for each row, got "
+            f"{condition.dtype} of shape {tuple(condition.shape)}"
+        )
+
+
+def check_extension_of_taps(source: Filter, taps: int | None, l_max: int, mode: str) -> None:
     """As :func:`check_extension`, of a filter whose taps belong to positions, so that it cannot be stretched."""
     check_extension(l_max, mode)
     if mode == "stretch":

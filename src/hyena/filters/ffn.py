@@ -1,6 +1,6 @@
 """The FFN with sine activations that turns features of time into filter taps.
 
-Dimensions: K taps, E features, W width, O outputs.
+Dimensions: B batch, K taps, E features, W width, O outputs, S sine layers.
 """
 
 from __future__ import annotations
@@ -79,11 +79,19 @@ class SineLayers(nn.Module):
         for layer in [*self.hidden, self.out]:
             layer.reset_parameters()
 
-    def forward(self, features: Tensor, freq: Tensor) -> Tensor:
-        """``(K, E) -> (K, O)`` in the dtype of ``features``, whatever the weights' own."""
+    def forward(self, features: Tensor, freq: Tensor, film: Tensor | None = None) -> Tensor:
+        """``(K, E) -> (K, O)`` in the dtype of ``features``, whatever the weights' own.
+
+        With ``film`` ``(B, S, 2, W)`` ``(B, K, O)``: for each row of a batch what is added to the scale of a sine
+        layer's input, which is 1, and its shift.
+        """
         x, freq = features, freq.to(features.dtype)
-        for layer in self.hidden:
-            x = torch.sin(freq * layer(x))
+        for i, layer in enumerate(self.hidden):
+            x = layer(x)
+            if film is not None:
+                scale, shift = film[:, i, :, None].unbind(1)  # (B, 1, W) each
+                x = x + scale * x + shift
+            x = torch.sin(freq * x)
         return self.out(x)
 
 
@@ -111,9 +119,9 @@ class SineFFN(SineLayers):
         super().reset_parameters()
         fill(self.freq, empty(self.freq).fill_(self.initial_freq))
 
-    def forward(self, features: Tensor) -> Tensor:  # type: ignore[override]  # it has its frequency
-        """``(K, E) -> (K, O)`` in the dtype of ``features``, whatever the weights' own."""
-        return super().forward(features, self.freq)
+    def forward(self, features: Tensor, film: Tensor | None = None) -> Tensor:  # type: ignore[override]  # has its freq
+        """``(K, E) -> (K, O)``, with ``film`` ``(B, K, O)``; see :class:`SineLayers`."""
+        return super().forward(features, self.freq, film)
 
     def extra_repr(self) -> str:
         return f"freq={self.initial_freq}"

@@ -5,6 +5,7 @@ Dimensions: F filters (one for each long convolution), C channels, K taps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -155,11 +156,14 @@ class HyenaFilter(Filter):
         Raises:
             ValueError: ``length`` is more than ``l_max``.
         """
-        h = self.one_side(length)
+        return self._sides(self.one_side(length))
+
+    def _sides(self, h: Tensor) -> Tensor:
+        """``(…, F, K, C)`` as it is, or of two-sided filters ``(…, 2 F, K, C)`` in the order of lags."""
         if self.causal:
             return h
-        ahead, behind = h[: self.num_filters], h[self.num_filters :]
-        return torch.cat([behind[:, 1:].flip(1), ahead], dim=1)
+        ahead, behind = h.split(self.num_filters, dim=-3)
+        return torch.cat([behind[..., 1:, :].flip(-2), ahead], dim=-2)
 
     def one_side(self, length: int) -> Tensor:
         """Taps from lag 0 on, of all that the FFN makes: ``(F, length, C)``, two-sided ``(2 F, length, C)``."""
@@ -168,9 +172,13 @@ class HyenaFilter(Filter):
         fused = self._fused(length, device, dtype)
         if fused is not None:
             return fused
-        if length >= _RECOMPUTE_FROM and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return checkpoint(self._taps, length, device, dtype, use_reentrant=False)
-        return self._taps(length, device, dtype)
+        return self._lean(length, self._taps, length, device, dtype)
+
+    def _lean(self, taps: int, compute: Callable[..., Tensor], *args: Any) -> Tensor:
+        """``compute(*args)``, of many taps without keeping activations."""
+        if taps >= _RECOMPUTE_FROM and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return checkpoint(compute, *args, use_reentrant=False)
+        return compute(*args)
 
     def _place(self) -> tuple[torch.device, torch.dtype]:
         """Where the taps are computed, and in which dtype: the FFN's, at least float32."""

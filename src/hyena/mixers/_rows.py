@@ -138,18 +138,28 @@ class RowMixer(Mixer):
         if in_groups(u):
             bounds = ops.row_bounds(cu_seqlens, u.size(1), longest)
             return ops.map_rows(mix, (u, mask), bounds)[0] if bounds else self._rows(u, mask, None, longest, None)
-        start, size = cu_seqlens[:-1], cu_seqlens.diff()
-        place = torch.arange(longest, device=u.device)
-        keep = place < size[:, None]
-        index = torch.where(keep, start[:, None] + place, 0)
-        y = mix(keep, u[0][index], None if mask is None else mask[0][index])
-        at = torch.arange(u.size(1), device=u.device)
-        row = torch.searchsorted(cu_seqlens.to(at.dtype), at, right=True) - 1
-        return y[row, at - start[row]][None]
+        index, keep, back = unpacked(cu_seqlens, u.size(1), longest)
+        return mix(keep, u[0][index], None if mask is None else mask[0][index])[back][None]
 
     def refuse_steps(self, why: str) -> ValueError:
         """The error of :meth:`init_state` in a mixer that cannot step."""
         return ValueError(f"{why}, so this {type(self).__name__} cannot be stepped")
+
+
+def unpacked(cu_seqlens: Tensor, length: int, longest: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """How packed rows become padded ones of ``longest`` positions, and how their outputs are packed again.
+
+    Returns:
+        ``index`` and ``keep`` ``(rows, longest)``: ``x[0][index]`` are the padded rows, of which ``keep`` marks what
+        belongs to them. And ``back``: ``y[back]`` are their outputs packed, without a batch.
+    """
+    start, size = cu_seqlens[:-1], cu_seqlens.diff()
+    place = torch.arange(longest, device=cu_seqlens.device)
+    keep = place < size[:, None]
+    index = torch.where(keep, start[:, None] + place, 0)
+    at = torch.arange(length, device=cu_seqlens.device)
+    row = torch.searchsorted(cu_seqlens.to(at.dtype), at, right=True) - 1
+    return index, keep, (row, at - start[row])
 
 
 def in_groups(u: Tensor) -> bool:

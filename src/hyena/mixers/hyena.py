@@ -1,7 +1,7 @@
 """The Hyena operator: long convolutions and gates in turn, ``(B, L, D) -> (B, L, D)``.
 
 Dimensions: B batch, L length, D channels (d_model), I inner width (inner_factor * D), N order, F long filters, M heads,
-P transform length, n new positions.
+P transform length, n new positions, Q channels of a condition.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from hyena.conv.online import Online
 from hyena.conv.short import ShortConv
 from hyena.filters import HyenaFilter
 from hyena.mixers._arguments import check, find_activation
+from hyena.mixers._rows import unpacked
 from hyena.mixers.base import Mixer, State
 
 
@@ -156,6 +157,7 @@ class HyenaOperator(Mixer):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         state: HyenaState | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Mixes along the sequence.
 
@@ -168,14 +170,22 @@ class HyenaOperator(Mixer):
             max_seqlen: longest packed row. Found from ``cu_seqlens`` if missing, which waits for the device and cannot
                 be traced by ``torch.compile``.
             state: what came before, from :meth:`init_state`; changed in place, without gradients.
+            condition: ``(B, Q)``, of packed rows ``(rows, Q)``: each row's filters are those of its condition (filters
+                that take one, :class:`hyena.filters.FiLMFilter`). Packed rows are then padded inside. Decoding takes
+                the condition in :meth:`init_state`.
 
         Returns:
             ``(B, L, D)``, or ``(T, D)`` as it came.
 
         Raises:
-            ValueError: rows longer than ``l_max``, or shapes that do not fit.
+            ValueError: rows longer than ``l_max``, shapes that do not fit, or a condition for filters that take none.
         """
         if state is not None:
+            if condition is not None:
+                raise ValueError(
+                    f"a condition of shape {tuple(condition.shape)} came with a state, which holds the filters that "
+                    "its rows began with: pass it to init_state(batch, condition=...)"
+                )
             if not torch.is_grad_enabled():  # as in prefill and step
                 return self._continue(u, mask, cu_seqlens, state)
             with torch.no_grad():
@@ -184,7 +194,9 @@ class HyenaOperator(Mixer):
         if flat:
             u = u[None]
         longest = self.check_rows(u, cu_seqlens, max_seqlen)
-        if self._is_fused(longest):
+        if condition is not None:
+            y = self._mix_conditioned(u, longest, mask, cu_seqlens, condition)
+        elif self._is_fused(longest):
             y = self._mix(u, longest, mask, cu_seqlens)
         else:
             z = ops.project(u, self.in_proj, channel_major=None, mask=mask)
@@ -213,12 +225,32 @@ class HyenaOperator(Mixer):
         spectrum = self.conv.spectrum(longest)
         return ops.recurrence(z, self.short.weight, self.short.bias, spectrum, self.conv.bias, mask, cu_seqlens, bias)
 
-    def _mix_in_parts(self, z: Tensor, longest: int, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    def _mix_conditioned(
+        self, u: Tensor, longest: int, mask: Tensor | None, cu_seqlens: Tensor | None, condition: Tensor
+    ) -> Tensor:
+        """The recurrence of rows that have filters of their own."""
+        if cu_seqlens is not None:
+            ops.check_row(u, mask, cu_seqlens)
+            index, keep, back = unpacked(cu_seqlens, u.size(1), longest)
+            keep = keep if mask is None else keep & mask[0][index]
+            return self._mix_conditioned(u[0][index], longest, keep, None, condition)[back][None]
+        self.conv.check_condition(condition, u.size(0))
+        z = ops.project(u, self.in_proj, channel_major=None, mask=mask)
+        return self._mix_in_parts(z, longest, mask, None, condition)
+
+    def _mix_in_parts(
+        self,
+        z: Tensor,
+        longest: int,
+        mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
         """The recurrence one convolution at a time, for whatever the fused step does not do."""
         *x, v = self.short(z, mask, cu_seqlens).split(self.width, dim=2)
         if self.conv.num_filters == 0:
             return x[0] * v
-        prepared = self.conv.prepare(longest)
+        prepared = self.conv.prepare(longest, condition)
 
         def convolve(i: int, v: Tensor, pre: Tensor | None = None, post: Tensor | None = None) -> Tensor:
             return self.conv(v, i, pre, post, cu_seqlens, longest, prepared)
@@ -261,13 +293,15 @@ class HyenaOperator(Mixer):
     # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
     @torch.inference_mode(False)
     @torch.no_grad()
-    def init_state(self, batch: int, max_length: int | None = None) -> HyenaState:
+    def init_state(self, batch: int, max_length: int | None = None, condition: Tensor | None = None) -> HyenaState:
         """The state before the first position.
 
         Args:
             batch: B.
             max_length: how many positions may come, at most and if missing ``l_max``. Memory is in proportion to it,
                 unless the filters have few taps or a modal form.
+            condition: ``(B, Q)``, see :meth:`forward`. The state then holds each row's filters, and a step costs as
+                much as there were positions.
 
         Raises:
             ValueError: operators whose outputs are not known until the whole input is: ``causal=False``, and filters
@@ -276,9 +310,14 @@ class HyenaOperator(Mixer):
         why = self.conv.why_not_online()
         if why is not None:
             raise ValueError(f"{why}, so this operator cannot be stepped")
-        length = self.room(batch, max_length)
-        online = self.conv.online(self._conv_channels(), length)
-        return HyenaState(0, length, self.short.allocate(batch), online.allocate(batch), online)
+        length, channels = self.room(batch, max_length), self._conv_channels()
+        short = self.short.allocate(batch)
+        if condition is not None:
+            self.conv.check_condition(condition, batch)
+            own, memory = self.conv.own_online(channels, length, condition)
+            return HyenaState(0, length, short, memory, own)
+        online = self.conv.online(channels, length)
+        return HyenaState(0, length, short, online.allocate(batch), online)
 
     def _conv_channels(self) -> list[int]:
         """Channels C of each long convolution: I, or ``I * I / M`` where it runs over an outer product."""
@@ -336,7 +375,13 @@ class HyenaOperator(Mixer):
         """Forgets kept spectra and tables; see :meth:`hyena.conv.LongConv.clear_cache`."""
         self.conv.clear_cache()
 
-    def to_matrix(self, u: Tensor, mask: Tensor | None = None, channels: slice = slice(None)) -> Tensor:
+    def to_matrix(
+        self,
+        u: Tensor,
+        mask: Tensor | None = None,
+        channels: slice = slice(None),
+        condition: Tensor | None = None,
+    ) -> Tensor:
         """The data-controlled matrix ``H(u)``: what Hyena has in place of an attention map.
 
         ``y = torch.einsum("bcts,bsc->btc", H, v)`` are the mixed values before activation and output projection, with
@@ -344,7 +389,7 @@ class HyenaOperator(Mixer):
 
         Args:
             u: ``(B, L, D)``.
-            mask: as in :meth:`forward`.
+            mask, condition: as in :meth:`forward`.
             channels: which of the I channels; all of them have ``L ** 2`` numbers each.
 
         Returns:
@@ -356,12 +401,19 @@ class HyenaOperator(Mixer):
         """
         self.check_rows(u, None, None)
         *x, _ = self.short(self.in_proj(u), mask).split(self.width, dim=2)
-        return self._matrix(torch.stack(x, dim=1), channels)
+        return self._matrix(torch.stack(x, dim=1), channels, condition)
 
-    def _matrix(self, gates: Tensor, channels: slice) -> Tensor:
+    def _matrix(self, gates: Tensor, channels: slice, condition: Tensor | None = None) -> Tensor:
         """``H`` of gates ``(B, N, L, I)``."""
-        given, dtype, length = gates.dtype, ops.compute_dtype(gates), gates.size(2)
-        gates, h, d = gates.to(dtype), self.conv.matrix_taps(length).to(dtype), self.conv.bias.to(dtype)
+        if condition is None:
+            return self._matrix_of(gates, self.conv.matrix_taps(gates.size(2)), channels)
+        self.conv.check_condition(condition, gates.size(0))
+        taps = self.conv.own_taps(gates.size(2), condition)
+        return torch.cat([self._matrix_of(row[None], h, channels) for row, h in zip(gates, taps, strict=True)])
+
+    def _matrix_of(self, gates: Tensor, h: Tensor, channels: slice) -> Tensor:
+        given, dtype = gates.dtype, ops.compute_dtype(gates)
+        gates, h, d = gates.to(dtype), h.to(dtype), self.conv.bias.to(dtype)
         if self.num_heads == 1:
             h = h.repeat_interleave(self.width // h.size(2), dim=2)
             parts = (gates[..., channels], h[..., channels], d[:, channels])

@@ -75,11 +75,20 @@ class SafariOperator(HyenaOperator):
     def _is_fused(self, longest: int) -> bool:
         return self.num_blocks == 1 and self.head_mixing is None and super()._is_fused(longest)
 
-    def _mix_in_parts(self, z: Tensor, longest: int, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    def _mix_in_parts(
+        self,
+        z: Tensor,
+        longest: int,
+        mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
         *x, v = self.short(z, mask, cu_seqlens).split(self.width, dim=2)
         blocks = self.num_blocks
         size = longest // blocks
-        prepared = self.conv.prepare(size) if self.conv.num_filters > 0 else None
+        if condition is not None:
+            condition = condition.repeat_interleave(blocks, dim=0)
+        prepared = self.conv.prepare(size, condition) if self.conv.num_filters > 0 else None
 
         def convolve(i: int, v: Tensor) -> Tensor:
             rows = v.reshape(v.size(0) * blocks, v.size(1) // blocks, v.size(2))
@@ -96,14 +105,14 @@ class SafariOperator(HyenaOperator):
         heads = v.unflatten(2, (self.num_heads, -1))
         return torch.einsum("hk,blhc->blkc", self.head_mixing[i].to(v.dtype), heads).reshape(v.shape)
 
-    def init_state(self, batch: int, max_length: int | None = None) -> HyenaState:
+    def init_state(self, batch: int, max_length: int | None = None, condition: Tensor | None = None) -> HyenaState:
         """See :meth:`hyena.HyenaOperator.init_state`; rows cut into blocks cannot be stepped."""
         if self.num_blocks > 1:
             raise ValueError(
                 f"num_blocks={self.num_blocks} cuts a row into equal blocks, whose borders depend on the whole row's "
                 "length: outputs would change as the row grows, so it cannot be stepped"
             )
-        return super().init_state(batch, max_length)
+        return super().init_state(batch, max_length, condition)
 
     def extend(self, l_max: int, mode: str = "continue") -> None:
         """See :meth:`hyena.HyenaOperator.extend`."""
@@ -111,7 +120,13 @@ class SafariOperator(HyenaOperator):
             raise ValueError(f"l_max={l_max} is not a multiple of num_blocks={self.num_blocks}")
         super().extend(l_max // self.num_blocks, mode)
 
-    def to_matrix(self, u: Tensor, mask: Tensor | None = None, channels: slice = slice(None)) -> Tensor:
+    def to_matrix(
+        self,
+        u: Tensor,
+        mask: Tensor | None = None,
+        channels: slice = slice(None),
+        condition: Tensor | None = None,
+    ) -> Tensor:
         """See :meth:`hyena.HyenaOperator.to_matrix`; with blocks it is block-diagonal.
 
         Raises:
@@ -123,7 +138,7 @@ class SafariOperator(HyenaOperator):
         size = longest // self.num_blocks
         *x, _ = self.short(self.in_proj(u), mask).split(self.width, dim=2)
         gates = torch.stack(x, dim=1)
-        parts = [self._matrix(part, channels) for part in gates.split(size, dim=2)]
+        parts = [self._matrix(part, channels, condition) for part in gates.split(size, dim=2)]
         whole = parts[0].new_zeros(*parts[0].shape[:2], longest, longest)
         for i, part in enumerate(parts):
             at = slice(i * size, (i + 1) * size)
