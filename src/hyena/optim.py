@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hyena.conv import LongConv
-from hyena.filters import Filter, LearnedEncoding
+from hyena.conv import LongConv, LongConvND
+from hyena.filters import LearnedEncoding
+from hyena.filters.base import FilterBase
 
 # The most that poles and step sizes of state spaces are trained at: the rate that S4, S4D, DSS and H3 are trained with,
 # without weight decay (arXiv 2111.00396, appendix D.2; 2206.11893, section 5).
@@ -143,14 +144,14 @@ def _claims(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """What a module says about the parameters in it."""
     if isinstance(module, LearnedEncoding):
         yield from (("encodings", p) for p in module.parameters())
-    if isinstance(module, Filter):
+    if isinstance(module, FilterBase):
         yield from (("filters", p) for p in module.parameters())
-    dynamics = module.dynamics if isinstance(module, Filter) else getattr(type(module), "dynamics", ())
+    dynamics = module.dynamics if isinstance(module, FilterBase) else getattr(type(module), "dynamics", ())
     for name in dynamics if isinstance(dynamics, tuple) else ():  # something else may have this name
         p = getattr(module, name, None)
         if isinstance(p, nn.Parameter):  # else it is computed from another one, by a parametrisation
             yield "dynamics", p
-    if isinstance(module, LongConv) and module.filter is not None:
+    if isinstance(module, (LongConv, LongConvND)) and module.filter is not None:
         # Whatever a user put in a filter's place is one.
         yield from (("filters", p) for p in module.filter.parameters())
     for name in getattr(type(module), "no_decay", ()):

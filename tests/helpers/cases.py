@@ -47,9 +47,9 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
     """The values of ``x`` (B, L, C) in memory as ``layout`` says ("expanded": those of its first row, repeated)."""
-    b, length, c = x.shape
     if layout == "contiguous":
         return x.contiguous()
+    b, length, c = x.shape
     if layout == "channel_major":
         return x.transpose(1, 2).contiguous().transpose(1, 2)
     if layout == "sliced":  # the middle of wider rows

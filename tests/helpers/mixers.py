@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from hyena.filters import S4, S4D, ExplicitFilter, HyenaFilter, ModalFilter, PairedFilter, ShiftSSM
+from hyena.filters import (
+    S4,
+    S4D,
+    S4ND,
+    ExplicitFilter,
+    HyenaFilter,
+    HyenaFilterND,
+    ModalFilter,
+    PairedFilter,
+    ShiftSSM,
+)
 from hyena.mixers import (
     AFT,
     GSS,
@@ -18,10 +28,12 @@ from hyena.mixers import (
     Attention,
     BigBird,
     BlockRecurrent,
+    HyenaND,
     HyenaOperator,
     LinearAttention,
     Mega,
     Mixer,
+    MixerND,
     MonarchMixer,
 )
 
@@ -63,4 +75,23 @@ CASES: dict[str, Callable[..., Mixer]] = {
     "BlockRecurrent-lstm": partial(BlockRecurrent, D, L_MAX, block=16, num_states=2, gate="lstm"),
     "S5": partial(S5, D, L_MAX, state=12, blocks=2),
     "S5-two-sided": partial(S5, D, L_MAX, discretization="bilinear", causal=False),
+}
+
+# Mixers over grids, which have a contract of their own: by name, axes and how each is made.
+SIZES: dict[int, tuple[int, ...]] = {1: (11,), 2: (6, 7), 3: (3, 5, 4)}
+SMALL = partial(HyenaFilterND, emb_dim=5, width=8)
+
+GRID_CASES: dict[str, tuple[int, Callable[..., MixerND]]] = {
+    "HyenaND-1": (1, partial(HyenaND, D, SIZES[1], filter=SMALL)),
+    "HyenaND-2": (2, partial(HyenaND, D, SIZES[2], filter=SMALL)),
+    "HyenaND-3": (3, partial(HyenaND, D, SIZES[3], filter=SMALL)),
+    "HyenaND-order-3": (2, partial(HyenaND, D, SIZES[2], order=3, filter=SMALL, value_filter=True)),
+    "HyenaND-order-1": (2, partial(HyenaND, D, SIZES[2], order=1)),
+    "HyenaND-heads": (2, partial(HyenaND, D, SIZES[2], num_heads=2, filter=SMALL)),
+    "HyenaND-groups": (2, partial(HyenaND, D, SIZES[2], filter_groups=2, filter=SMALL, inner_factor=2)),
+    "HyenaND-edges": (2, partial(HyenaND, D, SIZES[2], boundary=("circular", "reflect"), filter=SMALL)),
+    "HyenaND-circle": (1, partial(HyenaND, D, SIZES[1], boundary="circular", filter=SMALL)),
+    "HyenaND-causal-short": (2, partial(HyenaND, D, SIZES[2], short_padding="causal", short_taps=2, filter=SMALL)),
+    "HyenaND-s4nd": (2, partial(HyenaND, D, SIZES[2], filter=partial(S4ND, filter=partial(S4D, modes=3)))),
+    "HyenaND-s4nd-1": (1, partial(HyenaND, D, SIZES[1], filter=partial(S4ND, filter=partial(S4D, modes=3)))),
 }

@@ -7,11 +7,14 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hyena.conv.watch import Watched, watch
+
+Kept = TypeVar("Kept")
 
 # Spectra kept for different transform lengths: enough for a few bucketed lengths, and a bound on the memory.
 _KEPT = 4
@@ -32,7 +35,7 @@ class SpectrumCache:
     """
 
     def __init__(self) -> None:
-        self._spectra: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._spectra: OrderedDict[Hashable, Any] = OrderedDict()
         self._settings: list[object] = []
         self._weights: list[tuple[object, Tensor]] = []
         self._lock = threading.Lock()
@@ -50,7 +53,7 @@ class SpectrumCache:
     def __len__(self) -> int:
         return len(self._spectra)
 
-    def get(self, source: nn.Module | Watched, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+    def get(self, source: nn.Module | Watched, key: Hashable, compute: Callable[[], Kept]) -> Kept:
         """What is kept under ``key`` (a transform length, say) for a filter as it is now, or else ``compute()``.
 
         Args:

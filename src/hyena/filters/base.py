@@ -43,7 +43,39 @@ class Modes(NamedTuple):
         return not self.residue.is_complex()
 
 
-class Filter(nn.Module, abc.ABC):
+class FilterBase(nn.Module, abc.ABC):
+    """What filters along a sequence and over grids have in common: weights that stay float32; see :class:`Filter`.
+
+    Attributes:
+        keep_float32: whether they do.
+        dynamics: names of the parameters that say how states move on.
+    """
+
+    keep_float32: bool = True
+    dynamics: tuple[str, ...] = ()
+
+    @classmethod
+    def weight_dtype(cls, dtype: torch.dtype | None) -> torch.dtype:
+        """The dtype of new weights where ``dtype`` (None: torch's default) was asked for; see ``keep_float32``."""
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        return torch.float32 if cls.keep_float32 and _is_lower(dtype) else dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Every cast and move of ``nn.Module`` comes through here, this module's and those of modules around it."""
+        return super()._apply(keeping_float32(fn) if self.keep_float32 else fn, recurse)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        # With assign=True tensors take the weights' place as they are, also those of the parts, which come after.
+        if self.keep_float32 and local_metadata.get("assign_to_params_buffers", False):
+            for name, t in state_dict.items():
+                if name.startswith(prefix) and isinstance(t, Tensor):
+                    state_dict[name] = at_least_float32(t)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+class Filter(FilterBase):
     """Base of all long filters: a module that is called with a length and returns taps.
 
     A filter is data: it does not know how its taps are applied. To write one, subclass this, keep the constructor's
@@ -83,8 +115,6 @@ class Filter(nn.Module, abc.ABC):
 
     support: int | None = None
     depends_on_length: bool = False
-    keep_float32: bool = True
-    dynamics: tuple[str, ...] = ()
     condition_dim: int | None = None
 
     def __init__(self, channels: int, l_max: int, num_filters: int = 1, *, causal: bool = True) -> None:
@@ -152,26 +182,6 @@ class Filter(nn.Module, abc.ABC):
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, l_max={self.l_max}, num_filters={self.num_filters}, causal={self.causal}"
-
-    @classmethod
-    def weight_dtype(cls, dtype: torch.dtype | None) -> torch.dtype:
-        """The dtype of new weights where ``dtype`` (None: torch's default) was asked for; see ``keep_float32``."""
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        return torch.float32 if cls.keep_float32 and _is_lower(dtype) else dtype
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Every cast and move of ``nn.Module`` comes through here, this module's and those of modules around it."""
-        return super()._apply(keeping_float32(fn) if self.keep_float32 else fn, recurse)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
-    ) -> None:
-        # With assign=True tensors take the weights' place as they are, also those of the parts, which come after.
-        if self.keep_float32 and local_metadata.get("assign_to_params_buffers", False):
-            for name, t in state_dict.items():
-                if name.startswith(prefix) and isinstance(t, Tensor):
-                    state_dict[name] = at_least_float32(t)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
 def keeping_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

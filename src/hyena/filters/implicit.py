@@ -6,16 +6,14 @@ Dimensions: F filters (one for each long convolution), C channels, K taps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from hyena import ops
-from hyena.filters._initial import fill, whole
+from hyena.filters._generated import place_of, plain_weights, scale_rows
 from hyena.filters.base import Filter, at_least_float32, check_extension
 from hyena.filters.encoding import PositionalEncoding
 from hyena.filters.ffn import FilterLinear, SineFFN
@@ -127,24 +125,17 @@ class HyenaFilter(Filter):
         return [self.ffn] if isinstance(self.ffn, SineFFN) else []
 
     def _scale(self, ffn: Any) -> None:
-        layers: list[Any] = [*ffn.hidden, ffn.out]
-        if not all(isinstance(layer, nn.Linear) for layer in layers) or any(layer.weight.is_meta for layer in layers):
-            return
-        weights = [(whole(m.weight).float(), None if m.bias is None else whole(m.bias).float()) for m in layers]
-        device, step = weights[-1][0].device, max(1, self.l_max // _NORM_SAMPLES)
-        with ops.without_autocast(device):
-            x, t = getattr(self.encoding, "initial", self.encoding)(self.l_max, device, torch.float32)
-            x, t = x[::step], t[::step]
-            for weight, bias in weights[:-1]:
-                x = torch.sin(ffn.initial_freq * F.linear(x, weight, bias))
-            # Rows of norm 1 first: what an uninitialised layer did to them is undone when it is initialised.
-            rows = F.normalize(weights[-1][0], dim=1, eps=1e-30)
-            window = self.window
-            h = F.linear(x, rows) * (
-                window.at(t, window.initial_deltas()) if isinstance(window, ExponentialWindow) else window(t)
-            )
-        norm = (h.square().sum(0) * step).sqrt().nan_to_num(1.0).clamp(1e-12, 1e12)
-        fill(ffn.out.weight, (rows / norm[:, None]).to(ffn.out.weight.dtype))
+        window: Any = self.window
+        step = max(1, self.l_max // _NORM_SAMPLES)
+
+        def sample(device: torch.device) -> tuple[Tensor, Tensor]:
+            encode: Any = getattr(self.encoding, "initial", self.encoding)
+            features, t = encode(self.l_max, device, torch.float32)
+            features, t = features[::step], t[::step]
+            plain = isinstance(window, ExponentialWindow)
+            return features, window.at(t, window.initial_deltas()) if plain else window(t)
+
+        scale_rows(ffn, sample, step)
 
     def forward(self, length: int) -> Tensor:
         """Taps for rows of ``length`` positions.
@@ -181,14 +172,7 @@ class HyenaFilter(Filter):
         return compute(*args)
 
     def _place(self) -> tuple[torch.device, torch.dtype]:
-        """Where the taps are computed, and in which dtype: the FFN's, at least float32."""
-        weight = getattr(getattr(self.ffn, "out", None), "weight", None)
-        if not isinstance(weight, Tensor):  # an FFN of the user's own, or a quantised layer
-            weight = next(chain(self.ffn.parameters(), self.parameters(), self.buffers()), torch.empty(0))
-        device = weight.device
-        if weight.is_meta:  # offloaded, perhaps, until the layer is called; then buffers say where that will be
-            device = next((t.device for t in chain(self.buffers(), self.parameters()) if not t.is_meta), device)
-        return device, ops.compute_dtype(weight)
+        return place_of(self, self.ffn)
 
     def _taps(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """All taps of all lags: (F, K, C), two-sided (2 F, K, C)."""
@@ -198,26 +182,14 @@ class HyenaFilter(Filter):
         return h.view(length, -1, self.channels).transpose(0, 1)
 
     def _fused(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-        """The same by one op, if a kernel has it here and FFN and window are what it knows; any encoding will do.
-
-        It is two to three times as fast in training as the modules.
-        """
-        ffn, window = self.ffn, self.window
-        if not ops.has_kernel("implicit_filter", device):
-            return None
-        if not (ops.is_plain(ffn, SineFFN) and ops.is_plain(window, ExponentialWindow)):
-            return None
-        layers: list[Any] = [*ffn.hidden, ffn.out]
-        if not all(ops.is_plain(layer, FilterLinear) for layer in layers):
-            return None
-        *hidden, out = layers
-        if out.bias is not None or any(layer.bias is None for layer in hidden):
+        """The same by one op, if a kernel has it here and FFN and window are what it knows; any encoding will do."""
+        window, weights = self.window, plain_weights(self.ffn, device, dtype)
+        if weights is None or not ops.is_plain(window, ExponentialWindow):
             return None
         with ops.without_autocast(device):
             features, t = self.encoding(length, device, dtype)
-        weights = [(layer.weight.to(dtype), layer.bias.to(dtype)) for layer in hidden]
-        rest = (ffn.freq.to(dtype), out.weight.to(dtype), window.deltas.to(dtype))
-        return ops.implicit_filter(features, t, weights, *rest, window.shift, out.out_features // self.channels)
+        filters = weights[-1].size(0) // self.channels
+        return ops.implicit_filter(features, t, *weights, window.deltas.to(dtype), window.shift, filters)
 
     def extend(self, l_max: int, mode: str = "continue") -> None:
         """Changes how many taps may be asked for, in place.

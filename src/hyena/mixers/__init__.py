@@ -1,13 +1,15 @@
-"""Mixers: layers ``(B, L, D) -> (B, L, D)`` that mix along the sequence, behind one interface."""
+"""Mixers: layers ``(B, L, D) -> (B, L, D)`` that mix along the sequence, behind one interface; and over grids."""
 
 from hyena.mixers.aft import AFT, AFTConv, AFTConvState, AFTState
 from hyena.mixers.attention import Attention, AttentionState
 from hyena.mixers.base import Mixer, State, StateSize
+from hyena.mixers.base_nd import MixerND
 from hyena.mixers.bigbird import BigBird, BigBirdState
 from hyena.mixers.block_recurrent import BlockRecurrent, BlockRecurrentState
 from hyena.mixers.gss import GSS, GSSState
 from hyena.mixers.h3 import H3, H3State
 from hyena.mixers.hyena import HyenaOperator, HyenaState
+from hyena.mixers.hyena_nd import HyenaND
 from hyena.mixers.linear_attention import LinearAttention, LinearAttentionState
 from hyena.mixers.mega import Mega, MegaState
 from hyena.mixers.monarch import MonarchMixer, MonarchMixerState
@@ -29,6 +31,7 @@ __all__ = [
     "BlockRecurrentState",
     "GSSState",
     "H3State",
+    "HyenaND",
     "HyenaOperator",
     "HyenaState",
     "LinearAttention",
@@ -36,6 +39,7 @@ __all__ = [
     "Mega",
     "MegaState",
     "Mixer",
+    "MixerND",
     "MonarchMixer",
     "MonarchMixerState",
     "S5State",

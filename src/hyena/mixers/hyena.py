@@ -19,6 +19,7 @@ from hyena.conv.online import Online
 from hyena.conv.short import ShortConv
 from hyena.filters import HyenaFilter
 from hyena.mixers._arguments import check, find_activation
+from hyena.mixers._gates import gate_before, recurrence
 from hyena.mixers._rows import unpacked
 from hyena.mixers.base import Mixer, State
 
@@ -265,30 +266,19 @@ class HyenaOperator(Mixer):
 
     def _gate_before(self, i: int) -> int | None:
         """Which gate multiplies the value before long convolution ``i``."""
-        if self.value_filter:
-            return None if i == 0 else self.order - i
-        return self.order - 1 - i
+        return gate_before(i, self.order, self.value_filter)
 
     def _recurrence(self, x: list[Tensor], v: Tensor, convolve: Callable[[int, Tensor], Tensor]) -> Tensor:
         """Gates and convolutions in turn; ``convolve`` is long convolution ``i`` of ``(B, L, C)``."""
-        outer = False  # whether v is (B, L, M, D/M, D/M), an outer product inside each head
-        for i in range(self.conv.num_filters):
-            gate = self._gate_before(i)
-            if gate is not None:
-                v, outer = self._gate(x[gate], v, outer)
-                v = self.dropout(v)
-            v = convolve(i, v.flatten(2)).reshape(v.shape) if outer else convolve(i, v)
-        return self._gate(x[0], v, outer)[0] if outer else x[0] * v
-
-    def _gate(self, x: Tensor, v: Tensor, outer: bool) -> tuple[Tensor, bool]:
-        """Multiplies by a gate; with heads, forms the outer product inside each head or contracts it."""
-        if self.num_heads == 1:
-            return x * v, False
-        x = x.unflatten(2, (self.num_heads, -1))  # (B, L, M, D/M)
-        if outer:
-            return torch.einsum("blma,blmac->blmc", x, v).flatten(2), False
-        v = v.unflatten(2, (self.num_heads, -1))
-        return x[..., :, None] * v[..., None, :], True
+        return recurrence(
+            x,
+            v,
+            self.conv.num_filters,
+            convolve,
+            value_filter=self.value_filter,
+            num_heads=self.num_heads,
+            dropout=self.dropout,
+        )
 
     # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
     @torch.inference_mode(False)

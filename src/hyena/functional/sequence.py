@@ -1,4 +1,4 @@
-"""Hyena's operations as functions of tensors.
+"""Short, long and gated convolutions along a sequence, and their matrices.
 
 Dimensions: B batch, L length, C channels, K taps, N order, F long filters, M heads.
 """
@@ -14,8 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hyena import ops
-
-__all__ = ["fft_conv", "gated_conv", "hyena_matrix", "short_conv", "toeplitz"]
 
 
 def short_conv(

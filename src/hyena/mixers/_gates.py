@@ -1,0 +1,60 @@
+"""The Hyena recurrence between its projections: gates and long convolutions in turn, with heads or without.
+
+Dimensions: B batch, L length (of a grid, all its positions), C channels, N order, M heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def gate_before(i: int, order: int, value_filter: bool) -> int | None:
+    """Which gate multiplies the value before long convolution ``i``."""
+    if value_filter:
+        return None if i == 0 else order - i
+    return order - 1 - i
+
+
+def recurrence(
+    x: Sequence[Tensor],
+    v: Tensor,
+    filters: int,
+    convolve: Callable[[int, Tensor], Tensor],
+    *,
+    value_filter: bool = False,
+    num_heads: int = 1,
+    dropout: Callable[[Tensor], Tensor] = lambda v: v,
+) -> Tensor:
+    """Gates ``x`` and value ``v``, each ``(B, L, C)``, to the mixed values.
+
+    Args:
+        x: gates ``x^0 … x^{N-1}``.
+        v: the value.
+        filters: how many long convolutions there are.
+        convolve: long convolution ``i`` of ``(B, L, C)``; with heads also of ``(B, L, C * C / M)``.
+        value_filter: whether the first convolution comes before the first gate.
+        num_heads: M.
+        dropout: of each gate-value product that is convolved.
+    """
+    outer = False  # whether v is (B, L, M, C/M, C/M), an outer product inside each head
+    for i in range(filters):
+        gate = gate_before(i, len(x), value_filter)
+        if gate is not None:
+            v, outer = _gate(x[gate], v, outer, num_heads)
+            v = dropout(v)
+        v = convolve(i, v.flatten(2)).reshape(v.shape) if outer else convolve(i, v)
+    return _gate(x[0], v, outer, num_heads)[0] if outer else x[0] * v
+
+
+def _gate(x: Tensor, v: Tensor, outer: bool, num_heads: int) -> tuple[Tensor, bool]:
+    """Multiplies by a gate; with heads, forms the outer product inside each head or contracts it."""
+    if num_heads == 1:
+        return x * v, False
+    x = x.unflatten(2, (num_heads, -1))  # (B, L, M, C/M)
+    if outer:
+        return torch.einsum("blma,blmac->blmc", x, v).flatten(2), False
+    v = v.unflatten(2, (num_heads, -1))
+    return x[..., :, None] * v[..., None, :], True
