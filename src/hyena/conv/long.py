@@ -18,7 +18,7 @@ from hyena.conv.cache import SpectrumCache, watch_for_cache
 from hyena.conv.history import History
 from hyena.conv.modal import Recurrence
 from hyena.conv.online import Online
-from hyena.conv.tiled import BLOCK, Tiles, tile_sizes, tile_spectra
+from hyena.conv.tiled import BLOCK, Tiles, group_of, tile_shapes, tile_spectra
 from hyena.conv.watch import Watched
 from hyena.conv.window import Window
 from hyena.filters import HyenaFilter
@@ -306,25 +306,25 @@ class LongConv(nn.Module):
         support = self._support(max_length)
         if getattr(source, "support", None) is not None and support <= _WINDOW:
             return Window.of(self._taps(support).to(dtype), each, bias, max_length)
-        taps, tiles = self._taps_and_tiles(source, max_length, dtype)
+        taps, tiles = self._taps_and_tiles(source, max_length, dtype, group_of(self.filter_channels, min(each)))
         return Tiles.of(taps, tiles, each, bias, self.block)
 
-    def _taps_and_tiles(self, source: nn.Module, length: int, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+    def _taps_and_tiles(
+        self, source: nn.Module, length: int, dtype: torch.dtype, group: int
+    ) -> tuple[Tensor, list[Tensor]]:
         """Taps ``(F, T, G)`` and the spectra of their tiles, in eval mode out of the cache."""
 
         def compute() -> Tensor:
             h = self._taps(min(length, self._support(length))).to(dtype)
             h = torch.nn.functional.pad(h, (0, 0, 0, length - h.size(1)))
             # Spectra first: they have even sizes, and complex numbers cannot start at an odd place, as behind odd taps.
-            return torch.cat([t.reshape(-1) for t in (*tile_spectra(h, self.block), h)])
+            return torch.cat([t.reshape(-1) for t in (*tile_spectra(h, self.block, group), h)])
 
-        key = ("tiles", length, self.block)
+        key = ("tiles", length, self.block, group)
         watched = self._watch(source)
         flat = compute() if watched is None else self._spectra.get(watched, key, compute)
         filters, channels = self.num_filters, self.filter_channels
-        shapes: list[tuple[int, ...]] = [
-            (filters, channels, ops.spectrum_room(size), 2) for size in tile_sizes(length, self.block)
-        ]
+        shapes = tile_shapes(filters, channels, length, self.block, group)
         shapes.append((filters, length, channels))
         *tiles, taps = (
             part.view(shape) for part, shape in zip(flat.split([math.prod(s) for s in shapes]), shapes, strict=True)

@@ -1,14 +1,14 @@
 """Online long convolution in tiles: any taps, inputs in pieces of any length.
 
-Relaxed (online) convolution, in the tiles of Flash Inference (arXiv 2410.12982, algorithm 2). Positions are counted
-from 0 and cut into base blocks of ``b``. After ``t`` inputs, ``t`` a multiple of ``b`` and ``U`` the largest
-``b * 2^k`` that divides it, the last ``U`` inputs are convolved into the next ``U`` outputs; what a block gives to
-itself is added directly. Every pair of an input and a later output is met exactly once, and ``L`` outputs cost
+Relaxed (online) convolution. Positions are counted from 0 and cut into base blocks of ``b``. What a block gives to
+itself is added directly; what blocks give to later ones is transformed, block by block of growing sizes, as
+``schedule.py`` says. Every pair of an input and a later output is met exactly once, and ``L`` outputs cost
 ``O(L log^2 L)``.
 
-One tile is a two-sided convolution of ``U`` positions whose lag ``m`` is the filter's lag ``U + m``, so it is
-``hyena::add_conv_``, with whatever kernel that has here. Outputs ``[a, a + S)`` with ``S`` dividing ``a`` need no tile
-from inside ``[a, a + S)`` for what came before ``a``: a long chunk is done in such pieces, each one causal convolution.
+What ``U`` inputs give to the ``U`` outputs that come ``k U`` later is a two-sided convolution of ``U`` positions whose
+lag ``m`` is the filter's lag ``k U + m``, so it is ``hyena::add_conv_``, with whatever kernel that has here. A long
+chunk of inputs is done in pieces of ``S`` positions, ``S`` a power of two of blocks that divides where it starts: each
+is one causal convolution, after what earlier inputs give to it.
 
 ::
 
@@ -24,30 +24,27 @@ Dimensions: B batch, C channels of a convolution, F long filters, G filter chann
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hyena import ops
+from hyena.conv import schedule
 from hyena.conv.online import Online
+from hyena.conv.schedule import Square
 
 # Positions of a base block: inside one, inputs are multiplied by taps directly; beyond, tiles are transformed. A tile
 # costs some dozens of microseconds before it computes anything, which a block spreads over its positions, and direct
 # sums grow with it (docs/generation.md has the measurements).
 BLOCK = 32
 
+# Channels that are convolved together where not all are: as many as fill the vector registers of any CPU.
+_GROUP = 16
+
 # Causal spectra that are kept for further chunks of the same length.
 _KEPT = 2
-
-
-def tile_sizes(max_length: int, block: int) -> list[int]:
-    """Tiles that rows of up to ``max_length`` positions meet: ``block, 2 block, …``, those with an output behind."""
-    sizes, size = [], block
-    while size < max_length:
-        sizes.append(size)
-        size *= 2
-    return sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +56,8 @@ class Tiles(Online):
         taps: ``(F, T, G)`` of lags ``0 … T-1``.
         near: for each filter ``(block, C)``, its first lags, the last one first; lag 0 with the input's own weight.
         bias: for each filter ``(C,)``, the weight of the input itself.
-        tiles: for each tile size ``(F, G, U+1, 2)``, a spectrum of lags ``1 … 2U-1``.
+        tiles: for each of ``schedule.kinds`` a spectrum of lags ``(k-1) U + 1 … (k+1) U - 1``: ``(F, G, U+1, 2)`` of
+            tiles; of what is not computed at once ``(F, K, G/K, U+1, 2)``, in K groups of filter channels.
     """
 
     taps: Tensor
@@ -112,13 +110,15 @@ class Tiles(Online):
             start, size = _piece(t, left, self.block)
             stop = min(start + size, t + left)
             piece = slice(done, done + stop - t)
+            for square in schedule.inside(start, stop, self.block):
+                self._add_all(i, memory, square)
             y[:, piece] = memory[:, t:stop]
             memory[:, t:stop] = x[:, piece]
             inside = ops.gated_conv(memory[:, start:stop], self._causal_spectrum(size)[i], self.bias[i])
             y[:, piece] += inside[:, t - start :]
             done += stop - t
             if stop % self.block == 0:
-                self._tile(i, memory, stop)
+                self._give(i, memory, start, stop)
         return y
 
     def _one(self, i: int, memory: Tensor, t: int, x: Tensor) -> Tensor:
@@ -130,18 +130,44 @@ class Tiles(Online):
             y += (memory[:, t - inside : t] * near[block - 1 - inside : block - 1]).sum(1)
         now.copy_(x)
         if inside == block - 1:
-            self._tile(i, memory, t + 1)
+            self._give(i, memory, t - inside, t + 1)
         return y
 
-    def _tile(self, i: int, memory: Tensor, t: int) -> None:
-        """Adds what the inputs before ``t`` give to later outputs, as far as ``t`` has to."""
-        ahead = self.max_length - t
-        if ahead <= 0:
+    def _give(self, i: int, memory: Tensor, start: int, stop: int) -> None:
+        """Adds what the inputs before ``stop`` give to later outputs, as far as ``stop`` has to, from ``start`` on."""
+        if stop >= self.max_length:
             return
-        blocks = t // self.block
-        level = (blocks & -blocks).bit_length() - 1  # the largest k with block * 2^k dividing t
-        size = self.block << level
-        ops.add_conv_(memory[:, t : t + min(size, ahead)], memory[:, t - size : t], self.tiles[level][i])
+        self._add(i, memory, schedule.tile(stop, self.block))
+        for share in schedule.between(start, stop, self.max_length, self.block):
+            for part in share.of(self._parts(memory)):
+                self._add(i, memory, share.square, part)
+
+    def _parts(self, memory: Tensor) -> int:
+        """Into how many parts the channels are cut where not all are convolved at once."""
+        if self.taps.size(2) == 1:
+            return -(-memory.size(2) // _GROUP)
+        return self.tiles[-1].size(1)
+
+    def _add(self, i: int, memory: Tensor, square: Square, part: int | None = None) -> None:
+        """Adds what a square gives to its outputs, in some channels or all."""
+        spectra, channels = self.tiles[self._kinds[square.size, square.away]][i], memory.size(2)
+        each = channels
+        if part is not None and self.taps.size(2) == 1:
+            each, spectra = _GROUP, spectra[0]
+        elif part is not None:
+            each, spectra = channels // spectra.size(0), spectra[part]
+        some = slice((part or 0) * each, (part or 0) * each + each)
+        stop = min(square.output + square.size, self.max_length)
+        inputs = slice(square.start, square.start + square.size)
+        ops.add_conv_(memory[:, square.output : stop, some], memory[:, inputs, some], spectra)
+
+    def _add_all(self, i: int, memory: Tensor, square: Square) -> None:
+        for part in range(self._parts(memory)):
+            self._add(i, memory, square, part)
+
+    @functools.cached_property
+    def _kinds(self) -> dict[tuple[int, int], int]:
+        return {kind: at for at, kind in enumerate(schedule.kinds(self.max_length, self.block))}
 
     def _causal_spectrum(self, size: int) -> Tensor:
         found = self._causal.get(size)
@@ -164,14 +190,38 @@ def _piece(t: int, left: int, block: int) -> tuple[int, int]:
     return t, size
 
 
-def tile_spectra(taps: Tensor, block: int) -> list[Tensor]:
-    """``(F, T, G)`` taps -> for each tile size ``(F, G, U+1, 2)``."""
+def group_of(filters: int, channels: int) -> int:
+    """Filter channels that are convolved together where not all are, of ``filters`` for so many channels.
+
+    As many as make :data:`_GROUP` channels, or somewhat fewer if that divides them; else all of them.
+    """
+    width = channels // filters
+    fitting = [n for n in range(1, filters + 1) if filters % n == 0 and 2 * n * width >= _GROUP]
+    return min(fitting, key=lambda n: abs(n * width - _GROUP), default=filters)
+
+
+def tile_shapes(filters: int, channels: int, max_length: int, block: int, group: int) -> list[tuple[int, ...]]:
+    """The shapes of :func:`tile_spectra` of taps ``(filters, max_length, channels)``."""
+    shapes: list[tuple[int, ...]] = []
+    for size, away in schedule.kinds(max_length, block):
+        groups = (channels,) if away == 1 else (channels // group, group)
+        shapes.append((filters, *groups, ops.spectrum_room(size), 2))
+    return shapes
+
+
+def tile_spectra(taps: Tensor, block: int, group: int) -> list[Tensor]:
+    """The field ``tiles`` for taps ``(F, T, G)``, in groups of ``group`` filter channels."""
     spectra = []
-    for size in tile_sizes(taps.size(1), block):
+    for size, away in schedule.kinds(taps.size(1), block):
         # Lags beyond T meet no output, and what stands there would only cost precision.
-        h = taps[:, 1 : 2 * size]
+        h = taps[:, (away - 1) * size + 1 : (away + 1) * size]
         h = torch.nn.functional.pad(h, (0, 0, 0, 2 * size - 1 - h.size(1)))
-        spectra.append(ops.filter_spectrum(h, size, causal=False))
+        if away == 1:
+            spectra.append(ops.filter_spectrum(h, size, causal=False))
+        else:
+            # Each group for itself: kernels mix the channels of a spectrum in memory.
+            parts = [ops.filter_spectrum(part, size, causal=False) for part in h.split(group, dim=2)]
+            spectra.append(torch.stack(parts, dim=1))
     return spectra
 
 

@@ -232,12 +232,12 @@ def check_condition(source: nn.Module, condition: Tensor, rows: int | None = Non
         )
 
 
-def check_extension_of_taps(source: Filter, taps: int | None, l_max: int, mode: str) -> None:
+def check_extension_of_taps(source: Filter, l_max: int, mode: str) -> None:
     """As :func:`check_extension`, of a filter whose taps belong to positions, so that it cannot be stretched."""
     check_extension(l_max, mode)
     if mode == "stretch":
         raise ValueError(
-            f"the {taps} taps of this {type(source).__name__} belong to positions and cannot be stretched from "
+            f"the {source.support} taps of this {type(source).__name__} belong to positions and cannot be stretched from "
             f"l_max={source.l_max} to {l_max}; use mode='continue', which leaves them as they are"
         )
 

@@ -67,7 +67,7 @@ class ExplicitFilter(Filter):
 
     def extend(self, l_max: int, mode: str = "continue") -> None:
         """See :meth:`Filter.extend`. Taps are counted in positions: ``"stretch"`` is not possible."""
-        check_extension_of_taps(self, self.support, l_max, mode)
+        check_extension_of_taps(self, l_max, mode)
         self.l_max = l_max
 
     def extra_repr(self) -> str:

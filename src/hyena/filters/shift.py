@@ -85,7 +85,7 @@ class ShiftSSM(Filter):
 
     def extend(self, l_max: int, mode: str = "continue") -> None:
         """See :meth:`Filter.extend`. States are places: ``"stretch"`` is not possible."""
-        check_extension_of_taps(self, self.support, l_max, mode)
+        check_extension_of_taps(self, l_max, mode)
         self.l_max = l_max
 
     def extra_repr(self) -> str:
