@@ -237,8 +237,8 @@ def check_extension_of_taps(source: Filter, l_max: int, mode: str) -> None:
     check_extension(l_max, mode)
     if mode == "stretch":
         raise ValueError(
-            f"the {source.support} taps of this {type(source).__name__} belong to positions and cannot be stretched from "
-            f"l_max={source.l_max} to {l_max}; use mode='continue', which leaves them as they are"
+            f"the {source.support} taps of this {type(source).__name__} belong to positions and cannot be stretched "
+            f"from l_max={source.l_max} to {l_max}; use mode='continue', which leaves them as they are"
         )
 
 
