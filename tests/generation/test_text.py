@@ -309,3 +309,19 @@ def test_the_command_lines_errors_have_an_exit_code_and_no_traceback(tmp_path: P
     assert wrong.returncode == 1
     assert "'x', 'y', 'z'" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_prompts_read_in_chunks(chunk: int) -> None:
+    model = build("hyena")
+    prompts = [[1, 2, 3, 4, 5, 6, 7], [8, 9]]
+    longest: list[int] = []
+    model.blocks[0].register_forward_hook(lambda m, inputs, y: longest.append(y.size(1)))
+    want = model.generate(prompts, 5, temperature=0)
+    assert max(longest) == 7
+    longest.clear()
+    for row, same in zip(model.generate(prompts, 5, temperature=0, chunk=chunk), want, strict=True):
+        assert torch.equal(row, same)
+    assert max(longest) == min(chunk, 7)
+    with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
+        model.generate(prompts, 5, chunk=0)

@@ -35,6 +35,7 @@ def generate(
     eos: int | None = None,
     stop: Iterable[Sequence[int]] = (),
     window: int | None = None,
+    chunk: int | None = None,
     callback: Callable[[Tensor], Any] | None = None,
     progress: bool = False,
 ) -> list[Tensor]:
@@ -54,6 +55,8 @@ def generate(
         stop: sequences of tokens that end a row.
         window: below ``l_max``; continues past ``l_max`` by starting again from this many of the last tokens whenever
             ``l_max`` is reached. The model then forgets what came before them.
+        chunk: how many positions of a prompt are read at a time, all if missing: memory for a long one is then in
+            proportion to it.
         callback: called with the next token of each row, ``(B,)``, as it is drawn; -1 for rows that have ended.
         progress: shows a progress bar (with ``tqdm``).
 
@@ -75,6 +78,7 @@ def generate(
         eos=eos,
         stop=stop,
         window=window,
+        chunk=chunk,
     )
     if progress:
         from tqdm import tqdm
@@ -103,6 +107,7 @@ def stream(
     eos: int | None = None,
     stop: Iterable[Sequence[int]] = (),
     window: int | None = None,
+    chunk: int | None = None,
 ) -> Iterator[Tensor]:
     """Yields the tokens that continue the prompts as they are drawn; arguments as for :func:`generate`.
 
@@ -120,11 +125,13 @@ def stream(
         raise ValueError("a stop sequence needs at least one token")
     if unknown := sorted({token for ending in endings for token in ending if not 0 <= token < vocab_size}):
         raise ValueError(f"eos and stop hold tokens from 0 to {vocab_size - 1}, got {', '.join(map(str, unknown))}")
-    for name, value in (("max_new_tokens", max_new_tokens), ("window", window)):
+    for name, value in (("max_new_tokens", max_new_tokens), ("window", window), ("chunk", chunk)):
         if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__")):
             raise ValueError(f"{name} must be an integer, got {value!r}")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must not be negative, got {max_new_tokens}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
     device = model.device
     tokens, keep = left_padded(prompts, mask, device)
     low, high = int(tokens.min()), int(tokens.max())
@@ -142,7 +149,7 @@ def stream(
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
     ends = [torch.tensor(ending, device=device) for ending in endings]
-    return _Run(model, tokens, keep, max_new_tokens, window or limit, ends, sampling).steps()
+    return _Run(model, tokens, keep, max_new_tokens, window or limit, chunk or limit, ends, sampling).steps()
 
 
 def left_padded(prompts: Prompts, mask: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -184,6 +191,7 @@ class _Run:
         tokens, keep: ``(B, L)``, the prompts, padded on the left.
         max_new_tokens: how many tokens to draw at most.
         window: how many of the last tokens to start again from when the state is full.
+        chunk: how many positions of the prompts to read at a time.
         ends: sequences of tokens that end a row.
         sampling: keywords for :func:`hyena.generation.sample`.
     """
@@ -193,6 +201,7 @@ class _Run:
     keep: Tensor
     max_new_tokens: int
     window: int
+    chunk: int
     ends: list[Tensor]
     sampling: dict[str, Any]
 
@@ -211,8 +220,7 @@ class _Run:
                 if state is None or at - start > state.max_length:
                     start = 0 if state is None and at <= limit else at - min(self.window, at)
                     state = model.init_state(batch, min(limit, total - 1 - start))
-                    mask = keep[:, start:at] if padded else None
-                    logits, state = model.prefill(text[:, start:at], state, mask, last=True)
+                    logits, state = self._read(text[:, start:at], state, keep[:, start:at] if padded else None)
                 else:
                     logits, state = model.prefill(text[:, at - 1 : at], state, last=True)
                 # Only what is a token: an output layer may be wider than the vocabulary.
@@ -223,6 +231,13 @@ class _Run:
             yield new
             if self.ends and bool(ended.all()):
                 return
+
+    def _read(self, text: Tensor, state: Any, mask: Tensor | None) -> tuple[Tensor, Any]:
+        """Logits after the last position of ``text``, read in chunks."""
+        for start in range(0, text.size(1), self.chunk):
+            part = slice(start, start + self.chunk)
+            logits, state = self.model.prefill(text[:, part], state, None if mask is None else mask[:, part], last=True)
+        return logits, state
 
     def _update_ended(self, ended: Tensor, new: Tensor) -> Tensor:
         """Which rows have ended, given all their new tokens ``(B, n)``."""
