@@ -141,8 +141,9 @@ def test_states_are_saved_and_their_size_is_known(model: StripedHyena) -> None:
     ids = torch.randint(11, (2, 40))
     state = model.init_state(2, 40)
     assert tuple(model.state_size(2, 40)) == tuple(state.size())
-    model.prefill(ids[:, :25], state)
+    keep = torch.arange(40) >= torch.tensor([[0], [9]])
+    model.prefill(ids[:, :25], state, keep[:, :25])
     again = model.init_state(2, 40)
     again.load_state_dict(state.state_dict())
     got = model.prefill(ids[:, 25:], again, chunk=4)[0]
-    assert (got - model(ids)[:, 25:]).abs().max() < 1e-10
+    assert (got - model(ids, keep)[:, 25:]).abs().max() < 1e-10
