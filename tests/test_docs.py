@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import hyena
 
@@ -36,11 +37,16 @@ def test_quick_start_is_two_commands() -> None:
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, later ones with the names of earlier ones; the README's each for itself."""
     monkeypatch.chdir(tmp_path)
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # as under torchrun
+    for name, value in alone.items():
+        monkeypatch.setenv(name, value)
     names: dict[str, object] = {}
     for number, block in enumerate(blocks(page, "python")):
         if page == README:
             names = {}
         exec(compile(block, f"{page.name}, Python block {number + 1}", "exec"), names)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -23,6 +23,7 @@ from hyena.conv.watch import Watched
 from hyena.conv.window import Window
 from hyena.filters import HyenaFilter
 from hyena.filters.base import check_condition
+from hyena.filters.narrow import narrow, narrow_axis
 
 FilterFactory = Callable[..., nn.Module]
 
@@ -252,6 +253,26 @@ class LongConv(nn.Module):
             extend(l_max, mode)
         self.l_max = l_max
         self.clear_cache()
+
+    def narrow(self, channels: range, filter_channels: range) -> LongConv:
+        """The convolution of some channels, with this one's weights.
+
+        Args:
+            channels: of ``d``, of step 1.
+            filter_channels: of the filters.
+
+        Raises:
+            ValueError: it does more than this class says: hooks, a parametrisation.
+        """
+        if not ops.is_plain(self, LongConv):
+            raise ValueError(
+                f"this {type(self).__name__} has hooks, a parametrisation or code of its own: no part can be taken"
+            )
+        copy = ops.with_tensors(self, {"bias": narrow_axis(self.bias, 1, channels, self.bias.size(1))})
+        if self.filter is not None:
+            copy.filter = narrow(self.filter, filter_channels, self.filter_channels)
+        copy.filter_channels, copy._spectra = len(filter_channels), SpectrumCache()
+        return copy
 
     def why_not_online(self) -> str | None:
         """Why this convolution has no online form, or None if it has one."""

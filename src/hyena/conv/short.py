@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena import ops
+from hyena.filters.narrow import narrow_axis
 
 
 @ops.fusible
@@ -87,6 +88,19 @@ class ShortConv(nn.Module):
             y = ops.short_conv(x, weight, bias)[:, before:]
         memory.copy_(x[:, x.size(1) - before :])
         return y if mask is None else torch.where(mask[..., None], y, 0.0)
+
+    def narrow(self, channels: range, of: int) -> ShortConv:
+        """The convolution of some channels of each part of ``of`` channels, with this one's weights.
+
+        Raises:
+            ValueError: it does more than this class says: hooks, a parametrisation.
+        """
+        if not ops.is_plain(self, ShortConv):
+            raise ValueError(
+                f"this {type(self).__name__} has hooks, a parametrisation or code of its own: no part can be taken"
+            )
+        tensors = {name: narrow_axis(t, 0, channels, of) for name, t in self.named_parameters()}
+        return ops.with_tensors(self, tensors)
 
     def allocate(self, batch: int) -> Tensor:
         """The memory before the first input, ``(B, K - 1, C)`` in the dtype of the arithmetic."""

@@ -162,6 +162,14 @@ class Filter(FilterBase):
             )
         self.l_max = l_max
 
+    def channel_axes(self) -> dict[str, int]:
+        """Weights that have entries for each channel, by name, and their axis; all other weights serve all channels.
+
+        An axis may hold several rows of ``channels`` entries one after the other. With it a process that mixes some of
+        the channels makes their taps alone. Empty, the default, if that is not said: all taps are made then.
+        """
+        return {}
+
     def taps_shape(self, length: int) -> tuple[int, int, int]:
         """The shape of the taps that ``forward(length)`` returns."""
         n = length if self.support is None else min(length, self.support)

@@ -65,6 +65,10 @@ class ExplicitFilter(Filter):
         start = 0 if self.causal else (taps - n) // 2
         return self.weight[:, start : start + n].to(ops.compute_dtype(self.weight))
 
+    def channel_axes(self) -> dict[str, int]:
+        """See :meth:`Filter.channel_axes`."""
+        return {"weight": 2}
+
     def extend(self, l_max: int, mode: str = "continue") -> None:
         """See :meth:`Filter.extend`. Taps are counted in positions: ``"stretch"`` is not possible."""
         check_extension_of_taps(self, l_max, mode)

@@ -191,6 +191,12 @@ class HyenaFilter(Filter):
         filters = weights[-1].size(0) // self.channels
         return ops.implicit_filter(features, t, *weights, window.deltas.to(dtype), window.shift, filters)
 
+    def channel_axes(self) -> dict[str, int]:
+        """See :meth:`Filter.channel_axes`; empty if FFN or window are not this library's."""
+        if type(self.ffn) is not SineFFN or type(self.window) is not ExponentialWindow:
+            return {}
+        return {"ffn.out.weight": 0, "window.deltas": 0}
+
     def extend(self, l_max: int, mode: str = "continue") -> None:
         """Changes how many taps may be asked for, in place.
 

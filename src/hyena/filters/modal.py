@@ -118,6 +118,11 @@ class ModalFilter(Filter):
         """Poles and residues, float64 if the weights are, else float32."""
         return _modes(self.log_decay, self.angle, self.residue, self.first, self.growth)
 
+    def channel_axes(self) -> dict[str, int]:
+        """See :meth:`Filter.channel_axes`."""
+        angle = {} if self.angle is None else {"angle": 1}
+        return {"log_decay": 1, "residue": 1, "first": 1, "error": 1} | angle
+
     def forward(self, length: int) -> Tensor:
         """Taps ``(F, length, G)``.
 

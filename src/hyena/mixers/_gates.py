@@ -25,7 +25,7 @@ def recurrence(
     convolve: Callable[[int, Tensor], Tensor],
     *,
     value_filter: bool = False,
-    num_heads: int = 1,
+    num_heads: int | None = None,
     dropout: Callable[[Tensor], Tensor] = lambda v: v,
 ) -> Tensor:
     """Gates ``x`` and value ``v``, each ``(B, L, C)``, to the mixed values.
@@ -36,7 +36,7 @@ def recurrence(
         filters: how many long convolutions there are.
         convolve: long convolution ``i`` of ``(B, L, C)``; with heads also of ``(B, L, C * C / M)``.
         value_filter: whether the first convolution comes before the first gate.
-        num_heads: M.
+        num_heads: M; None without heads.
         dropout: of each gate-value product that is convolved.
     """
     outer = False  # whether v is (B, L, M, C/M, C/M), an outer product inside each head
@@ -49,9 +49,9 @@ def recurrence(
     return _gate(x[0], v, outer, num_heads)[0] if outer else x[0] * v
 
 
-def _gate(x: Tensor, v: Tensor, outer: bool, num_heads: int) -> tuple[Tensor, bool]:
+def _gate(x: Tensor, v: Tensor, outer: bool, num_heads: int | None) -> tuple[Tensor, bool]:
     """Multiplies by a gate; with heads, forms the outer product inside each head or contracts it."""
-    if num_heads == 1:
+    if num_heads is None:
         return x * v, False
     x = x.unflatten(2, (num_heads, -1))  # (B, L, M, C/M)
     if outer:

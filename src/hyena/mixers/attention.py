@@ -96,7 +96,7 @@ class Attention(Mixer):
             raise ValueError(f"dropout must be a number in [0, 1), got {dropout}")
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         self.d_model, self.l_max, self.num_heads, self.num_kv_heads = d_model, l_max, num_heads, num_kv_heads
-        self.causal, self.dropout = causal, dropout
+        self.causal, self.dropout, self.head_dim = causal, dropout, d_model // num_heads
         if rotary_base is None and (rotary_scaling != 1.0 or rotary_frequencies is not None):
             raise ValueError("rotary_scaling and rotary_frequencies are of rotary positions: pass rotary_base, too")
         self.needs_positions = rotary_base is None
@@ -154,7 +154,7 @@ class Attention(Mixer):
 
     def _heads(self, u: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Query ``(B, M, L, D/M)``, key and value ``(B, H, L, D/M)``."""
-        size = self.d_model // self.num_heads
+        size = self.head_dim
         rows = [heads * size for heads in (self.num_heads, self.num_kv_heads, self.num_kv_heads)]
         q, k, v = (p.unflatten(2, (-1, size)).transpose(1, 2) for p in self.in_proj(u).split(rows, dim=2))
         if self.rotary is None or at is None:
@@ -234,6 +234,22 @@ class Attention(Mixer):
                 raise ValueError("mode='stretch' is for attention with rotary positions and an l_max")
             self.rotary = dataclasses.replace(self.rotary, scaling=self.rotary.scaling * l_max / self.l_max)
         self.l_max = l_max
+
+    @property
+    def units(self) -> int:
+        """Heads, if keys and values have as many as queries."""
+        return self.num_heads if self.num_heads == self.num_kv_heads else 1
+
+    def core(self, units: range) -> Attention:
+        """The attention of some heads; see :meth:`hyena.mixers.Mixer.core`."""
+        if self.num_heads != self.num_kv_heads:
+            raise ValueError(
+                f"attention with num_kv_heads={self.num_kv_heads} below num_heads={self.num_heads} cannot be spread "
+                "over processes by heads"
+            )
+        copy: Attention = self._core(3 * len(units) * self.head_dim)
+        copy.num_heads = copy.num_kv_heads = len(units)
+        return copy
 
     def to_matrix(self, u: Tensor, mask: Tensor | None = None, channels: slice = slice(None)) -> Tensor:
         """The attention weights of each channel's head, ``(B, C, L, L)``: what multiplies the value projection."""

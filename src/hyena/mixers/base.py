@@ -296,6 +296,42 @@ class Mixer(InitializedByTransformers, nn.Module, ABC):
         """
         raise ValueError(f"{type(self).__name__} does not act linearly on a value, so it has no such matrix")
 
+    @property
+    def units(self) -> int:
+        """How many parts of its channels meet in its projections alone: heads, or channels. 1: it is not said.
+
+        Between ``in_proj`` and ``out_proj`` such parts can be mixed by different processes.
+        """
+        return 1
+
+    @property
+    def parts(self) -> int:
+        """P, how many times the channels that are mixed are in what ``in_proj`` gives: query, key and value, say."""
+        return 3
+
+    def core(self, units: range) -> Mixer:
+        """The mixing of some of the :attr:`units`, without projections, by this mixer's own weights.
+
+        Args:
+            units: which, of step 1.
+
+        Returns:
+            A mixer from their channels of what ``in_proj`` gives, ``(B, L, P c)`` (``c`` channels of each of its P
+            parts), to theirs of what ``out_proj`` takes, ``(B, L, c)``. Gradients reach this mixer's weights.
+
+        Raises:
+            ValueError: it has no such units, or parts that do more than their class says (hooks, parametrisations).
+        """
+        raise ValueError(
+            f"the channels of a {type(self).__name__} meet between its projections: it cannot be spread over processes"
+        )
+
+    def _core(self, width: int, tensors: dict[str, Tensor] | None = None) -> Any:
+        """A copy that takes ``width`` channels and has no projections, with these tensors in place of its own."""
+        copy: Any = ops.with_tensors(self, tensors or {})
+        copy.in_proj, copy.out_proj, copy.d_model = nn.Identity(), nn.Identity(), width
+        return copy
+
     def check_rows(self, u: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None) -> int:
         """The longest row of an input of :meth:`forward`, which waits for the device if ``max_seqlen`` is missing.
 

@@ -105,6 +105,19 @@ class H3(RowMixer):
         outer = self.conv(outer.flatten(2), **after).view_as(outer)
         return torch.einsum("blme,blmef->blmf", q, outer).flatten(2)
 
+    @property
+    def units(self) -> int:
+        """Heads."""
+        return self.num_heads
+
+    def core(self, units: range) -> H3:
+        """The mixing of some heads; see :meth:`hyena.mixers.Mixer.core`."""
+        channels = range(units.start * self.head_dim, units.stop * self.head_dim)
+        copy: H3 = self._core(3 * len(channels))
+        copy.shift, copy.conv = self.shift.narrow(channels, channels), self.conv.narrow(units, units)
+        copy.num_heads = len(units)
+        return copy
+
     # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -126,6 +126,7 @@ class HyenaOperator(Mixer):
         width = d_model * inner_factor
         self.d_model, self.order, self.num_heads, self.width = d_model, order, num_heads, width
         self.causal, self.value_filter = causal, value_filter
+        self._has_heads = num_heads > 1  # also of a part that has one of several
         self.activation = find_activation(activation)
         self.dropout = nn.Dropout(dropout)
         self.in_proj = nn.Linear(d_model, (order + 1) * width, bias=bias, **at)
@@ -212,7 +213,7 @@ class HyenaOperator(Mixer):
 
     def _is_fused(self, longest: int) -> bool:
         """Whether the fused mixing step does all that happens between the projections."""
-        if (self.training and self.dropout.p > 0) or self.num_heads > 1:
+        if (self.training and self.dropout.p > 0) or self._has_heads:
             return False
         return (
             ops.is_plain(self.short, ShortConv)
@@ -256,7 +257,7 @@ class HyenaOperator(Mixer):
         def convolve(i: int, v: Tensor, pre: Tensor | None = None, post: Tensor | None = None) -> Tensor:
             return self.conv(v, i, pre, post, cu_seqlens, longest, prepared)
 
-        if self.num_heads > 1 or (self.training and self.dropout.p > 0):
+        if self._has_heads or (self.training and self.dropout.p > 0):
             return self._recurrence(x, v, convolve)
         for i in range(self.conv.num_filters):
             gate = self._gate_before(i)
@@ -276,7 +277,7 @@ class HyenaOperator(Mixer):
             self.conv.num_filters,
             convolve,
             value_filter=self.value_filter,
-            num_heads=self.num_heads,
+            num_heads=self.num_heads if self._has_heads else None,
             dropout=self.dropout,
         )
 
@@ -313,7 +314,7 @@ class HyenaOperator(Mixer):
         """Channels C of each long convolution: I, or ``I * I / M`` where it runs over an outer product."""
         channels, outer = [], False
         for i in range(self.conv.num_filters):
-            outer = self.num_heads > 1 and self._gate_before(i) is not None and not outer
+            outer = self._has_heads and self._gate_before(i) is not None and not outer
             channels.append(self.width * (self.width // self.num_heads) if outer else self.width)
         return channels
 
@@ -348,6 +349,30 @@ class HyenaOperator(Mixer):
                 f"{tuple(state.short.shape[1:])} inputs of a short convolution, this operator "
                 f"{self.conv.num_filters} and {shape}"
             )
+
+    @property
+    def units(self) -> int:
+        """Heads, or channels; of channels that share filters the groups, if there are several."""
+        if self._has_heads:
+            return self.num_heads
+        groups = self.conv.filter_channels
+        return groups if groups > 1 else self.width
+
+    @property
+    def parts(self) -> int:
+        """Gates and value."""
+        return self.order + 1
+
+    def core(self, units: range) -> HyenaOperator:
+        """The mixing of some heads or channels; see :meth:`hyena.mixers.Mixer.core`."""
+        each = self.width // self.units
+        channels = range(units.start * each, units.stop * each)
+        shared = self.conv.filter_channels == 1
+        copy: HyenaOperator = self._core((self.order + 1) * len(channels))
+        copy.short = self.short.narrow(channels, self.width)
+        copy.conv = self.conv.narrow(units if self._has_heads else channels, range(1) if shared else units)
+        copy.width, copy.num_heads = len(channels), len(units) if self._has_heads else 1
+        return copy
 
     def extend(self, l_max: int, mode: str = "continue") -> None:
         """Lets a trained operator take longer rows.

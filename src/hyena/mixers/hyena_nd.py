@@ -147,7 +147,7 @@ class HyenaND(MixerND):
             self.conv.num_filters,
             convolve,
             value_filter=self.value_filter,
-            num_heads=self.num_heads,
+            num_heads=self.num_heads if self.num_heads > 1 else None,
             dropout=self.dropout,
         )
         if self.activation is not None:

@@ -107,6 +107,17 @@ class LinearAttention(RowMixer):
         self.in_proj = nn.Linear(d_model, 3 * d_model, bias=bias, **at)
         self.out_proj = nn.Linear(d_model, d_model, bias=bias, **at)
 
+    @property
+    def units(self) -> int:
+        """Heads."""
+        return self.num_heads
+
+    def core(self, units: range) -> LinearAttention:
+        """The attention of some heads; see :meth:`hyena.mixers.Mixer.core`."""
+        copy: LinearAttention = self._core(3 * len(units) * (self.d_model // self.num_heads))
+        copy.num_heads = len(units)
+        return copy
+
     def features(self, x: Tensor) -> Tensor:
         """``f`` of queries or keys, ``(…, E)`` to ``(…, R)``."""
         return FEATURES[self.feature_map](x) if isinstance(self.feature_map, str) else self.feature_map(x)

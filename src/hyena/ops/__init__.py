@@ -5,7 +5,15 @@ from hyena.ops._extension import EXTENSION
 from hyena.ops._kept import check_instructions, clear_tables
 from hyena.ops._layout import compute_dtype, empty_result, to_order_of, transform_length
 from hyena.ops._library import fallback_only, find_kernels, has_kernel
-from hyena.ops._modules import autocasts, fusible, has_plain_weights, is_hooked, is_plain, without_autocast
+from hyena.ops._modules import (
+    autocasts,
+    fusible,
+    has_plain_weights,
+    is_hooked,
+    is_plain,
+    with_tensors,
+    without_autocast,
+)
 from hyena.ops._packing import check_longest, longest_row, map_rows, row_bounds
 from hyena.ops.add_conv import add_conv_
 from hyena.ops.direct_conv import direct_conv, is_direct
@@ -54,5 +62,6 @@ __all__ = [
     "spectrum_room",
     "to_order_of",
     "transform_length",
+    "with_tensors",
     "without_autocast",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,36 @@ def has_plain_weights(module: nn.Module) -> bool:
     """Whether the module's own weights are plain tensors, which a kernel can read."""
     weights = [*module._parameters.values(), *module._buffers.values()]
     return all(w is None or type(w) in (Tensor, nn.Parameter) for w in weights)
+
+
+def with_tensors(module: Module, tensors: dict[str, Tensor]) -> Module:
+    """A copy of a module and of its parts that shares everything with it but what is given.
+
+    Gradients of the given tensors go where they come from: views of the module's own weights bring them there.
+
+    Args:
+        module: stays as it is.
+        tensors: by the names that parameters and buffers have in the state dict.
+    """
+    copy = _sharing_copy(module)
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        part = copy.get_submodule(path)
+        owner: dict[str, Any] = part._parameters if leaf in part._parameters else part._buffers
+        if leaf not in owner:
+            raise ValueError(f"{type(module).__name__} has no parameter or buffer {name!r}")
+        owner[leaf] = tensor
+        if isinstance(part, nn.Linear) and leaf == "weight":
+            part.out_features, part.in_features = tensor.shape
+    return copy
+
+
+def _sharing_copy(module: Module) -> Module:
+    copy = type(module).__new__(type(module))
+    copy.__dict__ = dict(module.__dict__)
+    copy._parameters, copy._buffers = dict(module._parameters), dict(module._buffers)
+    copy._modules = {name: None if part is None else _sharing_copy(part) for name, part in module._modules.items()}
+    return copy
 
 
 def autocasts(device: torch.device) -> bool:

@@ -1,0 +1,142 @@
+"""All-to-all between shards of positions and shards of channels, differentiable, in flight while others are mixed.
+
+Dimensions: R processes, B batch, L length of the whole row, P parts of a projection, C channels of each, c channels of
+one process, n positions of one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.autograd.function import once_differentiable
+
+Group = dist.ProcessGroup
+
+
+class Flight:
+    """One all-to-all: its buffers from when it is started to when it is waited for, forward and then backward.
+
+    Args:
+        sent, received: how many numbers go to, and come from, each process.
+        group: the processes.
+        what: for errors.
+    """
+
+    def __init__(self, sent: Sequence[int], received: Sequence[int], group: Group, what: str) -> None:
+        self.sent, self.received, self.group, self.what = list(sent), list(received), group, what
+        self._pending: tuple[Any, Tensor, Tensor] | None = None
+
+    def start(self, x: Tensor, back: bool = False) -> Tensor:
+        """Sends ``x``, one-dimensional, and returns where the answer will be."""
+        sent, received = (self.received, self.sent) if back else (self.sent, self.received)
+        out = x.new_empty(sum(received))
+        try:
+            work = dist.all_to_all_single(out, x, received, sent, group=self.group, async_op=True)
+        except RuntimeError as e:
+            raise self._failed(e) from e
+        self._pending = work, x, out  # what is in flight must stay in memory
+        return out
+
+    def wait(self) -> Tensor:
+        """The answer, once it is there."""
+        assert self._pending is not None
+        work, _, out = self._pending
+        self._pending = None
+        try:
+            work.wait()
+        except RuntimeError as e:
+            raise self._failed(e) from e
+        return out
+
+    def _failed(self, e: RuntimeError) -> RuntimeError:
+        rank, size = dist.get_rank(self.group), dist.get_world_size(self.group)
+        return RuntimeError(
+            f"the all-to-all of {self.what} failed on rank {rank} of {size}: another process has stopped, or did not "
+            f"come to it within the group's timeout ({e})"
+        )
+
+
+class _Start(torch.autograd.Function):
+    """Sends; the gradient is waited for here, so that it travels while other gradients are computed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, flight: Flight) -> Tensor:
+        ctx.flight = flight
+        return flight.start(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return ctx.flight.wait(), None
+
+
+class _Wait(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pending: Tensor, flight: Flight) -> Tensor:
+        ctx.flight = flight
+        return flight.wait().view_as(pending)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        ctx.flight.start(g.contiguous(), back=True)
+        return g, None  # read by no one: _Start has the answer
+
+
+class ToChannels:
+    """From ``(B, n, P C)``, all channels of some positions, to ``(B, L, P c)``, some channels of all.
+
+    Starts when it is made; :meth:`wait` gives the result.
+
+    Args:
+        z: ``(B, n, P C)``.
+        parts: P.
+        channels: the channels that go to each process.
+        lengths: the positions of each process.
+        group: the processes.
+        what: for errors.
+    """
+
+    def __init__(
+        self, z: Tensor, parts: int, channels: Sequence[range], lengths: Sequence[int], group: Group, what: str
+    ) -> None:
+        rank = dist.get_rank(group)
+        batch, here, mine = z.size(0), z.size(1), channels[rank]
+        self._shape = (sum(lengths), batch, parts * len(mine))
+        sent = [batch * here * parts * len(each) for each in channels]
+        received = [batch * length * parts * len(mine) for length in lengths]
+        self._flight = Flight(sent, received, group, what)
+        by_part = z.unflatten(2, (parts, -1)).transpose(0, 1)  # (n, B, P, C)
+        out = torch.cat([by_part[..., each.start : each.stop].reshape(-1) for each in channels])
+        self._pending = _Start.apply(out, self._flight)
+
+    def wait(self) -> Tensor:
+        """``(B, L, P c)``, in memory ``(B, P c, L)``: as convolutions read it."""
+        whole = _Wait.apply(self._pending, self._flight).view(self._shape)
+        return whole.permute(1, 2, 0).contiguous().transpose(1, 2)
+
+
+class ToPositions:
+    """From ``(B, L, c)``, some channels of all positions, back to ``(B, n, C)``, all channels of some.
+
+    Args:
+        y: ``(B, L, c)``.
+        channels, lengths, group, what: as for :class:`ToChannels`.
+    """
+
+    def __init__(self, y: Tensor, channels: Sequence[range], lengths: Sequence[int], group: Group, what: str) -> None:
+        rank = dist.get_rank(group)
+        batch, here = y.size(0), lengths[rank]
+        self._shapes = [(here, batch, len(each)) for each in channels]
+        received = [here * batch * len(each) for each in channels]
+        self._flight = Flight([length * batch * y.size(2) for length in lengths], received, group, what)
+        self._pending = _Start.apply(y.transpose(0, 1).reshape(-1), self._flight)
+
+    def wait(self) -> list[Tensor]:
+        """What each process sent, ``(B, n, c)`` of its channels."""
+        parts = _Wait.apply(self._pending, self._flight).split(self._flight.received)
+        return [part.view(shape).transpose(0, 1) for part, shape in zip(parts, self._shapes, strict=True)]

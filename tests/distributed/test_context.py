@@ -1,0 +1,46 @@
+"""Rows spread over processes: what one process computes, to rounding, and errors on all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+
+from helpers import spread
+from hyena import HyenaOperator
+from hyena.distributed import context_parallel
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+
+
+def check(tmp_path: Path, processes: int, names: list[str]) -> None:
+    multiprocessing.spawn(spread.run, args=(processes, str(tmp_path), names), nprocs=processes)
+    failed = [(tmp_path / f"failed-{rank}.txt").read_text() for rank in range(processes)]
+    assert not any(failed), "\n".join(failed)
+
+
+def test_on_two_processes(tmp_path: Path) -> None:
+    check(tmp_path, 2, list(spread.CHECKS))
+
+
+def test_on_four_processes(tmp_path: Path) -> None:
+    names = ["HyenaOperator", "HyenaOperator-order-3", "sizes", "model-hyena", "bytes", "disagreement", "refusals"]
+    check(tmp_path, 4, [*names, "fsdp"])
+
+
+def test_on_one_process(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("cp",))
+        spread.same_as_one_process(lambda: HyenaOperator(8, 40, dtype=torch.float64), spread.inputs(), mesh)
+        with pytest.raises(TypeError, match="expected a DeviceMesh of one axis, got a str"):
+            context_parallel(HyenaOperator(8, 40), "cp")  # type: ignore[arg-type]
+        two = init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "cp"))
+        with pytest.raises(ValueError, match=r"mesh of one axis, got 2 \(dp, cp\)"):
+            context_parallel(HyenaOperator(8, 40), two)
+    finally:
+        dist.destroy_process_group()
