@@ -54,6 +54,7 @@ Where things are:
 - ``hyena.checkpoints``: weights that other projects have trained;
 - ``hyena.genomics``: DNA: tokenizers, FASTA files, scores, embeddings, classes, generation (to be imported by name);
   ``hyena.command``: the same from a shell;
+- ``hyena.distributed``: rows spread over processes (to be imported by name);
 - ``param_groups``: learning rates and weight decay for an optimizer;
 - ``backend_report()``: whether the compiled kernels are in use here, and if not, why.
 """
