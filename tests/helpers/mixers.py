@@ -30,6 +30,7 @@ from hyena.mixers import (
     BlockRecurrent,
     HyenaND,
     HyenaOperator,
+    HyenaPatches,
     LinearAttention,
     Mega,
     Mixer,
@@ -49,6 +50,11 @@ CASES: dict[str, Callable[..., Mixer]] = {
     "HyenaOperator-s4": partial(HyenaOperator, D, L_MAX, filter=partial(S4, modes=3)),
     "HyenaOperator-biases": partial(HyenaOperator, D, L_MAX, bias=False, short_bias=False, out_bias=True),
     "HyenaOperator-modal": partial(HyenaOperator, D, L_MAX, filter=partial(ModalFilter, modes=3)),
+    "HyenaPatches": partial(HyenaPatches, D, L_MAX, grid=(7, 7)),
+    "HyenaPatches-tokens": partial(HyenaPatches, D, L_MAX, grid=(10, 5), prefix_tokens=3, order=3),
+    "HyenaPatches-circular": partial(
+        HyenaPatches, D, L_MAX, grid=(6, 8), prefix_tokens=0, boundary=("zero", "circular")
+    ),
     "Attention": partial(Attention, D, L_MAX, num_heads=2),
     "Attention-rotary": partial(Attention, D, L_MAX, num_heads=2, num_kv_heads=1, rotary_base=100.0, out_bias=False),
     "Attention-two-sided": partial(Attention, D, L_MAX, num_heads=2, causal=False),

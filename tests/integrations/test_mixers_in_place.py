@@ -35,7 +35,10 @@ class RunningMean(Mixer):
         return self.weight * total / keep.cumsum(1).clamp_min(1)[..., None]
 
 
-EXPORTED = [getattr(hyena.mixers, name) for name in hyena.mixers.__all__]
+# Those of patches, which are two-sided and ask for a grid, are in test_vision.py.
+EXPORTED = [
+    kind for name in hyena.mixers.__all__ if not getattr(kind := getattr(hyena.mixers, name), "takes_grid", False)
+]
 MIXERS = {
     **{kind.__name__: kind for kind in EXPORTED if issubclass(kind, Mixer) and not inspect.isabstract(kind)},
     "explicit": partial(HyenaOperator, filter=partial(ExplicitFilter, taps=5)),

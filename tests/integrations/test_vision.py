@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from helpers.attention_models import operators
 from hyena.integrations import replace_attention
 from hyena.integrations.adapters.vision import TimmAdapter
+from hyena.mixers import HyenaPatches
 
 
 def made_like_timm() -> nn.Module:
@@ -33,7 +34,7 @@ def made_like_timm() -> nn.Module:
         def __init__(self) -> None:
             super().__init__()
             self.patch_embed = nn.Conv2d(3, 16, 4, 4)
-            self.patch_embed.num_patches, self.num_prefix_tokens = 9, 1
+            self.patch_embed.num_patches, self.patch_embed.grid_size, self.num_prefix_tokens = 9, (3, 3), 1
             self.blocks = nn.ModuleList([nn.ModuleDict({"attn": Attention()}) for _ in range(2)])
 
         def forward(self, image: Tensor) -> Tensor:
@@ -72,6 +73,43 @@ def test_vision_transformers(make):
     image = torch.randn(2, 3, size, size)
     model(image).square().sum().backward()
     assert all(p.grad is not None for op in operators(model) for p in op.parameters())
+
+
+def patches_of(model: nn.Module) -> list[HyenaPatches]:
+    return [m for m in model.modules() if isinstance(m, HyenaPatches)]
+
+
+def made_by_transformers() -> nn.Module:
+    models = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    return models.ViTModel(models.ViTConfig(image_size=12, patch_size=4, **sizes))
+
+
+@pytest.mark.parametrize("make", [made_like_timm, timm, torchvision, made_by_transformers])
+def test_over_the_grid_of_patches(make):
+    model = make().eval()
+    report = replace_attention(model, mixer=HyenaPatches)
+    assert [(entry.l_max, entry.causal) for entry in report.replaced] == [(10, False)] * 2
+    assert [(op.grid, op.prefix_tokens) for op in patches_of(model)] == [((3, 3), 1)] * 2
+    with torch.no_grad():  # torchvision's head starts at zero
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    size = 48 if make is timm else 12
+    image = torch.randn(2, 3, size, size, requires_grad=True)
+    y = model(image)
+    y = y if isinstance(y, Tensor) else y.last_hidden_state[:, 0]
+    y[:, 0].sum().backward()
+    patches = torch.nn.functional.unfold(image.grad, size // 3, stride=size // 3).abs().amax((0, 1))
+    assert (patches > 1e-12).all()  # the class token sees every patch
+    assert all(p.grad is not None for op in patches_of(model) for p in op.parameters())
+
+
+def test_grids_that_nobody_knows_are_asked_for():
+    model = nn.TransformerEncoderLayer(16, 4, batch_first=True)
+    with pytest.raises(ValueError, match=r"pass grid=\(rows, columns\) and prefix_tokens="):
+        replace_attention(model, mixer=HyenaPatches, l_max=13)
+    replace_attention(model, mixer=HyenaPatches, l_max=13, grid=(3, 4), prefix_tokens=1)
+    assert model(torch.randn(2, 13, 16)).shape == (2, 13, 16)
 
 
 def test_masks_of_timm():

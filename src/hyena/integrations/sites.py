@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +18,18 @@ CROSS_ATTENTION = "cross-attention, between two sequences"
 
 MixerFactory = Callable[..., Any]
 """A mixer's class, a ``functools.partial`` of it, or a function called alike: ``(d_model, l_max, **keywords)``."""
+
+
+class PatchGrid(NamedTuple):
+    """Patches of an image, row by row, and tokens before them.
+
+    Attributes:
+        size: patches ``(rows, columns)``.
+        prefix_tokens: positions before the patches: a class token, registers.
+    """
+
+    size: tuple[int, int]
+    prefix_tokens: int
 
 
 class CannotReplaceError(Exception):
@@ -72,7 +84,13 @@ class AttentionSite:
         )
 
     def settings(
-        self, *, heads: int = 1, causal: bool = False, dropout: float = 0.0, bias: bool = True
+        self,
+        *,
+        heads: int = 1,
+        causal: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        grid: PatchGrid | None = None,
     ) -> dict[str, Any]:
         """Keywords of the mixer for this place: the caller's, else of what is given here those that it takes.
 
@@ -81,9 +99,13 @@ class AttentionSite:
             causal: whether the module is causal.
             dropout: its dropout on attention weights.
             bias: whether its projections have a bias.
+            grid: the patches that its positions are, for mixers that take ``grid`` and ``prefix_tokens``.
 
         Returns:
             Keywords, with the device and dtype of the module. Modules among them are copies of the caller's.
+
+        Raises:
+            ValueError: the mixer takes the ``grid`` of patches, and nobody knows it.
         """
         weight = next(self.module.parameters(), None)
         found: dict[str, Any] = {
@@ -94,6 +116,13 @@ class AttentionSite:
         takes = keywords_of(self.kind)
         if (self.multi_head and heads > 1) or means_heads_of_attention(takes):
             found["num_heads"] = heads
+        if takes is not None and "grid" in takes and "grid" not in self.options:
+            if grid is None:
+                raise ValueError(
+                    f"the patches around {self.name!r} ({type(self.module).__name__}) are not known, and the mixer "
+                    "works on their grid: pass grid=(rows, columns) and prefix_tokens="
+                )
+            found["grid"], found["prefix_tokens"] = grid
         if weight is not None:
             found["device"] = weight.device
             found["dtype"] = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()

@@ -13,6 +13,7 @@ from hyena.mixers.hyena_nd import HyenaND
 from hyena.mixers.linear_attention import LinearAttention, LinearAttentionState
 from hyena.mixers.mega import Mega, MegaState
 from hyena.mixers.monarch import MonarchMixer, MonarchMixerState
+from hyena.mixers.patches import HyenaPatches
 from hyena.mixers.s5 import S5, S5State
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "H3State",
     "HyenaND",
     "HyenaOperator",
+    "HyenaPatches",
     "HyenaState",
     "LinearAttention",
     "LinearAttentionState",

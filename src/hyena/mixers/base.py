@@ -188,6 +188,8 @@ class Mixer(InitializedByTransformers, nn.Module, ABC):
         l_max: longest row, None for any.
         causal: whether no output sees a later input.
         needs_positions: whether it does not know the order of its inputs, so that a model adds learned positions.
+        takes_grid: whether its rows are the patches of an image, of whose grid ``forward`` takes the size,
+            ``grid=(rows, columns)``.
         no_decay: names of its own parameters that weight decay leaves alone.
     """
 
@@ -195,6 +197,7 @@ class Mixer(InitializedByTransformers, nn.Module, ABC):
     l_max: int | None
     causal: bool
     needs_positions: bool = False
+    takes_grid: bool = False
     no_decay: tuple[str, ...] = ()
 
     @abstractmethod

@@ -72,6 +72,18 @@ class ModelConfig:
                 raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
 
 
+def image_size(size: Any) -> tuple[int, int]:
+    """Returns pixels ``(height, width)`` of one number for both axes or of two.
+
+    Raises:
+        ValueError: something else than one or two integers of at least 1.
+    """
+    both = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(both) != 2 or any(isinstance(n, bool) or not hasattr(n, "__index__") or n < 1 for n in both):
+        raise ValueError(f"image_size must be (height, width) or one number for both, each at least 1, got {size!r}")
+    return both
+
+
 def _check_plain(name: str, value: Any) -> None:
     """Raises ``ValueError`` for a value that JSON does not have."""
     if isinstance(value, dict):

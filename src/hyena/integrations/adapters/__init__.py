@@ -1,11 +1,11 @@
 """Builders of Hyena in place of known attention: one module a project, each registers what it knows."""
 
-from hyena.integrations.adapters import nanogpt, vision
+from hyena.integrations.adapters import family, nanogpt, vision
 from hyena.integrations.adapters import torch as torch_modules
 from hyena.integrations.adapters import transformers as transformers_models
 from hyena.integrations.sites import AttentionSite
 
-__all__ = ["check", "finish", "nanogpt", "torch_modules", "transformers_models", "vision"]
+__all__ = ["check", "family", "finish", "nanogpt", "torch_modules", "transformers_models", "vision"]
 
 
 def check(kept: list[AttentionSite], replaced: list[AttentionSite]) -> None:

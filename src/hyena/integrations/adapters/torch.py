@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from hyena.integrations.adapters.grids import patch_grid
 from hyena.integrations.attention import HyenaAttention
 from hyena.integrations.sites import CROSS_ATTENTION, AttentionSite, CannotReplaceError, register_attention
 
@@ -26,7 +27,8 @@ def build_torch(site: AttentionSite) -> nn.Module:
         )
     if old.bias_k is not None or old.add_zero_attn:
         raise CannotReplaceError("add_bias_kv or add_zero_attn, for which Hyena has nothing")
-    settings = site.settings(causal=inside_decoder, dropout=old.dropout, bias=old.in_proj_bias is not None)
+    grid = patch_grid(site)
+    settings = site.settings(causal=inside_decoder, dropout=old.dropout, bias=old.in_proj_bias is not None, grid=grid)
     settings.pop("num_heads", None)
     settings.setdefault("causal", inside_decoder if site.causal is None else site.causal)
     return HyenaAttention(

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hyena.integrations.adapters.grids import patch_grid
 from hyena.integrations.masks import keep_from_model_mask
 from hyena.integrations.sites import AttentionSite, CannotReplaceError, register_attention
 
@@ -53,6 +54,7 @@ def build_timm(site: AttentionSite) -> nn.Module:
         heads=old.num_heads,
         dropout=old.attn_drop.p,
         bias=old.qkv.bias is not None,
+        grid=patch_grid(site),
     )
     return TimmAdapter(mixer, old.proj_drop)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hyena.integrations.adapters.grids import pair, patch_grid
 from hyena.integrations.adapters.transformers import structure
 from hyena.integrations.adapters.transformers.adapter import TransformersAdapter
 from hyena.integrations.sites import AttentionSite, register_attention
@@ -45,6 +46,7 @@ def _build(site: AttentionSite, found: structure.Structure, l_max: int | None) -
         causal=found.causal,
         dropout=found.dropout,
         bias=found.bias,
+        grid=patch_grid(site, l_max),
     )
     out = getattr(mixer, "out_proj", None)
     if not found.has_output and isinstance(out, nn.Linear) and out.in_features == found.d_model:
@@ -97,8 +99,8 @@ def _image_positions(site: AttentionSite) -> int | None:
     image, patch = site.config("image_size"), site.config("patch_size")
     if image is None or patch is None:
         return None
-    sides = [size if isinstance(size, (tuple, list)) else (size, size) for size in (image, patch)]
-    return (sides[0][0] // sides[1][0]) * (sides[0][1] // sides[1][1]) + 1
+    height, width = (a // b for a, b in zip(pair(image), pair(patch), strict=True))
+    return height * width + 1
 
 
 def _is_image_attention(module: nn.Module) -> bool:
