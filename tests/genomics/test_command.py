@@ -56,7 +56,7 @@ def test_score(tmp_path: Path, model_folder: Path, model: HyenaDNA, capsys: pyte
     out = tmp_path / "scores.tsv"
     given = ["score", "--model", str(model_folder), "--strands", "both", "--output", str(out)]
     assert main([*given, *map(str, files)]) == 0
-    assert capsys.readouterr().err == f"{out}: 12 records, complete\n"
+    assert capsys.readouterr().err == f"{out}: 12 rows, complete\n"
     records = [record for file in files for record in read_fasta(file)]
     want = score(model, records, strands="both")
     rows = read(out)
@@ -110,7 +110,7 @@ def test_as_a_module(tmp_path: Path, model_folder: Path) -> None:
     file, out = fasta(tmp_path / "a.fa", 2), tmp_path / "s.tsv"
     given = ["score", "--model", str(model_folder), str(file), "--output", str(out)]
     done = subprocess.run([sys.executable, "-m", "hyena", *given], env=environment(), capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"{out}: 2 records, complete\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"{out}: 2 rows, complete\n")
     assert len(read(out)) == 2
 
 
@@ -288,6 +288,20 @@ def test_letters_that_are_taken_when_asked_for(tmp_path: Path, model_folder: Pat
         assert main([*given, "--output", str(tmp_path / f"{name}.tsv"), "--quiet"]) == 0
     got, want = (read(tmp_path / f"{name}.tsv")[0]["log_likelihood"] for name in "ab")
     assert got == want
+
+
+def test_pieces(tmp_path: Path, model_folder: Path, model: HyenaDNA, capsys: pytest.CaptureFixture) -> None:
+    sequence = "".join(random.Random(0).choices("ACGT", k=150))
+    (tmp_path / "a.fa").write_text(f">chr\n{sequence}\n>short\nACGT\n")
+    given = ["score", "--model", str(model_folder), str(tmp_path / "a.fa"), "--output", str(tmp_path / "s.tsv")]
+    assert "--window" in error(capsys, given)
+    assert "give --window, too" in error(capsys, [*given, "--step", "9"])
+    assert "leave letters out" in error(capsys, [*given, "--window", "64", "--step", "65"])
+    assert main([*given, "--window", "64", "--step", "40"]) == 0
+    rows = read(tmp_path / "s.tsv")
+    assert [row["record"] for row in rows] == ["chr:1-64", "chr:41-104", "chr:81-144", "chr:87-150", "short:1-4"]
+    want = score(model, [sequence[:64], sequence[40:104], sequence[80:144], sequence[86:], "ACGT"])
+    assert [float(row["log_likelihood"]) for row in rows] == pytest.approx([s.log_likelihood for s in want], rel=1e-5)
 
 
 def test_an_interrupt(

@@ -124,6 +124,22 @@ def test_windows(length: int, size: int, step: int) -> None:
     assert len(pieces) == (1 if length <= size else (length - size) // step + 1)
 
 
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))
+def test_windows_to_the_end(length: int, size: int, step: int) -> None:
+    record = Record("a", "".join("ACGT"[i * i % 4] for i in range(length)))
+    if step > size:
+        with pytest.raises(ValueError, match=f"step must be at most {size}"):
+            list(windows([record], size, step, to_the_end=True))
+        return
+    pieces = list(windows([record], size, step, to_the_end=True))
+    spans = [tuple(map(int, piece.name.split(":")[1].split("-"))) for piece in pieces]
+    assert [piece.sequence for piece in pieces] == [record.sequence[a - 1 : b] for a, b in spans]
+    assert {i for a, b in spans for i in range(a, b + 1)} == set(range(1, length + 1))
+    assert all(b - a + 1 == min(size, length) for a, b in spans)
+    assert len(set(spans)) == len(spans)
+    assert [a for a, _ in spans[:-1]] == [1 + i * step for i in range(len(spans) - 1)]
+
+
 def test_windows_of_no_size() -> None:
     with pytest.raises(ValueError, match="size and step must be at least 1, got 0 and 0"):
         list(windows([Record("a", "AC")], 0))

@@ -21,7 +21,9 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         if language == "python":
             exec(compile(block, PAGE.name, "exec"), names)
     commands = [shlex.split(line) for language, block in blocks if language == "bash" for line in block.splitlines()]
-    assert [command[:2] for command in commands] == [["hyena", name] for name in ("score", "embed", "generate")]
+    assert [command[:2] for command in commands] == [
+        ["hyena", name] for name in ("score", "score", "embed", "generate")
+    ]
     capsys.readouterr()
     for command in commands:
         assert main(command[1:]) == 0, capsys.readouterr().err

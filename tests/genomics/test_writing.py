@@ -67,10 +67,13 @@ def test_seeds() -> None:
 def test_bad_prompts_and_arguments() -> None:
     model = build()
     with pytest.raises(
-        ValueError, match=r"record 'b' has 60 letters and 9 positions for new letters, .* at most 55 letters"
+        ValueError, match=r"record 'b' has 60 letters, .* l_max=64: with 10 new letters give it at most 55, or"
     ):
         generate(model, [Record("b", "A" * 60)], 10)
     assert len(generate(model, ["A" * 55], 10)[0]) == 10
+    with pytest.raises(ValueError, match=r"record '0': 65 new letters do not fit, this model's context is l_max=64"):
+        generate(model, ["A"], 65)
+    assert len(generate(model, ["A"], 64)[0]) == 64
     assert L_MAX == 64
     for prompts, keywords, error in (
         ([""], {}, "record '0' is empty"),

@@ -22,12 +22,14 @@ def parser() -> argparse.ArgumentParser:
 
     score = commands.add_parser("score", help="log-likelihood of each record")
     _inputs(score)
+    _windows(score)
     score.add_argument("--strands", default="forward", choices=["forward", "reverse", "both"], help=_STRANDS)
     _start_token(score)
     _running(score)
 
     embed = commands.add_parser("embed", help="pooled hidden states of each record")
     _inputs(embed)
+    _windows(embed)
     embed.add_argument(
         "--layers",
         default="norm",
@@ -81,6 +83,16 @@ def _inputs(to: argparse.ArgumentParser, *, prompts: bool = False) -> None:
     )
     to.add_argument("--upper", action="store_true", help="takes lower-case letters (soft-masked repeats) as upper case")
     to.add_argument("--iupac-to-n", action="store_true", help="reads the other letters of IUPAC (R, Y, …) as N")
+
+
+def _windows(to: argparse.ArgumentParser) -> None:
+    to.add_argument(
+        "--window",
+        type=int,
+        metavar="N",
+        help="cuts records into pieces of N letters, named record:first-last; the last ends where its record does",
+    )
+    to.add_argument("--step", type=int, metavar="N", help="from one piece to the next (default: --window)")
 
 
 def _start_token(to: argparse.ArgumentParser) -> None:

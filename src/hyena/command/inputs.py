@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from hyena.genomics import Record, read_fasta
+from hyena.genomics import Record, read_fasta, windows
 
 _AMBIGUOUS = "RYSWKMBDHV"
 
@@ -22,6 +22,7 @@ class Inputs:
         alphabet: the letters that are taken, None for any.
         upper: takes lower-case letters as upper-case ones.
         iupac_to_n: reads IUPAC's letters for several bases as N.
+        window, step: cuts records into pieces, see :func:`hyena.genomics.windows`; the last ends with its record.
     """
 
     files: tuple[str, ...]
@@ -29,13 +30,19 @@ class Inputs:
     alphabet: str | None = "ACGTN"
     upper: bool = False
     iupac_to_n: bool = False
+    window: int | None = None
+    step: int | None = None
 
     def records(self) -> Iterator[Record]:
         """Yields all records, in order.
 
         Raises:
-            ValueError: as :func:`hyena.genomics.read_fasta`; two prompts of one name.
+            ValueError: as :func:`hyena.genomics.read_fasta`, and sizes of pieces below 1.
         """
+        whole = self._whole_records()
+        return whole if self.window is None else windows(whole, self.window, self.step, to_the_end=True)
+
+    def _whole_records(self) -> Iterator[Record]:
         alphabet = self.alphabet
         if self.iupac_to_n and alphabet is not None:
             alphabet += _AMBIGUOUS

@@ -83,7 +83,7 @@ def run(given: argparse.Namespace) -> None:
     finally:
         table.close()
     if not given.quiet:
-        print(f"{given.output}: {survey.records} records, complete", file=sys.stderr)
+        print(f"{given.output}: {survey.records * job.each * samples} rows, complete", file=sys.stderr)
 
 
 def _fill(table: Table, job: Job, records: Iterator[Record], max_tokens: int, bar: Progress) -> None:
@@ -131,7 +131,10 @@ def _inputs(given: argparse.Namespace) -> Inputs:
         alphabet = alphabet.upper()
     if getattr(given, "strands", "forward") != "forward" and alphabet is not None:
         reverse_complement(alphabet)  # says which letter has no complement
-    return Inputs(tuple(given.fasta), prompts, alphabet, given.upper, given.iupac_to_n)
+    window, step = getattr(given, "window", None), getattr(given, "step", None)
+    if step is not None and window is None:
+        raise ValueError(f"--step {step} is of pieces: give --window, too")
+    return Inputs(tuple(given.fasta), prompts, alphabet, given.upper, given.iupac_to_n, window, step)
 
 
 def _tokenizer(model: Any, alphabet: str | None) -> Tokenizer:

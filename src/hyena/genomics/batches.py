@@ -28,14 +28,12 @@ class Piece:
 
     Args:
         start: how many positions came before.
-        tokens: ``(B, n)``.
-        keep: ``(B, n)`` bool, False where a row has ended.
+        lengths: of each row, how many of these n are its own: it may have ended, and the rest is padding.
         output: ``(B, n, ·)``, whatever was asked for.
     """
 
     start: int
-    tokens: Tensor
-    keep: Tensor
+    lengths: list[int]
     output: Any
 
 
@@ -100,8 +98,8 @@ def pieces(
     state = None
     for start in range(0, length, size):
         tokens = batch.tokens[:, start : start + size].to(model.device)
-        keep = batch.mask[:, start : start + size].to(model.device)
-        mask = None if bool(batch.mask[:, start : start + size].all()) else keep
+        keep = batch.mask[:, start : start + size]
+        mask = None if bool(keep.all()) else keep.to(model.device)
         # Entered anew for each piece: a generator that yields inside would leave its caller without gradients.
         with eval_mode(model), torch.no_grad():
             if length <= size:
@@ -109,7 +107,7 @@ def pieces(
             else:
                 state = _state(model, len(rows), length, max_tokens) if state is None else state
                 output = run(tokens, mask, state=state)
-        yield Piece(start, tokens, keep, output)
+        yield Piece(start, keep.sum(1).tolist(), output)
 
 
 def _state(model: Any, batch: int, length: int, max_tokens: int) -> Any:

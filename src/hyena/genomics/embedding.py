@@ -128,8 +128,8 @@ class Embedding:
 
         for piece in pieces(self.model, rows, self.max_tokens, compute):
             for states, at in zip(piece.output, range(len(self.layers)), strict=True):
-                for i in range(len(rows)):
-                    if n := int(piece.keep[i].sum()):
+                for i, n in enumerate(piece.lengths):
+                    if n > 0:
                         pools[i][at].add(states[i, :n])
         return [[pool.result() for pool in each] for each in pools]
 

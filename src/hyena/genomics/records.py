@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator
 
 
@@ -55,25 +56,32 @@ def check_sequences(sequences: object) -> None:
         raise TypeError(f"sequences is a list of them, got one {type(sequences).__name__}: pass [sequence]")
 
 
-def windows(records: Iterable[Record], size: int, step: int | None = None) -> Iterator[Record]:
+def windows(
+    records: Iterable[Record], size: int, step: int | None = None, *, to_the_end: bool = False
+) -> Iterator[Record]:
     """Cuts records into pieces of ``size`` letters, named ``name:first-last`` (from 1 on, both included).
 
-    Letters at the end of a record that fill no piece are left out, unless the record is shorter than a piece: then it
-    is one.
+    A record that is shorter is one piece. Letters at the end of a longer one that fill no piece are left out, unless
+    ``to_the_end``.
 
     Args:
         records: any.
         size: letters of a piece.
         step: letters from the start of one to the start of the next, ``size`` if missing.
+        to_the_end: adds a last piece that ends where the record does, wherever it starts.
 
     Raises:
-        ValueError: a size or step below 1.
+        ValueError: a size or step below 1; or ``to_the_end`` with a step above the size, which leaves out others.
     """
     step = size if step is None else step
     if size < 1 or step < 1:
         raise ValueError(f"size and step must be at least 1, got {size} and {step}")
+    if to_the_end and step > size:
+        raise ValueError(f"pieces of {size} letters every {step} leave letters out: step must be at most {size}")
     for record in records:
-        for start in range(0, max(len(record) - size, 0) + 1, step):
+        last = max(len(record) - size, 0)
+        starts = range(0, last + 1, step)
+        for start in itertools.chain(starts, [last] if to_the_end and starts[-1] != last else []):
             piece = record.sequence[start : start + size]
             name = f"{record.name}:{start + 1}-{start + len(piece)}"
             yield dataclasses.replace(record, name=name, sequence=piece)

@@ -81,8 +81,15 @@ class Rows:
             )
         if self.l_max is not None and read + self.room > self.l_max:
             most = self.l_max - self.room - (length - len(record)) + self.unread
-            more = f" and {self.room} positions for new letters" if self.room else ""
+            limit = f"this model's context is l_max={self.l_max}"
+            if most < 1:
+                raise ValueError(f"{record}: {self.room + 1} new letters do not fit, {limit}: ask for fewer")
+            if self.room:
+                raise ValueError(
+                    f"{record} has {len(record)} letters, {limit}: with {self.room + 1} new letters give it at most "
+                    f"{most}, or ask for fewer"
+                )
             raise ValueError(
-                f"{record} has {len(record)} letters{more}, this model's context is l_max={self.l_max}: give it at "
-                f"most {most} letters" + ("" if self.room else ", for example in pieces (hyena.genomics.windows)")
+                f"{record} has {len(record)} letters, {limit}: give it at most {most} letters, for example in pieces "
+                "(--window, hyena.genomics.windows)"
             )

@@ -18,7 +18,7 @@ from hyena.genomics.progress import Progress
 from hyena.genomics.records import Record, as_record, check_sequences
 from hyena.genomics.rows import Rows
 from hyena.genomics.strands import check_strands
-from hyena.genomics.tokenizers import Tokenizer
+from hyena.genomics.tokenizers import Tokenizer, padded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,17 +145,16 @@ class Scoring:
     def _batch(self, rows: list[Tensor]) -> list[Tensor]:
         """Log-likelihoods ``(L - 1,)`` of the tokens of each row after the first."""
         found: list[list[Tensor]] = [[] for _ in rows]
+        targets = padded([row[1:] for row in rows], 0, "right").tokens
         for piece in pieces(self.model, [row[:-1] for row in rows], self.max_tokens):
-            for i, row in enumerate(rows):
-                n = int(piece.keep[i].sum())
-                if n == 0:
-                    continue
-                targets = row[piece.start + 1 : piece.start + 1 + n].to(piece.output.device)
-                found[i].append(log_likelihoods(piece.output[i, :n], targets).cpu())
+            at = slice(piece.start, piece.start + piece.output.size(1))
+            values = log_likelihoods(piece.output, targets[:, at].to(piece.output.device)).cpu()
+            for parts, n, row in zip(found, piece.lengths, values, strict=True):
+                parts.append(row[:n])
         return [torch.cat(parts) for parts in found]
 
 
 def log_likelihoods(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-likelihoods in nats: logits ``(L, V)`` and targets ``(L,)`` to ``(L,)``, in float32 or float64."""
+    """Log-likelihoods in nats: logits ``(…, V)`` and targets ``(…)`` to ``(…)``, in float32 or float64."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    return logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
