@@ -11,6 +11,7 @@ from torch import Tensor
 from helpers.dna import MODELS, build, hidden_states, tokens
 from hyena.genomics import DNATokenizer, Record, classify, embed
 from hyena.genomics import hidden_states as states_of
+from hyena.models import CausalLM, CausalLMConfig
 
 BUILT = {name: build(name) for name in MODELS}
 LAYERS = [0, 1, 2, "norm"]
@@ -43,6 +44,17 @@ def test_embeddings(name: str, sequences: list[str], max_tokens: int, pooling: s
                 behind = torch.stack(list(reversed(list(behind))))
             want = {"forward": ahead, "reverse": behind, "both": (ahead + behind) / 2}[strands]
             torch.testing.assert_close(got[layer][i], want, rtol=0, atol=1e-10)
+
+
+def test_two_sided_models_see_no_padding() -> None:
+    torch.manual_seed(0)
+    model = CausalLM(CausalLMConfig(12, 40, 16, 2, mixer_options={"causal": False}), dtype=torch.float64).eval()
+    sequences = ["ACGTTGCA", "GAT", "ACGTTGCATTCAG"]
+    found = embed(model, sequences, tokenizer=DNATokenizer())["norm"]
+    for i, sequence in enumerate(sequences):
+        torch.testing.assert_close(found[i], hidden_states(model, sequence)[-1].mean(0), rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match=r"pieces of max_tokens=10, but .* max_tokens=13 takes it whole"):
+        embed(model, sequences, tokenizer=DNATokenizer(), max_tokens=10)
 
 
 def test_shapes_and_dtypes() -> None:

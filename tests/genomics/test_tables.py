@@ -23,13 +23,13 @@ def table(path: Path, settings: dict | None = None, **keywords: bool) -> Table:
     return Table(path, COLUMNS, settings or {"k": 1}, **keywords)
 
 
-@given(st.integers(0, len(WHOLE)))
-def test_it_goes_on_wherever_it_was_cut_off(tmp_path: Path, cut: int) -> None:
+@given(st.integers(0, len(WHOLE)), st.sampled_from([b"", b"\0" * 500]))
+def test_it_goes_on_wherever_it_was_cut_off(tmp_path: Path, cut: int, torn: bytes) -> None:
     path = tmp_path / "t.tsv"
     for file in tmp_path.iterdir():
         file.unlink()
     table(path).close()
-    (tmp_path / "t.tsv.part").write_bytes(WHOLE[:cut])
+    (tmp_path / "t.tsv.part").write_bytes(WHOLE[:cut] + torn)
     again = table(path)
     assert again.done == max(WHOLE[:cut].count(b"\n") - 1, 0)
     assert list(again.done_keys()) == [row[:2] for row in ROWS[: again.done]]
