@@ -83,8 +83,12 @@ def test_what_transformer_engine_adds(tmp_path: Path, config: dict[str, Any], st
     config["use_fp8_input_projections"] = True
     extra: dict[str, Any] = {"blocks.0.projections._extra_state": io.BytesIO(b"scales")}
     extra["blocks.1.projections._extra_state"] = torch.zeros(3, dtype=torch.uint8)
+    extra["blocks.3.mixer.attn._extra_state"] = extra["blocks.3.mixer.dense._extra_state"] = None
+    extra["blocks.2.mixer.mixer.filter.t"] = torch.arange(200)[None, None]
     torch.save(state | extra, tmp_path / "evo2.pt")
-    with pytest.warns(UserWarning, match=r"3 Hyena layers in FP8.*torch\.bfloat16.*outputs differ"):
+    with pytest.warns(
+        UserWarning, match=r"3 Hyena layers in FP8.*torch\.bfloat16, and the scales in its 4 .*outputs differ"
+    ):
         model = load_striped_hyena(tmp_path / "evo2.pt", config, dtype=torch.bfloat16)
     assert model.embedding.weight.dtype == torch.bfloat16
     name = "blocks.1.projections.weight"

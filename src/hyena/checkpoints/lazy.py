@@ -123,7 +123,9 @@ def _of_state_dict(source: Mapping[str, Any], where: str) -> dict[str, Stored]:
     for name, t in state_dict_of(source).items():
         if isinstance(t, Tensor):
             tensors[str(name)] = Stored(tuple(t.shape), t.dtype, where, t.detach)
-        elif not str(name).endswith("_extra_state"):  # what layers of Transformer Engine note beside their weights
+        elif str(name).endswith("._extra_state"):  # bytes that layers of Transformer Engine note beside their weights
+            tensors[str(name)] = Stored((0,), torch.uint8, where, lambda: torch.empty(0, dtype=torch.uint8))
+        else:
             odd.append(str(name))
     if odd:
         raise ValueError(f"not a state dict: these entries are no tensors: {listed(sorted(odd))}")

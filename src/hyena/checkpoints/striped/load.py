@@ -24,6 +24,9 @@ from hyena.models.striped_hyena import StripedHyena, StripedHyenaConfig
 _EMBEDDING = "embedding_layer.weight"
 _DTYPES = (torch.bfloat16, torch.float32, torch.float16, torch.float64)
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+# Entries of the published files that no model needs: FP8 scales of Transformer Engine's layers, and the positions that
+# Evo 2's long filters were trained at.
+_NO_WEIGHT = re.compile(r"\._extra_state$|^(.*\.)?blocks\.\d+\.(mixer\.mixer\.)?filter\.t$")
 # Numbers whose being finite is looked at in one go.
 _CHECKED = 1 << 24
 
@@ -145,15 +148,15 @@ def _weights(model: StripedHyena) -> dict[str, Tensor]:
 
 
 def _of_this_model(stored: dict[str, Stored]) -> tuple[dict[str, Stored], int]:
-    """Names without a prefix (``backbone.``), and without what Transformer Engine adds; how many entries that were."""
+    """Names without a prefix (``backbone.``), and without what is no weight; how many entries of scales there were."""
     prefixes = [
         name.removesuffix(_EMBEDDING) for name in stored if name == _EMBEDDING or name.endswith("." + _EMBEDDING)
     ]
     if len(prefixes) > 1:
         raise ValueError(f"the checkpoint holds {len(prefixes)} models, under {', '.join(sorted(prefixes))}; pass one")
     prefix = prefixes[0] if prefixes else ""
-    kept = {name.removeprefix(prefix): t for name, t in stored.items() if not name.endswith("._extra_state")}
-    return kept, len(stored) - len(kept)
+    kept = {name.removeprefix(prefix): t for name, t in stored.items() if not _NO_WEIGHT.search(name)}
+    return kept, sum(name.endswith("._extra_state") for name in stored)
 
 
 def _check(stored: Mapping[str, Stored], c: StripedHyenaConfig, todo: list[Part]) -> None:
