@@ -222,6 +222,7 @@ BAD_CONFIGS = {
     "names layer 9, but there are num_layers=4": {"hcl_layer_idxs": [2, 9]},
     "hyena_filter_groups=4": {"hyena_filter_groups": 4},
     "smeared_gqa=True": {"smeared_gqa": True},
+    "long_fir_threshold=512": {"long_fir_threshold": 512},
     "proj_groups=2 cannot": {"proj_groups": 2},
     "below 128 of them in hcs": {"hcm_filter_length": 64},
     "hcs_filter_groups=6 and hcm_filter_groups=8 differ": {"hcm_filter_groups": 8},

@@ -30,7 +30,7 @@ _BOTH = {
     *("eps", "use_flash_rmsnorm", "final_norm", "tie_embeddings", "mlp_activation", "inner_mlp_size"),
     *("inner_size_multiple_of", "model_parallel_size", "qkv_proj_bias", "mha_out_proj_bias", "max_seqlen"),
     *("max_sequence_len", "rotary_emb_base", "use_interpolated_rotary_pos_emb", "rotary_emb_scaling_factor"),
-    *("smeared_gqa", "column_split"),
+    *("smeared_gqa", "column_split", "long_fir_threshold", "use_fp8_linears"),
 }
 _FIRST = {"hyena_layer_idxs"}
 _SECOND = {
@@ -55,7 +55,9 @@ _UNUSED = {
     *("inference_mode", "max_batch_size", "print_activations", "hcl_filter_groups", "tokenizer_type", "vocab_file"),
     *("prefill_style", "architectures", "auto_map", "model_type", "torch_dtype", "dtype", "transformers_version"),
     *("_name_or_path", "_commit_hash", "_attn_implementation", "use_cache", "bos_token_id", "eos_token_id"),
-    *("pad_token_id", "tie_word_embeddings", "is_decoder", "return_dict"),
+    *("pad_token_id", "tie_word_embeddings", "is_decoder", "return_dict", "seqlen", "low_mem_mode", "compile"),
+    *("hyena_block_dtype", "attn_block_dtype", "mlp_dtype", "depthwise_dtype", "params_dtype", "process_group"),
+    *("ground_truth_activations_path", "cgcg_dtype", "cgcg_bwd_autotune", "cgcg_fused_bwd", "padding_idx"),
 }
 
 
@@ -158,6 +160,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 def _refuse(values: Mapping[str, Any]) -> None:
     """Raises for settings that mean a model that is not known."""
     only = {"smeared_gqa": False, "hyena_filter_groups": 1, "num_filters": values["hidden_size"]}
+    only |= {"long_fir_threshold": None, "use_fp8_linears": False}  # filters cut off, and all layers in FP8
     for name, value in only.items():
         if values.get(name, value) != value:
             raise ValueError(f"{name}={values[name]!r} cannot be loaded: only {value!r} is known")
