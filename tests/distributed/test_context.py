@@ -28,8 +28,21 @@ def test_on_two_processes(tmp_path: Path) -> None:
 
 
 def test_on_four_processes(tmp_path: Path) -> None:
-    names = ["HyenaOperator", "HyenaOperator-order-3", "sizes", "model-hyena", "bytes", "disagreement", "refusals"]
-    check(tmp_path, 4, [*names, "fsdp"])
+    names = [
+        "HyenaOperator",
+        "HyenaOperator-order-3",
+        "sizes",
+        "model-hyena",
+        "bytes",
+        "memory",
+        "disagreement",
+        "refusals",
+    ]
+    check(tmp_path, 4, [*mixers, "bytes", "memory", "disagreement", "refusals", "fsdp"])
+
+
+def test_beside_a_process_that_stops(tmp_path: Path) -> None:
+    multiprocessing.spawn(spread.run_beside_one_that_stops, args=(2, str(tmp_path)), nprocs=2)
 
 
 def test_on_one_process(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from helpers.live_memory import LiveBytes
 from helpers.mixers import CASES, D
 from helpers.models import V, build
 from hyena import HyenaOperator
 from hyena.distributed import context_parallel, gather, shard, sum_gradients
 from hyena.distributed.exchange import Flight
 from hyena.filters import HyenaFilter
+from hyena.models import CausalLM, CausalLMConfig
 
 Check = Callable[[DeviceMesh], None]
 LENGTH = 23  # of no use to two processes, nor to four
@@ -181,6 +183,25 @@ def _bytes(mesh: DeviceMesh) -> None:
     assert sent == [8 * numbers * k for k in (order + 1, 1, 1, order + 1)], (sent, numbers)
 
 
+def _memory(mesh: DeviceMesh) -> None:
+    """What a process keeps for the backward pass, and the most that is alive at once."""
+    torch.manual_seed(1)
+    whole = CausalLM(CausalLMConfig(vocab_size=V, l_max=1024, d_model=64, num_layers=2))
+    spread = context_parallel(copy.deepcopy(whole), mesh, check=False)
+    tokens = torch.randint(V, (2, 1024), generator=torch.Generator().manual_seed(0))
+    bytes_of = []
+    for model, mine in ((whole, tokens), (spread, shard(tokens, mesh))):
+        model(mine).square().sum().backward()  # tables are there then
+        model.zero_grad()
+        with LiveBytes() as counted:
+            loss = model(mine).square().sum()
+            kept = counted.live
+            loss.backward()
+        bytes_of.append((kept, counted.peak))
+    ratios = [b / a for a, b in zip(*bytes_of, strict=True)]
+    assert max(ratios) <= 1.2 / mesh.size(), ratios
+
+
 def _disagreement(mesh: DeviceMesh) -> None:
     """Every process raises, and says which ranks differ."""
     last = mesh.get_local_rank() == mesh.size() - 1
@@ -239,9 +260,23 @@ CHECKS: dict[str, Check] = {
     "sizes": _sizes,
     "own filter": _generic_filter,
     "bytes": _bytes,
+    "memory": _memory,
     "disagreement": _disagreement,
     "refusals": _refusals,
 }
+
+
+def run_beside_one_that_stops(rank: int, processes: int, folder: str) -> None:
+    """The last process ends before the call; the others say so, and do not wait."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=rank, world_size=processes)
+    mesh = init_device_mesh("cpu", (processes,), mesh_dim_names=("cp",))
+    op = context_parallel(HyenaOperator(D, 40), mesh)
+    dist.barrier()
+    if rank < processes - 1:
+        with pytest.raises(RuntimeError, match=f"failed on rank {rank} of {processes}: another process has stopped"):
+            op(torch.randn(1, 3, D))
+    dist.destroy_process_group()
 
 
 def run(rank: int, processes: int, folder: str, names: list[str]) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 
+from hyena.distributed.shards import together
+
 Group = dist.ProcessGroup
 
 
@@ -27,17 +29,16 @@ class Flight:
     """
 
     def __init__(self, sent: Sequence[int], received: Sequence[int], group: Group, what: str) -> None:
-        self.sent, self.received, self.group, self.what = list(sent), list(received), group, what
+        self.sent, self.received = list(sent), list(received)
+        self._group, self._what = group, f"the all-to-all of {what}"
         self._pending: tuple[Any, Tensor, Tensor] | None = None
 
     def start(self, x: Tensor, back: bool = False) -> Tensor:
         """Sends ``x``, one-dimensional, and returns where the answer will be."""
         sent, received = (self.received, self.sent) if back else (self.sent, self.received)
         out = x.new_empty(sum(received))
-        try:
-            work = dist.all_to_all_single(out, x, received, sent, group=self.group, async_op=True)
-        except RuntimeError as e:
-            raise self._failed(e) from e
+        with together(self._what, self._group):
+            work = dist.all_to_all_single(out, x, received, sent, group=self._group, async_op=True)
         self._pending = work, x, out  # what is in flight must stay in memory
         return out
 
@@ -46,18 +47,9 @@ class Flight:
         assert self._pending is not None
         work, _, out = self._pending
         self._pending = None
-        try:
+        with together(self._what, self._group):
             work.wait()
-        except RuntimeError as e:
-            raise self._failed(e) from e
         return out
-
-    def _failed(self, e: RuntimeError) -> RuntimeError:
-        rank, size = dist.get_rank(self.group), dist.get_world_size(self.group)
-        return RuntimeError(
-            f"the all-to-all of {self.what} failed on rank {rank} of {size}: another process has stopped, or did not "
-            f"come to it within the group's timeout ({e})"
-        )
 
 
 class _Start(torch.autograd.Function):

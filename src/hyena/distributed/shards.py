@@ -5,6 +5,8 @@ Dimensions: R processes, B batch, L length.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 
 import torch
@@ -55,7 +57,8 @@ def gather_uneven(x: Tensor, sizes: list[int], group: dist.ProcessGroup, dim: in
     """Shards of known sizes, one after the other."""
     wide = torch.nn.functional.pad(x.movedim(dim, -1), (0, max(sizes) - x.size(dim))).contiguous()
     found = [torch.empty_like(wide) for _ in sizes]
-    dist.all_gather(found, wide, group=group)
+    with together("gathering shards", group):
+        dist.all_gather(found, wide, group=group)
     return torch.cat([t[..., :size] for t, size in zip(found, sizes, strict=True)], dim=-1).movedim(-1, dim)
 
 
@@ -63,8 +66,22 @@ def gather_numbers(numbers: list[int], group: dist.ProcessGroup, device: torch.d
     """``(R, len(numbers))`` int64 on the CPU: every process's numbers."""
     mine = torch.tensor(numbers, device=device)
     found = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(found, mine, group=group)
+    with together("comparing the processes", group):
+        dist.all_gather(found, mine, group=group)
     return torch.stack(found).cpu()
+
+
+@contextmanager
+def together(what: str, group: dist.ProcessGroup) -> Iterator[None]:
+    """Raises RuntimeError that says where this process was, if another does not take part in what is inside."""
+    try:
+        yield
+    except RuntimeError as e:
+        rank, size = dist.get_rank(group), dist.get_world_size(group)
+        raise RuntimeError(
+            f"{what} failed on rank {rank} of {size}: another process has stopped, or did not come to it within the "
+            f"group's timeout ({e})"
+        ) from e
 
 
 def check_mesh(mesh: DeviceMesh) -> None:
