@@ -28,16 +28,7 @@ def test_on_two_processes(tmp_path: Path) -> None:
 
 
 def test_on_four_processes(tmp_path: Path) -> None:
-    names = [
-        "HyenaOperator",
-        "HyenaOperator-order-3",
-        "sizes",
-        "model-hyena",
-        "bytes",
-        "memory",
-        "disagreement",
-        "refusals",
-    ]
+    mixers = ["HyenaOperator", "HyenaOperator-order-3", "sizes", "model-hyena"]
     check(tmp_path, 4, [*mixers, "bytes", "memory", "disagreement", "refusals", "fsdp"])
 
 
