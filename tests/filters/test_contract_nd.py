@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 
 from hyena import filters
-from hyena.filters import S4, S4D, S4ND, ExplicitFilter, FilterND, HyenaFilter, HyenaFilterND, SeparableFilter
+from hyena.filters import (
+    S4,
+    S4D,
+    S4ND,
+    ExplicitFilter,
+    FiLMFilterND,
+    FilterND,
+    HyenaFilter,
+    HyenaFilterND,
+    SeparableFilter,
+)
 
 CHANNELS, FILTERS = 4, 2
 SIZES = {1: (9,), 2: (7, 5), 3: (4, 3, 5)}
@@ -23,6 +33,7 @@ CASES: dict[str, Callable[..., FilterND]] = {
     "hyena": partial(HyenaFilterND, emb_dim=5, width=8),
     "hyena, gaussian": partial(HyenaFilterND, emb_dim=5, width=8, window="gaussian"),
     "hyena, one hidden layer": partial(HyenaFilterND, inner_layers=0, width=8),
+    "film": partial(FiLMFilterND, condition_dim=3, emb_dim=5, width=8),
     "s4nd": partial(S4ND, filter=partial(S4D, modes=3)),
     "s4nd, s4": partial(S4ND, filter=partial(S4, modes=3)),
     "separable": partial(SeparableFilter, filter=partial(HyenaFilter, emb_dim=5, width=8)),
@@ -130,7 +141,8 @@ def test_dtypes(name: str, dtype: torch.dtype) -> None:
 @AXES
 def test_gradients(name: str, axes: int) -> None:
     h = build(name, axes, dtype=torch.float64)
-    h(SIZES[axes]).square().sum().backward()
+    condition = () if h.condition_dim is None else (torch.randn(2, h.condition_dim, dtype=torch.float64),)
+    h(SIZES[axes], *condition).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in h.parameters())
     names, weights = zip(*h.named_parameters(), strict=True)
     directions = [torch.randn_like(w) / w.numel() ** 0.5 for w in weights]

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from hyena import ops
 from hyena.conv.cache import SpectrumCache, watch_for_cache
 from hyena.filters import HyenaFilterND
+from hyena.filters.base import check_condition
 from hyena.filters.base_nd import grid_size
-from hyena.functional.grid import along, check_boundaries
+from hyena.functional.grid import along, check_boundaries, fft_conv_nd
 from hyena.functional.layout import Layout
 
 FilterFactoryND = Callable[..., nn.Module]
@@ -97,7 +98,7 @@ class LongConvND(nn.Module):
             reset()
         nn.init.normal_(self.bias)
 
-    def forward(self, x: Tensor, i: int = 0, prepared: Sequence[Pass] | None = None) -> Tensor:
+    def forward(self, x: Tensor, i: int = 0, prepared: Sequence[Pass] | Tensor | None = None) -> Tensor:
         """``h_i * x + d_i x``.
 
         Args:
@@ -110,6 +111,8 @@ class LongConvND(nn.Module):
         """
         passes = self.prepare(x.shape[1:-1]) if prepared is None else prepared
         d = self.bias[i].repeat_interleave(x.size(-1) // self.bias.size(1))
+        if isinstance(passes, Tensor):
+            return fft_conv_nd(x, passes[:, i], d, boundary=self.boundaries)
         if len(passes) == 1 and passes[0].axis < 0:
             return _convolve(x, passes[0], i, d)
         y = x.to(ops.compute_dtype(x))
@@ -117,10 +120,18 @@ class LongConvND(nn.Module):
             y = along(y, one.axis, partial(_convolve, one=one, i=i))
         return (y + d.to(y.dtype) * x.to(y.dtype)).to(x.dtype)
 
-    def prepare(self, space: Sequence[int]) -> list[Pass]:
-        """The filters for grids of one size: one pass over all axes, or one along each, if they are separable."""
+    def prepare(self, space: Sequence[int], condition: Tensor | None = None) -> list[Pass] | Tensor:
+        """The filters for grids of one size: one pass over all axes, or one along each, if they are separable.
+
+        With a condition ``(B, Q)`` the taps of each row, ``(B, F, 2 n_1 - 1, …, 2 n_A - 1, G)``.
+
+        Raises:
+            ValueError: a condition for filters that take none, or of another shape.
+        """
         source, space = self.filter, tuple(space)
         assert source is not None
+        if condition is not None:
+            return self._own_taps(source, space, condition)
         watched = watch_for_cache(source)
         if watched is None and self.bias.device.type != "cpu" and not torch.compiler.is_compiling():
             self._spectra.clear()  # a step of training may follow that leaves no trace on the weights
@@ -128,6 +139,24 @@ class LongConvND(nn.Module):
         if watched is None or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
             return self._passes(source, space)
         return self._spectra.get(watched, space, lambda: self._passes(source, space))
+
+    def _own_taps(self, source: nn.Module, space: tuple[int, ...], condition: Tensor) -> Tensor:
+        self.check_condition(condition)
+        h = source(space, condition)
+        expected = (condition.size(0), self.num_filters, *(2 * n - 1 for n in space), self.filter_channels)
+        if h.shape != expected:
+            raise ValueError(f"the filter returned taps of shape {tuple(h.shape)}, and {expected} are needed")
+        return h
+
+    def check_condition(self, condition: Tensor, rows: int | None = None) -> None:
+        """Checks a condition of the filters.
+
+        Raises:
+            ValueError: there is no filter that takes one, or it is not ``(rows, Q)``.
+        """
+        if self.filter is None:
+            raise ValueError(f"a condition of shape {tuple(condition.shape)} was given where there is no long filter")
+        check_condition(self.filter, condition, rows)
 
     def _passes(self, source: nn.Module, space: tuple[int, ...]) -> list[Pass]:
         factors = getattr(source, "factors", lambda _: None)(space)

@@ -13,6 +13,7 @@ from hyena.filters.encoding import LearnedEncoding, PositionalEncoding
 from hyena.filters.explicit import ExplicitFilter
 from hyena.filters.ffn import SineFFN
 from hyena.filters.film import FiLMFilter
+from hyena.filters.film_nd import FiLMFilterND
 from hyena.filters.fourier import FourierFilter
 from hyena.filters.implicit import HyenaFilter
 from hyena.filters.implicit_nd import HyenaFilterND
@@ -39,6 +40,7 @@ __all__ = [
     "ExponentialWindow",
     "ExponentialWindowND",
     "FiLMFilter",
+    "FiLMFilterND",
     "Filter",
     "FilterND",
     "FourierFilter",

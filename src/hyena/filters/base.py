@@ -49,10 +49,12 @@ class FilterBase(nn.Module, abc.ABC):
     Attributes:
         keep_float32: whether they do.
         dynamics: names of the parameters that say how states move on.
+        condition_dim: Q, if ``forward`` also takes a condition ``(B, Q)``; None if it does not.
     """
 
     keep_float32: bool = True
     dynamics: tuple[str, ...] = ()
+    condition_dim: int | None = None
 
     @classmethod
     def weight_dtype(cls, dtype: torch.dtype | None) -> torch.dtype:
@@ -115,7 +117,6 @@ class Filter(FilterBase):
 
     support: int | None = None
     depends_on_length: bool = False
-    condition_dim: int | None = None
 
     def __init__(self, channels: int, l_max: int, num_filters: int = 1, *, causal: bool = True) -> None:
         super().__init__()
@@ -229,7 +230,7 @@ def check_condition(source: nn.Module, condition: Tensor, rows: int | None = Non
     if dim is None:
         raise ValueError(
             f"a condition was given to a {type(source).__name__}, which takes none (condition_dim is None): "
-            "hyena.filters.FiLMFilter does"
+            "hyena.filters.FiLMFilter does, and FiLMFilterND over grids"
         )
     good = condition.dim() == 2 and condition.size(1) == dim and condition.is_floating_point()
     if not good or rows not in (None, condition.size(0)):

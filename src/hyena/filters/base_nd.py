@@ -19,6 +19,9 @@ MAX_AXES = 3
 class FilterND(FilterBase):
     """Base of filters over grids of one, two or three axes: a module that is called with a size and returns taps.
 
+    With a ``condition_dim`` it also takes a condition ``(B, Q)``, and then returns taps ``(B, F, …)``, a filter for
+    each row.
+
     The lags of every axis have both signs. Constructors of this library's are ``(channels, size, num_filters=1, *, ...,
     device=None, dtype=None)``. Weights stay float32 as those of a :class:`hyena.filters.Filter`.
 

@@ -142,10 +142,14 @@ class HyenaFilterND(FilterND):
         self.check_size(size)
         device, dtype = place_of(self, self.ffn)
         with ops.without_autocast(device):
-            parts = [encode(n, device, dtype) for encode, n in zip(self.encodings, size, strict=True)]
-            features = grid_features([f for f, _ in parts])
+            features, times = self._features(size, device, dtype)
             h = self._generate(features).view(2 ** len(size), self.num_filters, *size, self.channels)
-            return self._join(h, self.window([t for _, t in parts])) * self.density.to(dtype)
+            return self._join(h, self.window(times)) * self.density.to(dtype)
+
+    def _features(self, size: Sequence[int], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        """Features of all axes at every position, ``(K, A * E)``, and the lags of each axis, ``(n,)``."""
+        parts = [encode(n, device, dtype) for encode, n in zip(self.encodings, size, strict=True)]
+        return grid_features([f for f, _ in parts]), [t for _, t in parts]
 
     def _generate(self, features: Tensor) -> Tensor:
         """The FFN's outputs, ``(K, A * E) -> (2^A * F, K, C)``."""
@@ -154,24 +158,29 @@ class HyenaFilterND(FilterND):
             outputs = fused[-1].size(0)
             no_window = features.new_zeros(outputs)
             return ops.implicit_filter(features, features[:, 0], *fused, no_window, 0.0, outputs // self.channels)
-        if features.size(0) >= _RECOMPUTE_FROM and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            h = checkpoint(self.ffn, features, use_reentrant=False)
-        else:
-            h = self.ffn(features)
+        h = self._lean(features.size(0), features)
         return h.view(features.size(0), -1, self.channels).movedim(0, 1)
 
+    def _lean(self, taps: int, *inputs: Tensor) -> Tensor:
+        """The FFN's outputs, of many taps without keeping activations."""
+        if taps >= _RECOMPUTE_FROM and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return checkpoint(self.ffn, *inputs, use_reentrant=False)
+        return self.ffn(*inputs)
+
     def _join(self, h: Tensor, factors: Sequence[Tensor]) -> Tensor:
-        """Taps of all lags, from those of each combination of signs, ``(2^A, F, *size, C)``, and the window."""
-        size, axes = h.shape[2:-1], len(factors)
+        """Taps of all lags, from those of each combination of signs, ``(…, 2^A, F, *size, C)``, and the window."""
+        axes = len(factors)
+        size, signs = h.shape[-axes - 1 : -1], -axes - 3
+        rows = h.shape[signs : signs + 2]
         for axis, factor in enumerate(factors):
             shape = [size[axis] if i == axis else 1 for i in range(axes)]
-            factor = factor.view(size[axis], *h.shape[:2], self.channels).movedim(0, 2)
-            h = h * factor.reshape(*h.shape[:2], *shape, self.channels)
+            factor = factor.view(size[axis], *rows, self.channels).movedim(0, 2)
+            h = h * factor.reshape(*rows, *shape, self.channels)
         for axis in range(axes):
-            ahead, behind = h.unflatten(0, (2, -1)).unbind(0)
-            dim = axis + 2
+            ahead, behind = h.unflatten(signs, (2, -1)).unbind(signs - 1)
+            dim = axis - axes - 1
             h = torch.cat([behind.narrow(dim, 1, size[axis] - 1).flip(dim), ahead], dim)
-        return h[0]
+        return h.squeeze(signs)
 
     @torch.no_grad()
     def extend(self, size: int | Sequence[int], mode: str = "continue") -> None:

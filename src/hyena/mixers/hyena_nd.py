@@ -131,12 +131,19 @@ class HyenaND(MixerND):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         state: Any = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
-        """Mixes over the grid; see :meth:`MixerND.forward`. Positions that are not kept come out as ``b_out``."""
+        """Mixes over the grid; see :meth:`MixerND.forward`. Positions that are not kept come out as ``b_out``.
+
+        With a ``condition`` ``(B, Q)`` each row's filters are those of its condition (filters that take one,
+        :class:`hyena.filters.FiLMFilterND`).
+        """
         space = self.check_grid(u, mask, cu_seqlens, max_seqlen, state)
+        if condition is not None:
+            self.conv.check_condition(condition, u.size(0))
         z = ops.project(u.flatten(1, -2), self.in_proj, mask=None if mask is None else mask.flatten(1))
         *x, v = (part.flatten(1, -2) for part in self.short(z.unflatten(1, space), mask).split(self.width, dim=-1))
-        prepared = self.conv.prepare(space) if self.conv.num_filters else None
+        prepared = self.conv.prepare(space, condition) if self.conv.num_filters else None
 
         def convolve(i: int, v: Tensor) -> Tensor:
             return self.conv(v.unflatten(1, space), i, prepared).flatten(1, -2)

@@ -125,6 +125,7 @@ class HyenaPatches(Mixer):
         max_seqlen: int | None = None,
         state: Any = None,
         grid: Sequence[int] | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Mixes tokens and patches; see :meth:`hyena.mixers.Mixer.forward`.
 
@@ -132,6 +133,8 @@ class HyenaPatches(Mixer):
             u, mask, cu_seqlens, max_seqlen: as there.
             state: must be None.
             grid: patches ``(R, S)`` of every row, within those it was built for; by default rows of as many patches.
+            condition: ``(B, Q)``, of packed rows ``(rows, Q)``: each row's filters are those of its condition (filters
+                that take one, :class:`hyena.filters.FiLMFilterND`).
 
         Raises:
             ValueError: shapes that do not fit, a grid that is another number of patches, or larger than it was built
@@ -151,11 +154,11 @@ class HyenaPatches(Mixer):
                 "rows of their own each: pass one at a time, or images of one size as a batch"
             )
         if cu_seqlens is None:
-            y = self._mix(u, mask, columns)
+            y = self._mix(u, mask, columns, condition)
         else:
             index, keep, back = unpacked(cu_seqlens, u.size(1), longest)
             keep = keep if mask is None else keep & mask[0][index]
-            y = self._mix(u[0][index], keep, columns)[back][None]
+            y = self._mix(u[0][index], keep, columns, condition)[back][None]
         y = self.out_proj(self.dropout(y))
         return y[0] if flat else y
 
@@ -170,8 +173,10 @@ class HyenaPatches(Mixer):
             )
         return columns
 
-    def _mix(self, u: Tensor, mask: Tensor | None, columns: int) -> Tensor:
+    def _mix(self, u: Tensor, mask: Tensor | None, columns: int, condition: Tensor | None) -> Tensor:
         """Mixed values ``(B, L, D)`` before the output projection."""
+        if condition is not None:
+            self.conv.check_condition(condition, u.size(0))
         length, order = u.size(1), None
         if mask is not None:  # a NaN in the padding would reach the rest as 0 x NaN
             first = mask.to(torch.uint8).argmax(1, keepdim=True)
@@ -185,7 +190,8 @@ class HyenaPatches(Mixer):
         patches = F.pad(z[:, tokens:], (0, 0, 0, missing)).unflatten(1, (rows, columns))
         patches = self.short(patches, keep) if rows > 0 else patches
         heads = z[:, :tokens] if mask is None else torch.where(mask[:, :tokens, None], z[:, :tokens], 0.0)
-        v, w = self._recurrence(patches.split(self.d_model, 3), heads.split(self.d_model, 2), keep)
+        prepared = self.conv.prepare((rows, columns), condition) if self.order > 1 and rows > 0 else None
+        v, w = self._recurrence(patches.split(self.d_model, 3), heads.split(self.d_model, 2), keep, prepared)
         y = torch.cat([w.to(z.dtype), v.flatten(1, 2)[:, :count].to(z.dtype)], dim=1)
         return y if order is None else take(y, order.argsort(dim=1))
 
@@ -196,12 +202,10 @@ class HyenaPatches(Mixer):
         return F.pad(mask[:, tokens:], (0, missing)).unflatten(1, size)
 
     def _recurrence(
-        self, patches: Sequence[Tensor], tokens: Sequence[Tensor], keep: Tensor | None
+        self, patches: Sequence[Tensor], tokens: Sequence[Tensor], keep: Tensor | None, prepared: Any
     ) -> tuple[Tensor, Tensor]:
         """Gates and filters in turn: ``x^0 … x^{N-1}, v`` of patches ``(B, R, S, D)`` and of tokens ``(B, T, D)``."""
         v, w = patches[-1], tokens[-1]
-        size = v.shape[1:3]
-        prepared = self.conv.prepare(size) if self.conv.num_filters > 0 and size[0] > 0 else None
         for i in range(self.conv.num_filters):
             gate = self.order - 1 - i
             v, w = patches[gate] * v, tokens[gate] * w
