@@ -18,14 +18,24 @@ import torch
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def interleaved(functions: dict[str, Callable[[], object]], *, repeats: int, device: str = "cpu") -> dict[str, float]:
-    """Median seconds of each function. They take turns, so that a slow minute of the machine meets all of them."""
+def interleaved(
+    functions: dict[str, Callable[[], object]], *, repeats: int, device: str = "cpu", budget: float | None = None
+) -> dict[str, float]:
+    """Median seconds of each function. They take turns, so that a slow minute of the machine meets all of them.
+
+    Args:
+        functions: by name.
+        repeats: rounds.
+        device: "cpu", or a GPU's name.
+        budget: seconds; a function that has taken so many is left out of the rounds that follow.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
     for _ in range(repeats):
         for name, function in functions.items():
-            times[name].append(_seconds(function, device))
+            if budget is None or sum(times[name]) < budget:
+                times[name].append(_seconds(function, device))
     return {name: median(values) for name, values in times.items()}
 
 

@@ -83,7 +83,7 @@ def by_definition(h: DSS, length: int, constant: bool = False) -> Tensor:
     """
     re = -h.decay.exp() if h.version == "exp" else h.decay if h.version == "softmax" else h.decay.clamp(max=-1e-4)
     im = h.frequency.exp() if h.log_frequency else h.frequency
-    dt = torch.ones(h.rows, h.channels, 2) if h.log_dt is None else h.log_dt.exp()
+    dt = torch.ones(h.W.size(0), h.channels, 2) if h.log_dt is None else h.log_dt.exp()
     z = torch.complex(dt[..., :1] * re[:, None], dt[..., 1:] * im[:, None])[..., None]
     p = z * torch.arange(length)
     inverse = torch.complex(re, im)[:, None, :, None]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import cmath
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -75,20 +78,65 @@ def test_hippo_is_normal_plus_low_rank() -> None:
     torch.testing.assert_close(torch.linalg.eigvals(a).real.sort().values, -(n + 1).flip(0), rtol=1e-6, atol=1e-6)
 
 
+@pytest.fixture(params=["sums", "powers"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Either way to the taps of S4, whatever the length."""
+    monkeypatch.setattr(s4, "_POWERS_FROM", {"sums": 0, "powers": 1 << 30}[request.param])
+    return request.param
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])
+def test_both_ways_to_the_taps_of_s4(way: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    for name in ("_by_sums", "_by_powers"):
+        find = getattr(s4, name)
+        monkeypatch.setattr(s4, name, lambda *args, find=find, name=name: taken.append(name) or find(*args))
+    test_outputs_and_gradients_are_those_of_dense_matrices("s4", causal)
+    assert set(taken) == {f"_by_{way}"}
+
+
+def test_the_shorter_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Powers in long rows, sums in short ones and where there are many modes."""
+    taken = []
+    for name in ("_by_sums", "_by_powers"):
+        stub = lambda dt, *args, name=name: taken.append(name) or torch.zeros(dt.size(0), args[-1])  # noqa: E731
+        monkeypatch.setattr(s4, name, stub)
+    for modes, length, way in ((32, 512, "_by_sums"), (32, 1024, "_by_powers"), (128, 8192, "_by_sums")):
+        taken.clear()
+        S4(2, length, modes=modes)(length)
+        assert set(taken) == {way}
+
+
+def test_the_transform_of_s4_is_its_cauchy_kernel(way: str) -> None:
+    """Theorem 3 of the paper at every frequency of the row."""
+    h = S4(2, L, modes=3, dtype=torch.float64)
+    got = torch.fft.fft(h(L)[0].detach(), dim=0)
+    w = {name: t.detach()[0] for name, t in h.named_parameters()}
+    poles = torch.complex(-w["log_decay"].exp(), w["frequency"])
+    p, b, c = (torch.view_as_complex(w[name]) for name in "PBC")
+    poles, p, b, c = (torch.cat([t, t.conj()], dim=-1) for t in (poles, p, b, c))
+    for g in range(2):
+        for k in range(L):
+            omega = cmath.exp(-2j * math.pi * k / L)
+            r = 1 / (2 / w["log_dt"][g].exp() * (1 - omega) / (1 + omega) - poles)
+            k00, k01, k10, k11 = ((x * r * y).sum() for x, y in ((c[g], b), (c[g], p), (p.conj(), b), (p.conj(), p)))
+            torch.testing.assert_close(got[k, g], 2 / (1 + omega) * (k00 - k01 * k10 / (1 + k11)))
+
+
 @pytest.mark.parametrize("pieces", [1 << 22, 100])
-def test_the_cauchy_product_in_pieces(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s4_in_pieces(way: str, pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
     h = S4(3, L, 2, modes=4, dtype=torch.float64)
     h(L).square().sum().backward()
     want = {name: p.grad.clone() for name, p in h.named_parameters()}
     h.zero_grad()
-    monkeypatch.setattr(s4, "_CAUCHY_ENTRIES", pieces)
+    monkeypatch.setattr(s4, "_ENTRIES", pieces)
     h(L).square().sum().backward()
     for name, p in h.named_parameters():
         torch.testing.assert_close(p.grad, want[name])
 
 
 @pytest.mark.parametrize("length", [1 << 10, 1 << 14])
-def test_s4_in_single_precision(length: int) -> None:
+def test_s4_in_single_precision(way: str, length: int) -> None:
     h, exact = S4(4, length), S4(4, length, dtype=torch.float64)
     exact.load_state_dict(h.state_dict())
     got, want = h(length), exact(length)
@@ -100,7 +148,20 @@ def test_s4_in_single_precision(length: int) -> None:
         assert (p.grad - q.grad).norm() < 5e-3 * q.grad.norm(), name
 
 
-def test_s4_keeps_nothing_of_modes_times_taps() -> None:
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_s4_where_products_are_rounded(precision: str) -> None:
+    """Squares of squares are made in float64 where torch may round what it multiplies."""
+    length = 1 << 12
+    h = S4(4, length)
+    want = h(length).detach()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        torch.testing.assert_close(h(length), want, rtol=1e-4, atol=1e-5)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_s4_keeps_nothing_of_modes_times_taps(way: str) -> None:
     length, kept = 1 << 15, 0
     h = S4(16, length)
 

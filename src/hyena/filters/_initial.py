@@ -16,6 +16,12 @@ def whole(t: Tensor) -> Tensor:
     return t.full_tensor() if hasattr(t, "full_tensor") else t
 
 
+def to_unit_norm(energy: Tensor, num_filters: int) -> Tensor:
+    """Factors ``(R, G)`` that give every filter norm 1, both directions together, from energies ``(R, G)``."""
+    both = energy.view(-1, num_filters, energy.size(1)).sum(0).clamp_min(1e-24)
+    return both.rsqrt().repeat(energy.size(0) // num_filters, 1)
+
+
 @torch.no_grad()
 def fill(t: Tensor, value: Tensor) -> None:
     """Copies ``value``, a plain tensor of the whole shape, into ``t``.

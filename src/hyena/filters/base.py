@@ -125,6 +125,11 @@ class Filter(FilterBase):
             raise TypeError(f"causal must be True or False, got {causal!r}")
         self.channels, self.l_max, self.num_filters, self.causal = channels, l_max, num_filters, causal
 
+    @property
+    def _rows(self) -> int:
+        """R: rows of weights in filters that have one for each direction, F or 2 F."""
+        return self.num_filters * (1 if self.causal else 2)
+
     @abc.abstractmethod
     def forward(self, length: int) -> Tensor:
         """Taps for rows of ``length`` positions.
@@ -175,6 +180,15 @@ class Filter(FilterBase):
         """The shape of the taps that ``forward(length)`` returns."""
         n = length if self.support is None else min(length, self.support)
         return self.num_filters, n if self.causal else 2 * n - 1, self.channels
+
+    def _both_directions(self, h: Tensor) -> Tensor:
+        """Taps ``(R, n, G)`` of each row of weights as what ``forward`` returns.
+
+        Two-sided filters have F rows of lags ``0, 1, …`` and then F of lags ``-1, -2, …``: ``(F, 2 n - 1, G)``.
+        """
+        if self.causal:
+            return h
+        return torch.cat([h[self.num_filters :, :-1].flip(1), h[: self.num_filters]], dim=1)
 
     def check_length(self, length: int) -> None:
         """Raises ValueError if more taps are asked for than ``l_max``, or fewer than one."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hyena import ops
 from hyena.filters._exponentials import norm, response
-from hyena.filters._initial import empty, fill
+from hyena.filters._initial import empty, fill, to_unit_norm
 from hyena.filters.base import Filter, Modes, check_extension, check_sizes
 
 Weights = dict[str, Tensor]
@@ -53,7 +53,6 @@ class DiagonalFilter(Filter):
         super().__init__(channels, l_max, num_filters, causal=causal)
         check_sizes(modes=modes)
         self.num_modes = modes
-        self.rows = num_filters * (1 if causal else 2)
 
     def _make(self, shapes: dict[str, tuple[int, ...]], device: Any, dtype: torch.dtype | None) -> None:
         """Parameters of these shapes, initialised."""
@@ -81,9 +80,8 @@ class DiagonalFilter(Filter):
         scale = start[self.linear]
         if not scale.is_meta:
             lengths = norm(*self._terms({name: t.to(ops.compute_dtype(t)) for name, t in start.items()}), self._span())
-            lengths = lengths.view(-1, self.num_filters, self.channels).square().sum(0).sqrt()
-            lengths = lengths.repeat(self.rows // self.num_filters, 1)
-            start[self.linear] = scale / lengths.view(*lengths.shape, *[1] * (scale.dim() - 2)).to(scale.dtype)
+            factor = to_unit_norm(lengths.square(), self.num_filters)
+            start[self.linear] = scale * factor.view(*factor.shape, *[1] * (scale.dim() - 2)).to(scale.dtype)
         for name, value in start.items():
             fill(getattr(self, name), value)
 
@@ -100,12 +98,7 @@ class DiagonalFilter(Filter):
         n = length if self.support is None else min(length, self.support)
         weights = self._weights()
         with ops.without_autocast(weights[self.linear].device):
-            h = response(*self._terms(weights), n).transpose(1, 2)
-            return h if self.causal else self._join(h[: self.num_filters], h[self.num_filters :])
-
-    def _join(self, ahead: Tensor, behind: Tensor) -> Tensor:
-        """Both directions ``(F, n, G)``, as taps of lags ``-(n-1) … n-1``."""
-        return torch.cat([behind[:, :-1].flip(1), ahead], dim=1)
+            return self._both_directions(response(*self._terms(weights), n).transpose(1, 2))
 
     def modes(self) -> Modes | None:
         """Poles and residues, float64 if the weights are, else float32; None of two-sided, cut and

@@ -57,9 +57,9 @@ class DLR(DiagonalFilter):
     ) -> None:
         super().__init__(channels, l_max, num_filters, modes, causal=causal)
         self.decay = check_range("decay", decay)
-        poles = (self.rows, modes)
+        poles = (self._rows, modes)
         shapes: dict[str, tuple[int, ...]] = {"log_decay": poles, "frequency": poles}
-        self._make(shapes | {"C": (self.rows, channels, modes, 2)}, device, dtype)
+        self._make(shapes | {"C": (self._rows, channels, modes, 2)}, device, dtype)
 
     def _start(self, weights: Weights) -> Weights:
         log_uniform(weights["log_decay"], self.decay)

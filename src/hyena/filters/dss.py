@@ -95,12 +95,12 @@ class DSS(DiagonalFilter):
         self.version, self.scale, self.log_frequency, self.epsilon = version, scale, log_frequency, epsilon
         self.depends_on_length = version == "softmax"
         self.dt = None if dt is None else check_range("dt", dt)
-        shapes: dict[str, tuple[int, ...]] = {"decay": (self.rows, modes), "frequency": (self.rows, modes)}
+        shapes: dict[str, tuple[int, ...]] = {"decay": (self._rows, modes), "frequency": (self._rows, modes)}
         if dt is None:
             self.register_parameter("log_dt", None)
         else:
-            shapes["log_dt"] = (self.rows, channels, 2)
-        self._make(shapes | {"W": (self.rows, channels, modes, 2)}, device, dtype)
+            shapes["log_dt"] = (self._rows, channels, 2)
+        self._make(shapes | {"W": (self._rows, channels, modes, 2)}, device, dtype)
 
     def _start(self, weights: Weights) -> Weights:
         frequency = legs(self.num_modes)[0]
@@ -157,8 +157,8 @@ class DSS(DiagonalFilter):
             re, im = sign * re, sign * im
             c = torch.view_as_complex(weights["W"].contiguous()) * self._share(at, re, im, length)
             back = response(-re, im, torch.where(grows, c, 0), length).flip(-1)
-            h = (response(-re, im, torch.where(grows, 0, c), length) + back).transpose(1, 2)
-            return h if self.causal else self._join(h[: self.num_filters], h[self.num_filters :])
+            h = response(-re, im, torch.where(grows, 0, c), length) + back
+            return self._both_directions(h.transpose(1, 2))
 
     def _stretch(self, factor: float) -> None:
         if self.dt is None:

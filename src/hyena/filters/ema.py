@@ -54,7 +54,7 @@ class EMA(DiagonalFilter):
         if truncation is not None:
             check_sizes(truncation=truncation)
         self.support = truncation
-        each = (self.rows, channels, modes)
+        each = (self._rows, channels, modes)
         self._make(dict.fromkeys(("delta", "alpha", "beta", "gamma"), each), device, dtype)
 
     def _start(self, weights: Weights) -> Weights:
@@ -73,9 +73,12 @@ class EMA(DiagonalFilter):
         weight = new * weights["beta"] * weights["gamma"] * self.num_modes**-0.5
         return Terms(-torch.log1p(-gone), None, weight)
 
-    def _join(self, ahead: Tensor, behind: Tensor) -> Tensor:
-        both = ahead[:, :1] + behind[:, :1]
-        return torch.cat([behind[:, 1:].flip(1), both, ahead[:, 1:]], dim=1)
+    def _both_directions(self, h: Tensor) -> Tensor:
+        """Taps ``(R, n, G)`` as what ``forward`` returns; both directions have a tap of lag 0."""
+        if self.causal:
+            return h
+        ahead, behind = h.split(self.num_filters)
+        return torch.cat([behind[:, 1:].flip(1), ahead[:, :1] + behind[:, :1], ahead[:, 1:]], dim=1)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.support is None else f", truncation={self.support}")

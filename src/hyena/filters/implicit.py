@@ -73,7 +73,7 @@ class HyenaFilter(Filter):
     ) -> None:
         super().__init__(channels, l_max, num_filters, causal=causal)
         at: dict[str, Any] = {"device": device, "dtype": self.weight_dtype(dtype)}
-        rows = num_filters * (1 if causal else 2)
+        rows = self._rows
         self.encoding: nn.Module = (
             PositionalEncoding(emb_dim, l_max if time_unit is None else time_unit, **at)
             if encoding is None

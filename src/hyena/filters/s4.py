@@ -1,12 +1,14 @@
 """S4: state spaces that are diagonal plus low rank (Gu, Goel and Ré 2021, arXiv 2111.00396).
 
-Dimensions: F filters, R rows of weights (F, two-sided 2 F), G filter channels, m pairs of conjugate modes, K taps.
+Dimensions: F filters, R rows of weights (F, two-sided 2 F), G filter channels, S = R G systems, m pairs of conjugate
+modes, N = 2 m states, K taps.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,30 +16,40 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hyena import ops
+from hyena.filters import _cauchy, _powers
 from hyena.filters._hippo import legs
-from hyena.filters._initial import empty, fill, whole
+from hyena.filters._initial import empty, fill, to_unit_norm, whole
+from hyena.filters._powers import power, rounds_products, squares
 from hyena.filters._tied import TiedToLength
 from hyena.filters.base import check_sizes
 from hyena.filters.diagonal import check_range, log_uniform
 
-# Entries (channels x modes x frequencies) of the Cauchy product at a time: arrays of 1 MB in float32, which stay in a
-# processor's cache; on other devices of 64 MB, so that there are few calls. They are computed again for the gradient.
-_CAUCHY_ENTRIES = 1 << 18
-_CAUCHY_ENTRIES_ELSEWHERE = 1 << 24
+# Entries of an array (systems x N x N, or systems x m x frequencies) at a time: 1 MB in float32, which stays in a
+# processor's cache; on other devices 64 MB, so that there are few calls. They are computed again for the gradient.
+_ENTRIES = 1 << 18
+_ENTRIES_ELSEWHERE = 1 << 24
+
+# Rows longer than m^2 log2(l_max) / 12 are cheaper by powers of the matrix than by Cauchy sums (measured on two Xeons).
+_POWERS_FROM = 12
+
+_WEIGHTS = ("log_dt", "log_decay", "frequency", "P", "B", "C")
 
 # Taps that the norm is found from at the start.
 _NORM_TAPS = 4096
 
 
 class S4(TiedToLength):
-    """The filter of S4: HiPPO-LegS as normal plus low rank, by its Cauchy kernel (arXiv 2111.00396, theorem 3).
+    """The filter of S4: HiPPO-LegS as normal plus low rank (arXiv 2111.00396, theorem 3).
 
     ``x' = (Λ - P P*) x + B u``, ``y = Re(C x)``, in ``m`` modes and their conjugates, at steps ``Δ`` by the bilinear
-    rule. The transform of all ``l_max`` taps is computed at its frequencies, where the resolvent of ``Λ - P P*`` is
-    sums of ``1 / (s - Λ_k)``, and transformed back. A call costs ``O(G m l_max)`` whatever the length asked for; the
-    sums are made in pieces of 256K terms (16M on a GPU). ``C`` stands for ``C (1 - A^l_max)``, as in the paper (section
-    3.3): the length is saved with the weights, which are converted for another. Steps are in tiles: the
-    eigenvectors of LegS are too close to each other for a recurrence of single modes, in float64 too.
+    rule. ``C`` stands for ``C (1 - A^l_max)``, as in the paper (section 3.3): the length is saved with the weights,
+    which are converted for another.
+
+    There are two ways to the taps. In short rows the paper's: sums of ``1 / (s - Λ_k)`` at each of the row's
+    frequencies, ``G m l_max`` of them. In long rows powers of the N x N matrix, which is squared ``log2(l_max)`` times:
+    ``O(G (N^3 log l_max + N K))``, and errors do not grow, since it is a contraction. Either works on a few channels at
+    a time, in arrays of 256K numbers (16M on a GPU), and needs no memory for ``m K`` numbers of all. Steps are in
+    tiles: the eigenvectors of LegS are too close to each other for a recurrence of single modes, in float64 too.
 
     Weights: ``log_decay``, ``frequency`` ``(R, m)``, ``P``, ``B`` ``(R, m, 2)``, which channels share; ``log_dt``
     ``(R, G)``; ``C`` ``(R, G, m, 2)``. All but ``C`` train at a rate of at most 1e-3 (:func:`hyena.param_groups`).
@@ -73,13 +85,12 @@ class S4(TiedToLength):
         check_sizes(modes=modes)
         self.num_modes, self.dt = modes, check_range("dt", dt)
         at: dict[str, Any] = {"device": device, "dtype": self.weight_dtype(dtype)}
-        rows = num_filters * (1 if causal else 2)
-        self.log_dt = nn.Parameter(torch.empty(rows, channels, **at))
-        self.log_decay = nn.Parameter(torch.empty(rows, modes, **at))
-        self.frequency = nn.Parameter(torch.empty(rows, modes, **at))
-        self.P = nn.Parameter(torch.empty(rows, modes, 2, **at))
-        self.B = nn.Parameter(torch.empty(rows, modes, 2, **at))
-        self.C = nn.Parameter(torch.empty(rows, channels, modes, 2, **at))
+        self.log_dt = nn.Parameter(torch.empty(self._rows, channels, **at))
+        self.log_decay = nn.Parameter(torch.empty(self._rows, modes, **at))
+        self.frequency = nn.Parameter(torch.empty(self._rows, modes, **at))
+        self.P = nn.Parameter(torch.empty(self._rows, modes, 2, **at))
+        self.B = nn.Parameter(torch.empty(self._rows, modes, 2, **at))
+        self.C = nn.Parameter(torch.empty(self._rows, channels, modes, 2, **at))
         self._tie(device, dtype)
         self.reset_parameters()
 
@@ -96,10 +107,8 @@ class S4(TiedToLength):
         w["B"].copy_(torch.view_as_real(b))
         w["C"].normal_(std=0.5**0.5)
         if not self.C.is_meta:
-            h = self._taps({name: t.to(ops.compute_dtype(t)) for name, t in w.items()}, min(self.l_max, _NORM_TAPS))
-            energy = h.square().sum(-1).view(-1, self.num_filters, self.channels).sum(0)
-            norm = energy.clamp_min(1e-24).sqrt().repeat(w["C"].size(0) // self.num_filters, 1)
-            w["C"] /= norm[..., None, None].to(w["C"].dtype)
+            energy = self._taps(w, min(self.l_max, _NORM_TAPS)).square().sum(-1)
+            w["C"] *= to_unit_norm(energy, self.num_filters)[..., None, None]
         for name, t in w.items():
             fill(getattr(self, name), t)
 
@@ -110,67 +119,80 @@ class S4(TiedToLength):
             ValueError: ``length`` is more than ``l_max``.
         """
         self.check_length(length)
-        dtype = ops.compute_dtype(self.C)
-        w = {name: getattr(self, name).to(dtype) for name in ("log_dt", "log_decay", "frequency", "P", "B", "C")}
         with ops.without_autocast(self.C.device):
-            h = self._taps(w, self.l_max)[..., :length].transpose(1, 2)
-        if self.causal:
-            return h
-        return torch.cat([h[self.num_filters :, :-1].flip(1), h[: self.num_filters]], dim=1)
+            h = self._taps({name: getattr(self, name) for name in _WEIGHTS}, length).to(ops.compute_dtype(self.C))
+        return self._both_directions(h.transpose(1, 2))
 
     def _taps(self, w: dict[str, Tensor], length: int) -> Tensor:
-        """``(R, G, length)`` of weights that belong to that length."""
-        dt = w["log_dt"].exp()[..., None]
-        p, b, c = (torch.view_as_complex(w[name].contiguous()) for name in "PBC")
-        z = torch.complex(-dt * w["log_decay"].exp()[:, None], dt * w["frequency"][:, None])  # (R, G, m)
-        # Numerators of the four sums, C R B, C R P, P* R B, P* R P with the resolvent R.
-        p, b = p[:, None], b[:, None]
-        tops = [t.expand(z.shape) for t in (c * b, c * p, p.conj() * b, p.conj() * p)]
-        coefficients = torch.stack([part for v in tops for part in (v.real, (v * z.conj()).real)], dim=2)
-        half = torch.arange(length // 2 + 1, device=z.device, dtype=dt.dtype) * (math.pi / length)
-        entries = _CAUCHY_ENTRIES if z.device.type == "cpu" else _CAUCHY_ENTRIES_ELSEWHERE
-        step = max(1, entries // z.numel())
-        pieces = half.split(step)
-        again = len(pieces) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        args = (z.real.square() + z.imag.square(), z.real, dt, coefficients)
-        spectrum = [
-            checkpoint(_transform, *args, at, use_reentrant=False) if again else _transform(*args, at) for at in pieces
-        ]
-        return torch.fft.irfft(torch.cat(spectrum, dim=-1), n=length)
+        """``(R, G, length)``."""
+        powers = self.l_max * _POWERS_FROM > self.num_modes**2 * self.l_max.bit_length()
+        systems = _systems(w, torch.float64 if powers and rounds_products() else ops.compute_dtype(self.C))
+        each = (2 * self.num_modes) ** 2 if powers else self.num_modes * (self.l_max // 2 + 1)
+        step = max(1, (_ENTRIES if self.C.device.type == "cpu" else _ENTRIES_ELSEWHERE) // each)
+        pieces = list(zip(*(t.split(step) for t in systems), strict=True))
+        find: Callable[..., Tensor] = _by_powers if powers else _by_sums
+        if (powers or len(pieces) > 1) and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            find = functools.partial(checkpoint, find, use_reentrant=False)
+        taps = torch.cat([find(*piece, self.l_max, length) for piece in pieces])
+        return taps.view(*w["log_dt"].shape, length)
 
     @torch.no_grad()
     def _convert(self, old: int, new: int) -> None:
-        """``C (1 - A^old)`` to ``C (1 - A^new)``, with dense matrices in float64."""
         if self.C.is_meta:
             return
-        w = {name: whole(t).double() for name, t in self.named_parameters()}
-        p, c = (torch.view_as_complex(w[name]) for name in "PC")
-        poles = torch.complex(-w["log_decay"].exp(), w["frequency"])
-        full = [torch.cat([t, t.conj()], dim=-1) for t in (poles, p, c)]
-        a = torch.diag_embed(full[0]) - full[1][..., None] * full[1].conj()[..., None, :]  # (R, 2 m, 2 m)
-        eye = torch.eye(a.size(-1), dtype=a.dtype, device=a.device)
-        for r, g in torch.cartesian_prod(torch.arange(c.size(0)), torch.arange(c.size(1))).tolist():
-            half = 0.5 * w["log_dt"][r, g].exp() * a[r]
-            step = torch.linalg.solve(eye - half, eye + half)
-            before, after = (eye - torch.linalg.matrix_power(step, n) for n in (old, new))
-            c[r, g] = (torch.linalg.solve(before.mT, full[2][r, g]) @ after)[: c.size(-1)]
-        fill(self.C, torch.view_as_real(c).to(self.C.dtype))
+        dt, poles, p, b, c = _systems({name: whole(t) for name, t in self.named_parameters()}, torch.float64)
+        matrix, _ = _discrete(dt, poles, p, b)
+        rings = (power(squares(matrix, n), n) for n in (old, new))
+        re, im = (torch.linalg.solve(next(rings), _row(c), left=False) @ next(rings))[:, 0].chunk(2, dim=1)
+        fill(self.C, (0.5 * torch.stack([re, -im], dim=-1)).view_as(self.C).to(self.C.dtype))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, modes={self.num_modes}"
 
 
-def _transform(square: Tensor, rate: Tensor, dt: Tensor, coefficients: Tensor, half: Tensor) -> Tensor:
-    """The transform of the taps at frequencies ``2 half`` (n,): ``(R, G, m)`` and ``(R, G, 8, m)`` -> ``(R, G, n)``.
+def _systems(w: dict[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """``Δ`` ``(S, 1)`` and, complex, ``Λ``, ``P``, ``B`` and ``C`` ``(S, m)`` of all channels."""
+    w = {name: t.to(dtype) for name, t in w.items()}
+    poles = torch.complex(-w["log_decay"].exp(), w["frequency"])
+    p, b, c = (torch.view_as_complex(w[name].contiguous()) for name in "PBC")
+    shared = (t[:, None].expand_as(c).flatten(0, 1) for t in (poles, p, b))
+    return [w["log_dt"].exp().view(-1, 1), *shared, c.flatten(0, 1)]
 
-    The bilinear rule reads the resolvent at ``s = 2i tan(half) / Δ``. Both conjugates together are
-    ``v / (s - λ) + conj = Δ cos (4i sin Re v - 2 cos Re(v conj(z))) / Q`` with ``z = Δ λ`` and
-    ``Q = |z|² cos² - 4 sin² - 4i sin cos Re z``: no tangent, and no zero on the circle.
+
+def _discrete(dt: Tensor, poles: Tensor, p: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``A - 1`` ``(S, N, N)`` and ``B`` ``(S, N)`` by the bilinear rule; states are real parts, then imaginary ones.
+
+    Both conjugates together are ``Λ - 2 q q^T`` in real numbers, ``q`` the parts of ``P``. What the rule inverts is so
+    diagonal plus rank 1, as its inverse is (Sherman and Morrison).
     """
-    sin, cos = half.sin(), half.cos()
-    u, w = torch.addcmul(-4 * sin * sin, square[..., None], cos * cos), rate[..., None] * (4 * sin * cos)
-    scale = torch.addcmul(u * u, w, w).reciprocal()
-    sums = torch.complex(coefficients @ (u * scale), coefficients @ (w * scale))  # (R, G, 8, n)
-    s = dt[..., None] * (4j * sin * sums[:, :, ::2] - 2 * cos * sums[:, :, 1::2])
-    s00, s01, s10, s11 = s.unbind(2)
-    return torch.polar(torch.ones_like(half), half) * (s00 - cos * s01 * s10 / (1 + cos * s11))
+    inverse = 1 / (1 - 0.5 * dt * poles)
+    right, left = inverse * p, inverse.conj() * p
+    scale = dt / (1 + dt * (left.conj() * p).real.sum(1, keepdim=True))
+    own = dt * poles * inverse
+    re, im = torch.diag_embed(own.real), torch.diag_embed(own.imag)
+    diagonal = torch.cat([torch.cat([re, -im], dim=2), torch.cat([im, re], dim=2)], dim=1)
+    matrix = diagonal - 2 * (scale * _parts(right))[:, :, None] * _parts(left)[:, None]
+    enter = inverse * b - scale * right * (left.conj() * b).real.sum(1, keepdim=True)
+    return matrix, dt * _parts(enter)
+
+
+def _parts(x: Tensor) -> Tensor:
+    return torch.cat([x.real, x.imag], dim=1)
+
+
+def _row(c: Tensor) -> Tensor:
+    """``2 Re(C x)`` as a product with the real states, ``(S, 1, N)``."""
+    return 2 * _parts(c.conj())[:, None]
+
+
+def _by_powers(dt: Tensor, poles: Tensor, p: Tensor, b: Tensor, c: Tensor, row: int, count: int) -> Tensor:
+    """The first taps ``(S, count)`` of systems whose ``C`` is that of rows of ``row`` positions."""
+    matrix, enter = _discrete(dt, poles, p, b)
+    powers = squares(matrix, row)
+    leave = torch.linalg.solve(-power(powers, row), _row(c), left=False)[:, 0]
+    return _powers.response(powers, enter, leave, count)
+
+
+def _by_sums(dt: Tensor, poles: Tensor, p: Tensor, b: Tensor, c: Tensor, row: int, count: int) -> Tensor:
+    """The same by sums over the modes at every frequency of the row."""
+    return _cauchy.response(dt, poles, p, b, c, row)[:, :count]

@@ -78,7 +78,7 @@ class S4D(DiagonalFilter):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
         self.start, self.discretisation, self.dt = start, discretisation, check_range("dt", dt)
-        each = (self.rows, channels, modes)
+        each = (self._rows, channels, modes)
         shapes: dict[str, tuple[int, ...]] = {"log_dt": each[:2], "log_decay": each}
         if start == "real":
             self.register_parameter("frequency", None)

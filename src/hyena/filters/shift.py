@@ -53,7 +53,7 @@ class ShiftSSM(Filter):
         super().__init__(channels, l_max, num_filters, causal=causal)
         check_sizes(state=state)
         self.support = state
-        shape = (num_filters * (1 if causal else 2), channels, state)
+        shape = (self._rows, channels, state)
         at: dict[str, Any] = {"device": device, "dtype": self.weight_dtype(dtype)}
         self.B, self.C = nn.Parameter(torch.empty(shape, **at)), nn.Parameter(torch.empty(shape, **at))
         self.reset_parameters()
@@ -78,10 +78,8 @@ class ShiftSSM(Filter):
             # A correlation: no product of two of these can wrap around.
             room = ops.transform_length(2 * states)
             spectrum = torch.fft.rfft(c, n=room) * torch.fft.rfft(b, n=room).conj()
-            h = torch.fft.irfft(spectrum, n=room)[..., : min(length, states)].transpose(1, 2)
-        if self.causal:
-            return h
-        return torch.cat([h[self.num_filters :, :-1].flip(1), h[: self.num_filters]], dim=1)
+            h = torch.fft.irfft(spectrum, n=room)[..., : min(length, states)]
+        return self._both_directions(h.transpose(1, 2))
 
     def extend(self, l_max: int, mode: str = "continue") -> None:
         """See :meth:`Filter.extend`. States are places: ``"stretch"`` is not possible."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena import ops
-from hyena.filters._initial import empty, fill, whole
+from hyena.filters._initial import empty, fill, to_unit_norm, whole
 from hyena.filters._tied import TiedToLength
 from hyena.filters.base import check_sizes
 
@@ -55,9 +55,8 @@ class TransferFunctionFilter(TiedToLength):
         check_sizes(order=self.order)
         self._check_order(l_max)
         at: dict[str, Any] = {"device": device, "dtype": self.weight_dtype(dtype)}
-        rows = num_filters * (1 if causal else 2)
-        self.a = nn.Parameter(torch.empty(rows, channels, self.order, **at))
-        self.b = nn.Parameter(torch.empty(rows, channels, self.order + 1, **at))
+        self.a = nn.Parameter(torch.empty(self._rows, channels, self.order, **at))
+        self.b = nn.Parameter(torch.empty(self._rows, channels, self.order + 1, **at))
         self._tie(device, dtype)
         self.reset_parameters()
 
@@ -74,8 +73,7 @@ class TransferFunctionFilter(TiedToLength):
         if not self.b.is_meta:
             dtype = ops.compute_dtype(b)
             energy = _taps(a.to(dtype), b.to(dtype), self.l_max).square().sum(-1)
-            norm = energy.view(-1, self.num_filters, self.channels).sum(0).clamp_min(1e-24).sqrt()
-            b /= norm.repeat(b.size(0) // self.num_filters, 1)[..., None].to(b.dtype)
+            b *= to_unit_norm(energy, self.num_filters)[..., None]
         fill(self.a, a)
         fill(self.b, b)
 
@@ -88,10 +86,8 @@ class TransferFunctionFilter(TiedToLength):
         self.check_length(length)
         dtype = ops.compute_dtype(self.b)
         with ops.without_autocast(self.b.device):
-            h = _taps(self.a.to(dtype), self.b.to(dtype), self.l_max)[..., :length].transpose(1, 2)
-        if self.causal:
-            return h
-        return torch.cat([h[self.num_filters :, :-1].flip(1), h[: self.num_filters]], dim=1)
+            h = _taps(self.a.to(dtype), self.b.to(dtype), self.l_max)[..., :length]
+        return self._both_directions(h.transpose(1, 2))
 
     def _convert(self, old: int, new: int) -> None:
         self._check_order(new)

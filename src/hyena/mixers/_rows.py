@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena import ops
+from hyena.conv.long import LongConv
 from hyena.mixers._arguments import check_counts, check_flags
 from hyena.mixers.base import Mixer, State
 
@@ -22,33 +23,35 @@ class RowMixer(Mixer):
 
     Inputs are checked, padding is zeroed, packed rows are taken apart into padded batches (on the CPU one for each
     power of two of the length, so that padding at most doubles the work), a state is checked and counted on. Mixed
-    values are dropped out and go through ``out_proj``, which the subclass makes.
+    values are dropped out and go through ``out_proj``, which the subclass makes. States are made by :meth:`_new_state`,
+    where nothing stands against steps.
 
     Args:
         d_model: D.
         l_max: longest row, None for any.
         causal: no output sees a later input.
         dropout: of the mixed values before the output projection.
+        bias: whether the subclass's projections have a bias.
 
     Attributes:
-        state_class: of its state; None if it has none.
+        state_class: of its state.
         packs: whether :meth:`mix` takes ``cu_seqlens`` itself.
         compacts: whether places in the row matter, so that kept positions are moved together before :meth:`mix` and
             back after it.
     """
 
-    state_class: ClassVar[type[State] | None] = None
+    state_class: ClassVar[type[State]]
     packs: ClassVar[bool] = False
     compacts: ClassVar[bool] = False
     in_proj: nn.Linear
     out_proj: nn.Linear
 
-    def __init__(self, d_model: int, l_max: int | None, *, causal: bool, dropout: float) -> None:
+    def __init__(self, d_model: int, l_max: int | None, *, causal: bool, dropout: float, bias: bool) -> None:
         super().__init__()
         check_counts(d_model=d_model)
         if l_max is not None:
             check_counts(l_max=l_max)
-        check_flags(causal=causal)
+        check_flags(causal=causal, bias=bias)
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
             raise ValueError(f"dropout must be a number in [0, 1), got {dropout!r}")
         self.d_model, self.l_max, self.causal = d_model, l_max, causal
@@ -107,9 +110,11 @@ class RowMixer(Mixer):
         return project(self.dropout(y.to(u.dtype)))
 
     def _check_state(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: Any) -> None:
-        if self.state_class is None or not isinstance(state, self.state_class):
-            wanted = "no state" if self.state_class is None else f"a {self.state_class.__name__} from its init_state"
-            raise ValueError(f"this {type(self).__name__} takes {wanted}, got a {type(state).__name__}")
+        if not isinstance(state, self.state_class):
+            raise ValueError(
+                f"this {type(self).__name__} takes a {self.state_class.__name__} from its init_state, got a "
+                f"{type(state).__name__}"
+            )
         self.check_next(u, state, mask, cu_seqlens)
         if self.training and self.dropout.p > 0:
             raise ValueError(
@@ -141,9 +146,29 @@ class RowMixer(Mixer):
         index, keep, back = unpacked(cu_seqlens, u.size(1), longest)
         return mix(keep, u[0][index], None if mask is None else mask[0][index])[back][None]
 
-    def refuse_steps(self, why: str) -> ValueError:
-        """The error of :meth:`init_state` in a mixer that cannot step."""
-        return ValueError(f"{why}, so this {type(self).__name__} cannot be stepped")
+    # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def init_state(self, batch: int, max_length: int | None = None) -> State:
+        """The state before the first position; see :meth:`hyena.mixers.Mixer.init_state`.
+
+        Of what is kept for each row, only tiles of long convolutions and caches of keys grow with ``max_length``.
+        """
+        why = self._why_no_steps()
+        if why is not None:
+            raise ValueError(f"{why}, so this {type(self).__name__} cannot be stepped")
+        return self._new_state(batch, self.room(batch, max_length))
+
+    def _why_no_steps(self) -> str | None:
+        """Why outputs are not known until the whole input is; None where they are."""
+        if not self.causal:
+            return "causal=False needs the whole input at once"
+        reasons = (part.why_not_online() for part in self.children() if isinstance(part, LongConv))
+        return next((why for why in reasons if why is not None), None)
+
+    @abstractmethod
+    def _new_state(self, batch: int, length: int) -> State:
+        """The state of so many rows before the first of up to ``length`` positions."""
 
 
 def unpacked(cu_seqlens: Tensor, length: int, longest: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from hyena import ops
-from hyena.mixers._arguments import check_counts, check_flags, heads_of
+from hyena.mixers._arguments import check_counts, heads_of
 from hyena.mixers._average import ABSENT, Pick, Sums, before, factors, flip, merge, nothing, single
 from hyena.mixers._rows import RowMixer
 from hyena.mixers.base import State
@@ -58,8 +58,7 @@ class _AFT(RowMixer):
     def __init__(
         self, d_model: int, l_max: int | None, *, causal: bool, dropout: float, bias: bool, at: dict[str, Any]
     ) -> None:
-        super().__init__(d_model, l_max, causal=causal, dropout=dropout)
-        check_flags(bias=bias)
+        super().__init__(d_model, l_max, causal=causal, dropout=dropout, bias=bias)
         self.in_proj = nn.Linear(d_model, 3 * d_model, bias=bias, **at)
         self.out_proj = nn.Linear(d_model, d_model, bias=bias, **at)
 
@@ -77,8 +76,6 @@ class _AFT(RowMixer):
         """Averages ``(B, L, D)``; keys are absent where a position is not kept."""
 
     def _state_dtype(self) -> dict[str, Any]:
-        if not self.causal:
-            raise self.refuse_steps("causal=False needs the whole input at once")
         return {"dtype": ops.compute_dtype(self.in_proj.weight), "device": self.in_proj.weight.device}
 
 
@@ -180,12 +177,8 @@ class AFT(_AFT):
         state.values.scatter_(1, place, v)
         state.count += new
 
-    # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def init_state(self, batch: int, max_length: int | None = None) -> AFTState:
-        """Room for the keys and values of ``max_length`` positions."""
-        at, length = self._state_dtype(), self.room(batch, max_length)
+    def _new_state(self, batch: int, length: int) -> AFTState:
+        at = self._state_dtype()
         keys, values = (torch.zeros(batch, length, self.d_model, **at) for _ in range(2))
         return AFTState(0, length, keys, values, torch.zeros(batch, dtype=torch.long, device=at["device"]))
 
@@ -297,12 +290,8 @@ class AFTConv(_AFT):
         state.keys.copy_(keys[:, n:])
         state.values.copy_(values[:, n:])
 
-    # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def init_state(self, batch: int, max_length: int | None = None) -> AFTConvState:
-        """The state before the first position; its size does not depend on ``max_length``."""
-        at, length = self._state_dtype(), self.room(batch, max_length)
+    def _new_state(self, batch: int, length: int) -> AFTConvState:
+        at = self._state_dtype()
         keys = torch.full((batch, self.window, self.d_model), ABSENT, **at)
         sums = torch.cat(nothing(torch.zeros(batch, 1, self.d_model, **at)), dim=1)
         return AFTConvState(0, length, keys, torch.zeros_like(keys), sums)

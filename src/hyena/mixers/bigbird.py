@@ -86,9 +86,9 @@ class BigBird(RowMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(d_model, l_max, causal=causal, dropout=dropout)
+        super().__init__(d_model, l_max, causal=causal, dropout=dropout, bias=bias)
         check_counts(l_max=l_max, block=block, window=window)
-        check_flags(bias=bias, flex=flex)
+        check_flags(flex=flex)
         for name, value in {"num_global": num_global, "num_random": num_random, "seed": seed}.items():
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -246,14 +246,8 @@ class BigBird(RowMixer):
         k, v = keys.to(q.dtype).chunk(2, dim=2)
         return self._softmax(q, k, v, (seen[..., at // self.block] & (at <= place[..., None]))[:, None])
 
-    # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def init_state(self, batch: int, max_length: int | None = None) -> BigBirdState:
-        """A cache of keys and values; see :meth:`hyena.mixers.Mixer.init_state`."""
-        if not self.causal:
-            raise self.refuse_steps("causal=False needs the whole input at once")
-        length, weight = self.room(batch, max_length), self.in_proj.weight
+    def _new_state(self, batch: int, length: int) -> BigBirdState:
+        weight = self.in_proj.weight
         keys = torch.zeros(batch, length, 2 * self.d_model, dtype=weight.dtype, device=weight.device)
         return BigBirdState(0, length, keys, torch.zeros(batch, dtype=torch.long, device=weight.device))
 

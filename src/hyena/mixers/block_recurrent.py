@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyena import ops
-from hyena.mixers._arguments import check_counts, check_flags, heads_of
+from hyena.mixers._arguments import check_counts, heads_of
 from hyena.mixers._blocks import cut, hold, join, pick
 from hyena.mixers._rows import RowMixer
 from hyena.mixers.base import State
@@ -82,9 +82,8 @@ class BlockRecurrent(RowMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(d_model, l_max, causal=causal, dropout=dropout)
+        super().__init__(d_model, l_max, causal=causal, dropout=dropout, bias=bias)
         check_counts(block=block, num_states=num_states)
-        check_flags(bias=bias)
         if not causal:
             raise ValueError(
                 "BlockRecurrent carries state vectors from block to block, so it knows the past alone: causal=False is "
@@ -240,13 +239,8 @@ class BlockRecurrent(RowMixer):
         z, i, f = new.chunk(3, dim=2)
         return vectors * torch.sigmoid(f + 1) + torch.tanh(z) * torch.sigmoid(i - 1)
 
-    # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def init_state(self, batch: int, max_length: int | None = None) -> BlockRecurrentState:
-        """The state before the first position; its size does not depend on ``max_length``."""
-        length, weight = self.room(batch, max_length), self.vectors
-        dtype = ops.compute_dtype(weight)
+    def _new_state(self, batch: int, length: int) -> BlockRecurrentState:
+        weight, dtype = self.vectors, ops.compute_dtype(self.vectors)
         before, held = (
             torch.zeros(batch, self.block, 2 * self.d_model, dtype=dtype, device=weight.device) for _ in range(2)
         )

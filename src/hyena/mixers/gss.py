@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hyena.conv.long import FilterFactory, LongConv, Past
 from hyena.conv.online import Online
 from hyena.filters import DSS
-from hyena.mixers._arguments import check_counts, check_flags
+from hyena.mixers._arguments import check_counts
 from hyena.mixers._rows import RowMixer
 from hyena.mixers.base import State
 
@@ -76,11 +76,10 @@ class GSS(RowMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(d_model, l_max, causal=causal, dropout=dropout)
+        super().__init__(d_model, l_max, causal=causal, dropout=dropout, bias=bias)
         inner = max(d_model // 4, 1) if conv_channels is None else conv_channels
         wide = 4 * d_model if gate_channels is None else gate_channels
         check_counts(l_max=l_max, conv_channels=inner, gate_channels=wide)
-        check_flags(bias=bias)
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         self.conv_channels, self.gate_channels = inner, wide
         self.in_proj = nn.Linear(d_model, wide + inner, bias=bias, **at)
@@ -102,15 +101,7 @@ class GSS(RowMixer):
             y = self.conv(v.to(memory.real.dtype), past=Past(state.online, memory, state.position)).to(v.dtype)
         return gate * self.gate(y)
 
-    # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def init_state(self, batch: int, max_length: int | None = None) -> GSSState:
-        """The state before the first position; with a filter that has modes it does not depend on ``max_length``."""
-        why = self.conv.why_not_online()
-        if why is not None:
-            raise self.refuse_steps(why)
-        length = self.room(batch, max_length)
+    def _new_state(self, batch: int, length: int) -> GSSState:
         online = self.conv.online([self.conv_channels], length)
         return GSSState(0, length, online.allocate(batch), online)
 

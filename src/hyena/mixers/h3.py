@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hyena.conv.long import FilterFactory, LongConv, Past
 from hyena.conv.online import Online
 from hyena.filters import S4D, ShiftSSM
-from hyena.mixers._arguments import check_counts, check_flags
+from hyena.mixers._arguments import check_counts
 from hyena.mixers._rows import RowMixer
 from hyena.mixers.base import State
 
@@ -74,9 +74,8 @@ class H3(RowMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(d_model, l_max, causal=causal, dropout=dropout)
+        super().__init__(d_model, l_max, causal=causal, dropout=dropout, bias=bias)
         check_counts(l_max=l_max, head_dim=head_dim)
-        check_flags(bias=bias)
         if d_model % head_dim != 0:
             raise ValueError(f"d_model={d_model} is not a multiple of head_dim={head_dim}")
         at: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -118,16 +117,7 @@ class H3(RowMixer):
         copy.num_heads = len(units)
         return copy
 
-    # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def init_state(self, batch: int, max_length: int | None = None) -> H3State:
-        """The state before the first position; see :class:`hyena.conv.LongConv` for what it keeps of a row."""
-        for conv in (self.shift, self.conv):
-            why = conv.why_not_online()
-            if why is not None:
-                raise self.refuse_steps(why)
-        length = self.room(batch, max_length)
+    def _new_state(self, batch: int, length: int) -> H3State:
         shift = self.shift.online([self.d_model], length)
         online = self.conv.online([self.d_model * self.head_dim], length)
         return H3State(0, length, shift.allocate(batch), online.allocate(batch), shift, online)

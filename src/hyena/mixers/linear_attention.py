@@ -96,9 +96,9 @@ class LinearAttention(RowMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(d_model, l_max, causal=causal, dropout=dropout)
+        super().__init__(d_model, l_max, causal=causal, dropout=dropout, bias=bias)
         check_counts(chunk=chunk)
-        check_flags(normalize=normalize, bias=bias)
+        check_flags(normalize=normalize)
         if not callable(feature_map) and feature_map not in FEATURES:
             raise ValueError(f"feature_map must be a function or one of {sorted(FEATURES)}, got {feature_map!r}")
         at: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -155,14 +155,8 @@ class LinearAttention(RowMixer):
         y = (q @ k.transpose(3, 4)).tril() @ v + q @ past
         return y.flatten(2, 3)[:, :, :length], sums[:, :, -1]
 
-    # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def init_state(self, batch: int, max_length: int | None = None) -> LinearAttentionState:
-        """The state before the first position; its size does not depend on ``max_length``."""
-        if not self.causal:
-            raise self.refuse_steps("causal=False needs the whole input at once")
-        length, weight = self.room(batch, max_length), self.in_proj.weight
+    def _new_state(self, batch: int, length: int) -> LinearAttentionState:
+        weight = self.in_proj.weight
         each, dtype = self.d_model // self.num_heads, ops.compute_dtype(weight)
         with ops.without_autocast(weight.device):
             features = self.features(torch.zeros(1, each, dtype=dtype, device=weight.device)).size(-1)

@@ -18,7 +18,7 @@ from hyena import ops
 from hyena.conv.long import FilterFactory, LongConv, Past
 from hyena.conv.online import Online
 from hyena.filters import EMA
-from hyena.mixers._arguments import check_counts, check_flags
+from hyena.mixers._arguments import check_counts
 from hyena.mixers._blocks import cut, hold, join, pick
 from hyena.mixers._rows import RowMixer, take, together
 from hyena.mixers.base import State
@@ -83,11 +83,10 @@ class Mega(RowMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(d_model, l_max, causal=causal, dropout=dropout)
+        super().__init__(d_model, l_max, causal=causal, dropout=dropout, bias=bias)
         keys = max(d_model // 2, 1) if key_channels is None else key_channels
         values = 2 * d_model if value_channels is None else value_channels
         check_counts(l_max=l_max, chunk=chunk, key_channels=keys, value_channels=values)
-        check_flags(bias=bias)
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         self.chunk, self.key_channels, self.value_channels = min(chunk, l_max), keys, values
         self.conv = LongConv(d_model, l_max, filter=filter, causal=causal, **at)
@@ -184,16 +183,8 @@ class Mega(RowMixer):
             scores = scores.masked_fill(~(there[..., None, :] | (lag == 0)), -torch.inf)
         return scores.softmax(-1) @ v
 
-    # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def init_state(self, batch: int, max_length: int | None = None) -> MegaState:
-        """The state before the first position; with a filter that has modes it does not depend on ``max_length``."""
-        why = self.conv.why_not_online()
-        if why is not None:
-            raise self.refuse_steps(why)
-        length, weight = self.room(batch, max_length), self.scale
-        online = self.conv.online([self.d_model], length)
+    def _new_state(self, batch: int, length: int) -> MegaState:
+        online, weight = self.conv.online([self.d_model], length), self.scale
         shape = (batch, self.chunk, self.key_channels + self.value_channels)
         held = torch.zeros(shape, dtype=ops.compute_dtype(weight), device=weight.device)
         count = torch.zeros(batch, dtype=torch.long, device=weight.device)

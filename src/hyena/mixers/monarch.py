@@ -78,9 +78,9 @@ class MonarchMixer(RowMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(d_model, l_max, causal=causal, dropout=dropout)
+        super().__init__(d_model, l_max, causal=causal, dropout=dropout, bias=bias)
         check_counts(l_max=l_max, short_taps=short_taps)
-        check_flags(bias=bias, residual=residual)
+        check_flags(residual=residual)
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_proj = nn.Linear(d_model, 3 * d_model, bias=bias, **at)
         self.short = ShortConv(3 * d_model, short_taps, **at)
@@ -102,17 +102,8 @@ class MonarchMixer(RowMixer):
         past = Past(state.residual_online, state.memory[1], state.position)
         return y + self.residual(u.to(y.dtype), past=past)
 
-    # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def init_state(self, batch: int, max_length: int | None = None) -> MonarchMixerState:
-        """The state before the first position; see :class:`hyena.conv.LongConv` for what it keeps of a row."""
+    def _new_state(self, batch: int, length: int) -> MonarchMixerState:
         convs = [conv for conv in (self.conv, self.residual) if conv is not None]
-        for conv in convs:
-            why = conv.why_not_online()
-            if why is not None:
-                raise self.refuse_steps(why)
-        length = self.room(batch, max_length)
         online = [conv.online([self.d_model], length) for conv in convs]
         memory = [memory for each in online for memory in each.allocate(batch)]
         second = online[1] if len(online) > 1 else None

@@ -20,7 +20,7 @@ from hyena import ops
 from hyena.filters._hippo import normal_part
 from hyena.filters._initial import fill
 from hyena.filters.base import keeping_float32
-from hyena.mixers._arguments import check_counts, check_flags
+from hyena.mixers._arguments import check_counts
 from hyena.mixers._rows import RowMixer
 from hyena.mixers._scan import scan
 from hyena.mixers.base import State
@@ -174,10 +174,9 @@ class S5(RowMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(d_model, l_max, causal=causal, dropout=dropout)
+        super().__init__(d_model, l_max, causal=causal, dropout=dropout, bias=bias)
         state = d_model + d_model % 2 if state is None else state
         check_counts(state=state, blocks=blocks)
-        check_flags(bias=bias)
         if state % (2 * blocks) != 0:
             raise ValueError(f"state={state} is not a multiple of 2 * blocks={2 * blocks}: states come in pairs")
         if discretization not in DISCRETIZATIONS:
@@ -200,14 +199,8 @@ class S5(RowMixer):
             g = F.gelu(y).to(u.dtype)
         return g * torch.sigmoid(self.gate(g))
 
-    # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def init_state(self, batch: int, max_length: int | None = None) -> S5State:
-        """The state before the first position; its size does not depend on ``max_length``."""
-        if not self.causal:
-            raise self.refuse_steps("causal=False needs the whole input at once")
-        length, weight = self.room(batch, max_length), self.system.log_decay
+    def _new_state(self, batch: int, length: int) -> S5State:
+        weight = self.system.log_decay
         shape = (batch, weight.size(0), 2)
         return S5State(0, length, torch.zeros(shape, dtype=ops.compute_dtype(weight), device=weight.device))
 
