@@ -52,10 +52,9 @@ class SparseProjection(nn.Module):
 
     def __init__(self, d_model: int, modules: int, outputs: int) -> None:
         super().__init__()
-        each = d_model // modules  # M
         self.scale = nn.Parameter(torch.randn(modules, d_model))  # D
-        self.mix = nn.Parameter(torch.randn(d_model, each) * d_model**-0.5)  # E
-        self.conv = nn.Conv1d(each, outputs * each, kernel_size=3, padding=1)
+        self.mix = nn.Parameter(torch.randn(d_model, d_model // modules) * d_model**-0.5)  # E
+        self.conv = nn.Conv1d(d_model // modules, outputs * d_model // modules, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         y = (x[..., None, :] * self.scale) @ self.mix  # (B, L, S, M)

@@ -19,8 +19,8 @@ from hyena.models import CausalLM
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "compose"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "characters")
 
-# Steps that a test takes, and how far the loss falls in them.
-STEPS = {"butterfly": 20, "equilibrium": 20, "ordered": 25, "retrieval": 30, "scaling": 30, "switch": 25}
+# Steps that a test takes.
+STEPS = {"butterfly": 12, "equilibrium": 12, "ordered": 20, "retrieval": 40, "scaling": 30, "switch": 20}
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,8 @@ def test_it_learns(ran: tuple[str, dict]) -> None:
     losses = result["losses"]
     assert len(losses) == STEPS[name]
     assert sum(losses[-5:]) / 5 < 0.9 * sum(losses[:3]) / 3
+    if name == "retrieval":  # new questions are answered, by reading
+        assert result["right"]["found"] > 2 * result["right"]["random"]
 
 
 def test_language_models_decode(ran: tuple[str, dict]) -> None:
@@ -301,7 +303,7 @@ def test_retrieval_finds_the_passage_that_has_the_words() -> None:
     assert len(made.INDEXED) == made.P
     assert all(said in made.TEXT for _, said in made.INDEXED)
     model = made.Atlas()
-    at = torch.arange(0, 400, 8)
+    at = torch.arange(0, 500, 10)
     passages, answers = model(at)
     assert passages.shape == (50, made.K)
     assert answers.shape == (50, made.K, made.S)
