@@ -6,7 +6,7 @@ One causal filter of D = 256 channels of each kind, with its defaults. Times are
 ``HyenaFilter``'s in the same run, and the table has their ratios to it: the taps without a gradient, the taps and the
 gradient of every weight, and a position of a row's online convolution (the mean of 64 after half a row). ``peak MB``
 is what a call with gradients needs at most beside what was there before, ``state`` the numbers that decoding keeps for
-each channel. The cost of mixers is in ``family_mixers.py``. Writes results/family-filters-<device>.json, and .png.
+each channel. Mixers are in ``family_mixers.py``. Writes results/family-filters-<device>.json, and .png.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ One layer of each mixer with its defaults, causal, D = 256; a batch holds 16K po
 took turns with ``HyenaOperator``'s and ``Attention``'s in the same run, and the table has their ratios to Hyena's: a
 forward pass in eval mode, forward and backward, and a step of one position (the mean of 64 after half a row). ``kept
 MB`` is what a forward pass keeps for the backward one, ``state KB`` what a row of L positions keeps in decoding.
-Attention, and what else costs L ** 2, is left out beyond 8K positions. Writes results/family-mixers-<device>.json, and
-.png.
+Attention, and what else costs L ** 2, is left out beyond 8K positions. Grids are in ``nd.py``. Writes
+results/family-mixers-<device>.json, and .png.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ STEPS = 64
 
 
 def exported(room: ModuleType, base: type, sizes: list[str], first: list[str]) -> list[str]:
-    """Names of the classes that a package exports and that are made from these sizes, some of them first."""
+    """Names of the classes that a package exports and that these sizes are enough for, some of them first."""
     found = [
         name
         for name in room.__all__
@@ -30,6 +30,7 @@ def exported(room: ModuleType, base: type, sizes: list[str], first: list[str]) -
         and issubclass(kind, base)
         and not inspect.isabstract(kind)
         and list(inspect.signature(kind).parameters)[: len(sizes)] == sizes
+        and not any(p.default is p.empty for p in list(inspect.signature(kind).parameters.values())[len(sizes) :])
     ]
     return [*first, *(name for name in found if name not in first)]
 
