@@ -7,10 +7,13 @@
 
 Models of both generations with a block of each kind (IIR, IIR, attention; SE, MR, LI, attention), random weights in the
 authors' layout, loaded by ``hyena.checkpoints.load_striped_hyena``. ``FILE`` is a Python file with ``build(config,
-state)``, given the authors' settings and weights, that returns ``forward`` and ``start``: ``forward(ids)`` returns
-logits ``(1, L, V)``, ``start(ids)`` reads a prompt and returns a function from the next token ``(1, 1)`` to its logits.
-Logits are compared, and the deviation is in the table. Times are medians of calls that took turns. Writes
-results/striped-cpu.json.
+state)``, given the authors' settings and weights, that returns ``forward``, ``start`` and ``mixing``, or None if it has
+no such model: ``forward(ids)`` returns logits ``(1, L, V)``, ``start(ids)`` reads a prompt and returns a function from
+the next token ``(1, 1)`` to its logits, and ``mixing`` has for each Hyena layer a function of the projections ``z``
+``(1, L, 3 D)``, with its own order of rows, to what goes into the output projection. Logits are compared, and the
+deviation is in the table. Times are medians of calls that took turns. Writes results/striped-cpu.json.
+
+A second table has what happens between the projections: short convolution, gates and long convolution.
 """
 
 from __future__ import annotations
@@ -27,12 +30,14 @@ import torch
 from measure import interleaved, machine, peak_bytes, table, write
 from torch import Tensor
 
+from hyena import ops
 from hyena.checkpoints import load_striped_hyena
 from hyena.checkpoints.striped.config import read_settings
 from hyena.checkpoints.striped.parts import frequencies_of, parts
 from hyena.models import StripedHyena
 
-Build = Callable[[dict[str, Any], dict[str, Tensor]], tuple[Callable, Callable]]
+Other = tuple[Callable, Callable, dict[int, Callable]]
+Build = Callable[[dict[str, Any], dict[str, Tensor]], Other | None]
 
 
 def settings(generation: int, width: int, length: int) -> dict[str, Any]:
@@ -89,19 +94,22 @@ def steps_of(model: StripedHyena, ids: Tensor, room: int) -> Callable[[Tensor], 
     return lambda token: model.prefill(token, state)[0]
 
 
-def measure(generation: int, width: int, length: int, steps: int, repeats: int, beside: Build | None) -> dict[str, Any]:
-    """One row: a forward pass and a decoding step at the end of the row."""
+def measure(
+    generation: int, width: int, length: int, steps: int, repeats: int, beside: Build | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A row of a forward pass and a decoding step at the end of the row, and a row for each Hyena layer's mixing."""
     config = settings(generation, width, length)
     state = weights(config)
     model = load_striped_hyena(state, config)
+    built = None if beside is None else beside(config, state)
     ids = torch.randint(512, (1, length))
     forwards: dict[str, Callable[[], Any]] = {"ours": lambda: model(ids)}
     prompt, ahead = ids[:, : length - steps * (repeats + 1)], ids[:, -1:]
     step = steps_of(model, prompt, length)
     stepping: dict[str, Callable[[], Any]] = {"ours": lambda: [step(ahead) for _ in range(steps)]}
     row: dict[str, Any] = {"generation": generation, "D": width, "L": length}
-    if beside is not None:
-        forward, start = beside(config, state)
+    if built is not None:
+        forward, start, _ = built
         other = start(prompt)
         forwards["other"] = lambda: forward(ids)
         stepping["other"] = lambda: [other(ahead) for _ in range(steps)]
@@ -111,11 +119,35 @@ def measure(generation: int, width: int, length: int, steps: int, repeats: int, 
         times = interleaved(calls, repeats=repeats)
         row[f"{name} ms"] = times["ours"] / count * 1e3
         if beside is not None:
+            times.setdefault("other", float("nan"))
             row[f"{name} other ms"] = times["other"] / count * 1e3
             row[f"{name} other / ours"] = times["other"] / times["ours"]
     size = model.state_size(1, length)
     row["state KB"], row["shared KB"] = size.rows / 1e3, size.shared / 1e3
-    return row
+    return row, mixing_rows(model, length, repeats, {} if built is None else built[2])
+
+
+def mixing_rows(model: StripedHyena, length: int, repeats: int, others: dict[int, Callable]) -> list[dict[str, Any]]:
+    """A row for each Hyena layer: what happens between its projections."""
+    rows, z = [], torch.randn(1, length, 3 * model.config.d_model)
+    for i, (kind, block) in enumerate(zip(model.config.layers, model.blocks, strict=True)):
+        if kind == "attention":
+            continue
+        mixer = block.mixer
+
+        def ours(mixer: Any = mixer) -> Tensor:
+            short, conv = mixer.short, mixer.conv
+            return ops.recurrence(z, short.weight, short.bias, conv.spectrum(length), conv.bias)
+
+        calls: dict[str, Callable[[], Any]] = {"ours": ours}
+        if i in others:
+            calls["other"] = lambda i=i: others[i](z)
+        times = interleaved(calls, repeats=repeats)
+        row = {"layer": kind, "D": model.config.d_model, "L": length, "mixing ms": times["ours"] * 1e3}
+        if i in others:
+            row |= {"other ms": times["other"] * 1e3, "other / ours": times["other"] / times["ours"]}
+        rows.append(row)
+    return rows
 
 
 def long_prefill(length: int, width: int, chunks: list[int]) -> list[dict[str, Any]]:
@@ -166,16 +198,21 @@ def main() -> None:
     width, length, steps, repeats = args.width, args.length, 16, args.repeats
     if args.dry_run:
         width, length, steps, repeats = 32, 256, 2, 1
+    mixing: list[dict[str, Any]] = []
     with torch.inference_mode():
         if args.prefill is not None:
             rows = long_prefill(args.prefill, width, args.chunks)
         else:
             beside = None if args.beside is None else load_build(args.beside)
-            rows = [measure(generation, width, length, steps, repeats, beside) for generation in (1, 2)]
-    print(table(rows))
+            measured = [measure(generation, width, length, steps, repeats, beside) for generation in (1, 2)]
+            rows, mixing = [row for row, _ in measured], [row for _, layers in measured for row in layers]
+    for part in (rows, mixing):
+        if part:
+            print(table([{**dict.fromkeys(max(part, key=len)), **row} for row in part]), flush=True)
     if not args.dry_run:
         name = "striped-prefill-cpu" if args.prefill is not None else "striped-cpu"
-        print(write(name, {**machine("cpu"), "dtype": "float32", "beside": args.beside, "rows": rows}))
+        record = {**machine("cpu"), "dtype": "float32", "beside": args.beside, "rows": rows, "mixing": mixing}
+        print(write(name, record))
 
 
 if __name__ == "__main__":
