@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.attention_models import operators
-from hyena.integrations import replace_attention
+from hyena.integrations import load_pretrained, replace_attention
 from hyena.integrations.adapters.vision import TimmAdapter
 from hyena.mixers import HyenaPatches
 
@@ -102,6 +102,32 @@ def test_over_the_grid_of_patches(make):
     patches = torch.nn.functional.unfold(image.grad, size // 3, stride=size // 3).abs().amax((0, 1))
     assert (patches > 1e-12).all()  # the class token sees every patch
     assert all(p.grad is not None for op in patches_of(model) for p in op.parameters())
+
+
+@pytest.mark.parametrize("name", ["DeiT", "CLIPVision"])
+def test_tokens_before_the_patches_are_counted(name):
+    models = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+    model = getattr(models, f"{name}Model")(getattr(models, f"{name}Config")(image_size=12, patch_size=4, **sizes))
+    replace_attention(model, mixer=HyenaPatches)
+    assert [(op.grid, op.prefix_tokens) for op in patches_of(model)] == [((3, 3), 2 if name == "DeiT" else 1)]
+    assert model(pixel_values=torch.randn(2, 3, 12, 12)).last_hidden_state.isfinite().all()
+
+
+def test_models_of_windows_are_not_taken_for_grids():
+    models = pytest.importorskip("transformers")
+    sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
+    model = models.SwinModel(models.SwinConfig(image_size=32, patch_size=2, **sizes))
+    with pytest.raises(ValueError, match=r"the patches around .* are not known"):
+        replace_attention(model, mixer=HyenaPatches)
+
+
+def test_saved_with_its_grid(tmp_path):
+    model = made_by_transformers().eval()
+    replace_attention(model, mixer=HyenaPatches)
+    model.save_pretrained(tmp_path)
+    loaded, image = load_pretrained(tmp_path).eval(), torch.randn(2, 3, 12, 12)
+    assert torch.equal(loaded(image).last_hidden_state, model(image).last_hidden_state)
 
 
 def test_grids_that_nobody_knows_are_asked_for():

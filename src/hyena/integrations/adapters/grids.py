@@ -19,8 +19,8 @@ def patch_grid(site: AttentionSite, positions: int | None = None) -> PatchGrid |
         if found is not None:
             return found
     image, patch = site.config("image_size"), site.config("patch_size")
-    if image is None or patch is None or positions is None:
-        return None
+    if image is None or patch is None or positions is None or site.config("depths", "window_size") is not None:
+        return None  # the last of them in models of several resolutions, whose rows are windows
     height, width = (a // b for a, b in zip(pair(image), pair(patch), strict=True))
     return PatchGrid((height, width), positions - height * width) if positions >= height * width else None
 
