@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -105,6 +106,9 @@ def peak_bytes(function: Callable[[], object], device: str = "cpu") -> int | Non
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     try:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)  # what earlier calls have freed counts again
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of resident memory
         before = _status("VmRSS")
         function()

@@ -130,10 +130,12 @@ class Layout(NamedTuple):
         """``(B, *space, C) -> (B, length, C)``."""
         for dim, axis in enumerate(self.axes, 1):
             x = extended(x, dim, axis.before, axis.after, axis.boundary)
-        pads = [0, 0]
-        for axis in self.axes[:0:-1]:
-            pads += [0, axis.room - axis.extended]
-        return (F.pad(x, pads) if any(pads) else x).flatten(1, -2)
+        # Zeros without memory of their own: joining them takes one pass, where F.pad fills everything first.
+        for dim, axis in enumerate(self.axes[1:], 2):
+            shape = [*x.shape[:dim], axis.room - axis.extended, *x.shape[dim + 1 :]]
+            if shape[dim] > 0:
+                x = torch.cat([x, x.new_zeros(()).expand(shape)], dim)
+        return x.flatten(1, -2)
 
     def grid(self, y: Tensor) -> Tensor:
         """``(B, length, C) -> (B, *space, C)``, a view."""
