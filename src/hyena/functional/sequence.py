@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hyena import ops
+from hyena.functional.layout import Layout
 
 
 def short_conv(
@@ -181,20 +182,12 @@ def fft_conv(x: Tensor, h: Tensor, d: Tensor | None = None, *, causal: bool = Tr
 
 def _circular_conv(x: Tensor, h: Tensor, d: Tensor | None, causal: bool) -> Tensor:
     ops.check_gated_conv(x, h, d, causal=causal)
-    length = x.size(1)
     if x.numel() == 0:
         return gated_conv(x, h, d, causal=causal)
-    # As a causal filter of at most one round, applied to the row with its end before it. d is part of lag 0.
-    first = 0 if causal else -((h.size(-2) - 1) // 2)
-    h = h.to(ops.compute_dtype(x))
-    if d is not None:
-        lag_0 = torch.arange(h.size(-2), device=h.device) == -first
-        h = h.repeat_interleave(x.size(2) // h.size(-1), dim=-1) + lag_0[:, None] * d.to(h.dtype)
-    if h.size(-2) > length:
-        h = F.pad(h, (0, 0, 0, -h.size(-2) % length)).unflatten(-2, (-1, length)).sum(-3)
-    before = h.size(-2) - 1
-    y = gated_conv(torch.cat([x[:, length - before :], x], dim=1), h)[:, before:]
-    return ops.to_order_of(y.roll(first, 1), x)
+    layout = Layout.of(x.shape[1:2], h.shape[-2:-1], (causal,), ("circular",))
+    taps, one_sided = layout.taps(h.to(ops.compute_dtype(x)))
+    y = gated_conv(layout.row(x), taps, d, causal=one_sided)
+    return ops.to_order_of(layout.grid(y), x)
 
 
 def gated_conv(
