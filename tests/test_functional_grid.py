@@ -15,7 +15,7 @@ from helpers import grids
 from helpers.cases import DTYPES, Tier, compare, rand
 from helpers.grids import BOUNDARIES
 from hyena import functional
-from hyena.functional import grid
+from hyena.functional import dense, grid
 from hyena.functional.layout import Layout
 
 MOST = {1: 40, 2: 9, 3: 5}
@@ -43,7 +43,20 @@ def test_is_the_sum_over_lags(tier: Tier, case: dict[str, Any], data: st.DataObj
         x |= {"d": rand(4, seed=2)}
     fn, want = partial(functional.fft_conv_nd, **settings), partial(grids.conv, **settings)
     dy = rand(2, *case["space"], 4, seed=3)
-    compare(fn, want, x, dy, tier, dtype, ordered=False, h=torch.promote_types(dtype, torch.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        if data.draw(st.booleans()):  # tap by tap
+            patch.setattr(dense, "_TAPS_WITH_GRADIENTS", 10**9)
+        compare(fn, want, x, dy, tier, dtype, ordered=False, h=torch.promote_types(dtype, torch.float32))
+
+
+def test_few_taps_are_applied_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, h, few = torch.randn(2, 9, 8, 4), torch.randn(7, 7, 4), torch.randn(5, 5, 2)
+    monkeypatch.setattr(grid, "_tap_by_tap", lambda *_: None)
+    assert functional.fft_conv_nd(x, h) is None
+    assert functional.fft_conv_nd(x.requires_grad_(), h) is not None
+    assert functional.fft_conv_nd(x, few) is None
+    assert functional.fft_conv_nd(x.double(), few.double()) is not None
+    assert functional.fft_conv_nd(x, few.expand(2, -1, -1, -1)) is not None
 
 
 @given(case=cases(), data=st.data())

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hyena import functional
+from hyena.functional.dense import dense_conv
 from hyena.functional.grid import check_boundaries
-from hyena.functional.layout import extended
 
 PADDINGS = ("same", "causal")
 
@@ -78,20 +77,10 @@ class ShortConvND(nn.Module):
             return functional.short_conv(x, self.weight, self.bias, mask, padding=self.padding)
         if mask is not None:
             x = torch.where(mask[..., None], x, 0.0)
-        after = self.taps // 2 if self.padding == "same" else 0
-        before = self.taps - 1 - after
-        pads = [0, 0]
-        for dim, boundary in enumerate(self.boundaries, 1):
-            pads[2:2] = [before, after] if boundary == "zero" else [0, 0]
-            if boundary != "zero":
-                x = extended(x, dim, before, after, boundary)
-        x = F.pad(x, pads) if any(pads) else x
-        y = _CONVS[axes](x.movedim(-1, 1), self.weight[:, None].to(x.dtype), self.bias.to(x.dtype), groups=x.size(-1))
-        y = y.movedim(1, -1).to(x.dtype)
+        before = self.taps - 1 - (self.taps // 2 if self.padding == "same" else 0)
+        weights = (self.weight.to(x.dtype), self.bias.to(x.dtype))
+        y = dense_conv(x, *weights, (before,) * axes, self.boundaries).to(x.dtype)
         return y if mask is None else torch.where(mask[..., None], y, 0.0)
 
     def extra_repr(self) -> str:
         return f"channels={self.weight.size(0)}, taps={self.taps}, padding={self.padding!r}, boundary={self.boundaries}"
-
-
-_CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hyena import ops
+from hyena.functional.dense import dense_conv, is_dense
 from hyena.functional.layout import BOUNDARIES, Layout
 from hyena.functional.sequence import gated_conv
 
@@ -40,7 +41,8 @@ def fft_conv_nd(
     The grid is laid out as one row, and convolved as such; :mod:`hyena.functional.layout` has how. A grid of ``n_1 x …
     x n_a`` positions and a filter of all its lags take one transform of ``2^(a-1) n_1 … n_a`` complex points for each
     row and channel, at the next fast size of the whole, and the same back. A circle costs what zeros cost; a mirrored
-    axis twice that if it is the first one, else one and a half times. A filter of few lags takes less.
+    axis twice that if it is the first one, else one and a half times. A filter of few lags takes less, and of very few
+    taps are applied one by one.
 
     Args:
         x: ``(B, *space, C)``, any strides.
@@ -63,6 +65,8 @@ def fft_conv_nd(
     _check_taps(x, h, d, causals)
     if x.numel() == 0:
         return ops.empty_result(x.flatten(1, -2), x.size(-1), h, d).view(x.shape)
+    if is_dense(x, h):
+        return _tap_by_tap(x, h, d, causals, boundaries)
     layout = Layout.of(x.shape[1:-1], h.shape[-axes - 1 : -1], causals, boundaries)
     h, groups = h.to(ops.compute_dtype(x)), h.size(-1)
     step = max(1, _PIECE // layout.length)
@@ -73,6 +77,16 @@ def fft_conv_nd(
         taps, one_sided = layout.taps(h_part)
         outputs.append(layout.grid(gated_conv(layout.row(x_part), taps, d_part, causal=one_sided)))
     return outputs[0].contiguous() if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+
+def _tap_by_tap(x: Tensor, h: Tensor, d: Tensor | None, causals: Sequence[bool], boundaries: Sequence[str]) -> Tensor:
+    dtype = ops.compute_dtype(x)
+    inside = x.to(dtype)
+    weight = h.to(dtype).movedim(-1, 0).flip(list(range(1, h.dim()))).repeat_interleave(x.size(-1) // h.size(-1), dim=0)
+    before = [count - 1 if one else count // 2 for one, count in zip(causals, weight.shape[1:], strict=True)]
+    y = dense_conv(inside, weight, None, before, boundaries)
+    y = y if d is None else y + d.to(dtype) * inside
+    return y.to(x.dtype).contiguous()
 
 
 def separable_conv_nd(
