@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -47,6 +48,19 @@ def test_is_the_sum_over_lags(tier: Tier, case: dict[str, Any], data: st.DataObj
         if data.draw(st.booleans()):  # tap by tap
             patch.setattr(dense, "_TAPS_WITH_GRADIENTS", 10**9)
         compare(fn, want, x, dy, tier, dtype, ordered=False, h=torch.promote_types(dtype, torch.float32))
+
+
+@pytest.mark.parametrize("boundary", [*itertools.product(BOUNDARIES, repeat=2)], ids=str)
+@pytest.mark.parametrize("causal", [*itertools.product([False, True], repeat=2)], ids=str)
+def test_every_setting_of_two_axes(causal: tuple[bool, bool], boundary: tuple[str, str]) -> None:
+    """Few lags, as many as there are, and more than there are; by transforms in float64, tap by tap in float32."""
+    x = rand(1, 4, 6, 2)
+    for reach, dtype in itertools.product([(1, 3), (3, 2), (4, 6), (9, 13)], [torch.float64, torch.float32]):
+        counts = [k if one else 2 * k - 1 for k, one in zip(reach, causal, strict=True)]
+        h = rand(*counts, 2, seed=1) / 8
+        got = functional.fft_conv_nd(x.to(dtype), h.to(dtype), causal=causal, boundary=boundary)
+        want = grids.conv(x, h, causal=causal, boundary=boundary)
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-11 if dtype == torch.float64 else 1e-5)
 
 
 def test_few_taps_are_applied_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

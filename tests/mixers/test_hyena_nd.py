@@ -13,6 +13,7 @@ from helpers.mixers import SMALL, D
 from hyena import HyenaOperator
 from hyena.filters import S4D, S4ND, HyenaFilterND
 from hyena.mixers import HyenaND
+from hyena.optim import param_groups
 
 
 def by_definition(op: HyenaND, u: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -166,6 +167,21 @@ def test_taps_of_another_shape_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"shape \(1, 6, 5, 8\), and \(1, 11, 9, 8\) are needed"):
         HyenaND(D, (6, 5), filter=Taps())(torch.zeros(1, 6, 5, D))
+
+
+def test_a_filter_of_ones_own_is_trained_as_filters_are() -> None:
+    class Taps(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.taps = torch.nn.Parameter(torch.randn(1, 11, 9, D))
+
+        def forward(self, size):
+            return self.taps
+
+    op = HyenaND(D, (6, 5), filter=Taps())
+    groups = {group["name"]: group["params"] for group in param_groups(op, 1e-3)}
+    assert [id(p) for p in groups["filters"]] == [id(op.conv.filter.taps)]
+    assert op(torch.randn(1, 6, 5, D)).shape == (1, 6, 5, D)
 
 
 @pytest.mark.parametrize(
