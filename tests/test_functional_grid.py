@@ -198,6 +198,7 @@ def test_compiles_in_one_graph() -> None:
         ({"h": torch.zeros(3, 0, 4)}, r"at least one tap .*\(3, 0, 4\)"),
         ({"h": torch.zeros(3, 3, 3)}, r"4 channels cannot share 3 filters"),
         ({"h": torch.zeros(3, 3, 4, device="meta")}, r"on cpu .* on meta"),
+        ({"d": torch.zeros(4, dtype=torch.float64)}, r"d is torch.float64 beside an input of torch.float32"),
         ({"d": torch.zeros(3)}, r"d must be .*\(4,\) .*\(3,\)"),
         ({"boundary": "periodic"}, r"'zero', 'circular', 'reflect', got 'periodic'"),
         ({"boundary": ("zero",) * 3}, r"boundary has 3 entries, .* grid of 2 axes"),
@@ -208,6 +209,16 @@ def test_arguments_that_do_not_fit(arguments: dict[str, Any], match: str) -> Non
     given = {"x": torch.zeros(2, 5, 6, 4), "h": torch.zeros(3, 3, 4), **arguments}
     with pytest.raises(ValueError, match=match):
         functional.fft_conv_nd(given.pop("x"), given.pop("h"), **given)
+
+
+def test_settings_of_another_kind() -> None:
+    x, h = torch.zeros(2, 5, 6, 4), torch.zeros(3, 3, 4)
+    for causal in ("yes", 1, (True, 0), None):
+        with pytest.raises(TypeError, match=r"causal must be a bool, or a sequence with one for each axis, got"):
+            functional.fft_conv_nd(x, h, causal=causal)
+    for boundary in (None, True, ("zero", 0)):
+        with pytest.raises(TypeError, match=r"boundary must be a str, or a sequence with one for each axis, got"):
+            functional.fft_conv_nd(x, h, boundary=boundary)
 
 
 def test_factors_that_do_not_fit() -> None:

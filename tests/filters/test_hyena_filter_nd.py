@@ -158,6 +158,12 @@ def test_axes_may_have_filters_of_different_kinds() -> None:
     assert (first.shape, second.shape) == ((1, 3, 3), (1, 9, 3))
     torch.testing.assert_close(h((6, 5))[0, 4:7], first[0][:, None] * second)
     assert not h((6, 5))[0, :4].any()
+    mixed = SeparableFilter(3, (6, 5), filter=[S4D, ExplicitFilter], dtype=torch.float64)
+    want = mixed((6, 5))
+    with pytest.raises(ValueError, match="cannot be stretched"):
+        mixed.extend((12, 10), "stretch")
+    assert torch.equal(mixed((6, 5)), want)
+    assert (mixed.size, mixed.filters[0].l_max) == ((6, 5), 6)
 
 
 def test_filters_that_do_not_fit() -> None:

@@ -150,8 +150,15 @@ def test_it_says_what_it_cannot_do(mixer: MixerND, space) -> None:
     for name, value in (("cu_seqlens", torch.tensor([0, 3])), ("max_seqlen", 3), ("state", object())):
         with pytest.raises(ValueError, match=f"no packed rows and no steps: got {name}"):
             mixer(u, **{name: value})
-    with pytest.raises(ValueError, match="HyenaND needs the whole grid at once: it has no init_state"):
-        mixer.init_state(1)
+    for call in (
+        lambda: mixer.init_state(1),
+        lambda: mixer.init_state(batch=1, max_length=3),
+        lambda: mixer.prefill(u, None),
+        lambda: mixer.step(u[:, 0], None, mask=None),
+        lambda: mixer.state_size(1),
+    ):
+        with pytest.raises(ValueError, match="HyenaND needs the whole grid at once: it has no init_state, and cannot"):
+            call()
 
 
 def test_copies_and_files(make, mixer: MixerND, space) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from helpers import grids, oracle
 from helpers.mixers import SMALL, D
 from hyena import HyenaOperator
-from hyena.filters import S4D, S4ND, HyenaFilterND
+from hyena.filters import S4D, S4ND, HyenaFilter, HyenaFilterND
 from hyena.mixers import HyenaND
 from hyena.optim import param_groups
 
@@ -123,6 +123,9 @@ def test_extending() -> None:
         assert op(torch.randn(1, 9, 5, D, dtype=torch.float64)).shape == (1, 9, 5, D)
         op.extend((18, 10), "stretch")
         assert op.conv.filter.density == 0.25
+    for one in (op, HyenaND(D, (6, 5), order=1)):
+        with pytest.raises(ValueError, match="'continue', 'stretch', got 'zoom'"):
+            one.extend((20, 20), "zoom")
     with pytest.raises(ValueError, match=r"2 axes, \(18, 10\), cannot be extended to \(9,\)"):
         op.extend(9)
 
@@ -198,6 +201,8 @@ def test_a_filter_of_ones_own_is_trained_as_filters_are() -> None:
         ({"short_taps": 0}, ValueError, "short_taps must be at least 1, got 0"),
         ({"filter": None}, ValueError, "filter must be a module, .* got None"),
         ({"filter": lambda *a, **k: 3}, ValueError, "made a int, and a module is needed"),
+        ({"filter": HyenaFilter}, ValueError, r"along a sequence: for a grid of size=\(6, 5\) take .*=HyenaFilter\)"),
+        ({"filter": partial(S4D, modes=2)}, ValueError, r"take partial\(SeparableFilter, filter=S4D\)"),
         ({"causal": True}, TypeError, "causal"),
         ({"bias": 1}, TypeError, "bias must be True or False, got 1"),
     ],

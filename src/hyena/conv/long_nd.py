@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from hyena import ops
 from hyena.conv.cache import SpectrumCache, watch_for_cache
-from hyena.filters import HyenaFilterND
-from hyena.filters.base import check_condition
+from hyena.filters import Filter, HyenaFilterND
+from hyena.filters.base import EXTENSIONS, check_condition
 from hyena.filters.base_nd import grid_size
 from hyena.functional.grid import along, check_boundaries, fft_conv_nd
 from hyena.functional.layout import Layout
@@ -85,6 +85,12 @@ class LongConvND(nn.Module):
             raise ValueError(
                 f"filter must be a module, or a class or functools.partial that makes one, for {self.num_filters} "
                 f"filters; got {filter!r}"
+            )
+        kind = getattr(filter, "func", filter)
+        if isinstance(kind, type) and issubclass(kind, Filter):
+            raise ValueError(
+                f"{kind.__name__} is a filter along a sequence: for a grid of size={self.size} take "
+                f"partial(SeparableFilter, filter={kind.__name__})"
             )
         made = filter(self.filter_channels, self.size, self.num_filters, **at)
         if not isinstance(made, nn.Module):
@@ -184,6 +190,8 @@ class LongConvND(nn.Module):
             ValueError: a filter that cannot be extended.
         """
         new = grid_size(size)
+        if mode not in EXTENSIONS:
+            raise ValueError(f"mode must be one of {', '.join(map(repr, EXTENSIONS))}, got {mode!r}")
         if len(new) != len(self.size):
             raise ValueError(f"a convolution of {len(self.size)} axes, {self.size}, cannot be extended to {new}")
         if self.filter is not None:

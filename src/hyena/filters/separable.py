@@ -5,6 +5,7 @@ Dimensions: F filters, G filter channels, A axes, n positions of an axis.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,6 +86,8 @@ class SeparableFilter(FilterND):
     def extend(self, size: int | Sequence[int], mode: str = "continue") -> None:
         """See :meth:`FilterND.extend`; ``"stretch"`` is what the filters of the axes make of it, times the density."""
         new = self.check_extension(size, mode)
+        for one, n in zip(self.filters, new, strict=True):  # all or none
+            copy.deepcopy(one).extend(n, mode)
         for one, n in zip(self.filters, new, strict=True):
             one.extend(n, mode)
         self.size = new

@@ -61,7 +61,7 @@ def fft_conv_nd(
         ValueError: shapes, dtypes or options that do not fit.
     """
     axes = check_grid(x)
-    causals, boundaries = per_axis("causal", causal, axes), check_boundaries(boundary, axes)
+    causals, boundaries = _check_causal(causal, axes), check_boundaries(boundary, axes)
     _check_taps(x, h, d, causals)
     if x.numel() == 0:
         return ops.empty_result(x.flatten(1, -2), x.size(-1), h, d).view(x.shape)
@@ -114,7 +114,7 @@ def separable_conv_nd(
         ValueError: shapes, dtypes or options that do not fit.
     """
     axes = check_grid(x)
-    causals, boundaries = per_axis("causal", causal, axes), check_boundaries(boundary, axes)
+    causals, boundaries = _check_causal(causal, axes), check_boundaries(boundary, axes)
     if len(factors) != axes:
         raise ValueError(f"an input of shape {tuple(x.shape)} has {axes} axes, got {len(factors)} factors")
     _check_weight(x, d)
@@ -153,26 +153,34 @@ def check_grid(x: Tensor) -> int:
     return axes
 
 
-def per_axis(name: str, setting: Setting | Sequence[Setting], axes: int) -> tuple[Setting, ...]:
+def _per_axis(name: str, kind: type[Setting], setting: Setting | Sequence[Setting], axes: int) -> tuple[Setting, ...]:
     """A setting for each axis, of one for all or of a sequence.
 
     Raises:
+        TypeError: settings of another kind.
         ValueError: a sequence of another length, with both.
     """
-    if isinstance(setting, (bool, str)):
+    if isinstance(setting, kind):
         return (setting,) * axes
+    if not isinstance(setting, Sequence) or not all(isinstance(one, kind) for one in setting):
+        raise TypeError(f"{name} must be a {kind.__name__}, or a sequence with one for each axis, got {setting!r}")
     if len(setting) != axes:
         raise ValueError(f"{name} has {len(setting)} entries, {tuple(setting)}, for a grid of {axes} axes")
     return tuple(setting)
+
+
+def _check_causal(causal: bool | Sequence[bool], axes: int) -> tuple[bool, ...]:
+    return _per_axis("causal", bool, causal, axes)
 
 
 def check_boundaries(boundary: str | Sequence[str], axes: int) -> tuple[str, ...]:
     """The boundary of each axis.
 
     Raises:
+        TypeError: something else than names.
         ValueError: one that there is not, or too many of them.
     """
-    boundaries = per_axis("boundary", boundary, axes)
+    boundaries = _per_axis("boundary", str, boundary, axes)
     for one in boundaries:
         if one not in BOUNDARIES:
             raise ValueError(f"boundary must be one of {', '.join(map(repr, BOUNDARIES))}, got {one!r}")
@@ -207,4 +215,9 @@ def _check_weight(x: Tensor, d: Tensor | None) -> None:
         raise ValueError(
             f"d must be floating point of shape ({x.size(-1)},) on {x.device}, got {d.dtype} of shape {tuple(d.shape)} "
             f"on {d.device}"
+        )
+    if d is not None and d.dtype == torch.float64 and x.dtype != torch.float64:
+        raise ValueError(
+            f"d is torch.float64 beside an input of {x.dtype}, for which everything is computed in torch.float32: use "
+            "d.float(), or an input of torch.float64"
         )

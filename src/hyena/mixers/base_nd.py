@@ -58,11 +58,13 @@ class MixerND(InitializedByTransformers, nn.Module, ABC):
             ValueError: grids with other axes or larger than ``size``, masks of another shape, packed rows, a state.
         """
 
-    def init_state(self, batch: int, max_length: int | None = None) -> NoReturn:
-        """Raises ValueError: there are no steps."""
+    def init_state(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises ValueError: there are no steps, so no ``prefill``, ``step`` and ``state_size`` either."""
         raise ValueError(
             f"{type(self).__name__} needs the whole grid at once: it has no init_state, and cannot be stepped"
         )
+
+    prefill = step = state_size = init_state
 
     def check_grid(self, u: Tensor, mask: Tensor | None, *of_rows: object) -> tuple[int, ...]:
         """The space of an input of :meth:`forward`.
