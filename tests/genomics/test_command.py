@@ -290,6 +290,35 @@ def test_letters_that_are_taken_when_asked_for(tmp_path: Path, model_folder: Pat
     assert got == want
 
 
+def test_too_little_memory_and_an_error_on_the_way(
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was finished is kept."""
+    given = ["score", "--model", str(model_folder), str(fasta(tmp_path / "a.fa", 40)), "--max-tokens", "40"]
+    given += ["--output", str(tmp_path / "s.tsv")]
+    real, calls = HyenaDNA.forward, []
+
+    def forward(*arguments: Any, **keywords: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments, **keywords)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HyenaDNA, "forward", forward)
+        said = error(capsys, given)
+    assert said == "hyena: error: CUDA out of memory; less than --max-tokens 40 takes less memory\n"
+    done = (tmp_path / "s.tsv.part").read_bytes()
+    assert done.count(b"\n") > 2
+    assert main(given) == 0
+    assert (tmp_path / "s.tsv").read_bytes().startswith(done)
+
+
+def test_the_console_script() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert '[project.scripts]\nhyena = "hyena.command:main"\n' in project
+
+
 def test_pieces(tmp_path: Path, model_folder: Path, model: HyenaDNA, capsys: pytest.CaptureFixture) -> None:
     sequence = "".join(random.Random(0).choices("ACGT", k=150))
     (tmp_path / "a.fa").write_text(f">chr\n{sequence}\n>short\nACGT\n")

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from helpers.live_memory import LiveBytes
 from helpers.released import deviation
 from helpers.striped import golden
 from hyena.checkpoints import load_striped_hyena
 from hyena.command import main
 from hyena.genomics import ByteTokenizer, Tokenizer, embed, generate, read_fasta, score, tokenizer_for
-from hyena.models import StripedHyena
+from hyena.models import StripedHyena, StripedHyenaConfig
 
 RAGGED = ["ACGTTGCAAC", "GA", "TTTGACCATGCAATCGATCGAACGTTAGC", "CCGNA"]
 NAMES = ["evo1_tiny", "evo2_tiny"]
@@ -130,3 +131,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(given) == 1
     assert "line 2: record 'a' has 'M' in column 1; expected only letters of ACGTN" in capsys.readouterr().err
     assert main([*given, "--alphabet", "any"]) == 0
+
+
+@pytest.mark.parametrize("task", [score, embed])
+def test_memory_of_a_long_sequence(task: Callable[..., object]) -> None:
+    """Beyond its tokens and one number a letter, it is that of a piece."""
+    config = StripedHyenaConfig(512, 1 << 15, 16, ("SE", "MR", "LI"), num_heads=2, groups=4, mr_taps=16, modes=4)
+    model = StripedHyena(config).eval()
+    peaks = []
+    for length in (1 << 12, 1 << 15):
+        with LiveBytes() as memory:
+            task(model, ["ACGT" * (length // 4)], max_tokens=512)
+        peaks.append(memory.peak)
+    assert (peaks[1] - peaks[0]) / ((1 << 15) - (1 << 12)) < 40
+    with LiveBytes() as memory:
+        task(model, ["ACGT" * (1 << 10)], max_tokens=1 << 12)
+    assert memory.peak > 4 * peaks[0]  # at once

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from hyena.command.arguments import parser
 from hyena.command.jobs import run
 
@@ -25,9 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hyena: stopped; the same command goes on from {given.output}.part", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"hyena: error: {_said(error)}", file=sys.stderr)
+        hint = f"; less than --max-tokens {given.max_tokens} takes less memory" if _is_of_memory(error) else ""
+        print(f"hyena: error: {_said(error)}{hint}", file=sys.stderr)
         return 1
     return 0
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory: on a GPU, or on the CPU, where torch has no class for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _said(error: BaseException) -> str:

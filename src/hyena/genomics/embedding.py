@@ -202,7 +202,7 @@ class _Pool:
             self.value = x[-1]
         else:
             # In float64, so that the sum of pieces is that of the whole.
-            new = x.double().sum(0) if self.kind == "mean" else x.double().amax(0)
+            new = x.sum(0, dtype=torch.float64) if self.kind == "mean" else x.amax(0)
             old = self.value
             self.value = new if old is None else old + new if self.kind == "mean" else torch.maximum(old, new)
 

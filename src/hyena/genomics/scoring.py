@@ -144,14 +144,15 @@ class Scoring:
 
     def _batch(self, rows: list[Tensor]) -> list[Tensor]:
         """Log-likelihoods ``(L - 1,)`` of the tokens of each row after the first."""
-        found: list[list[Tensor]] = [[] for _ in rows]
         targets = padded([row[1:] for row in rows], 0, "right").tokens
+        found: Tensor | None = None
         for piece in pieces(self.model, [row[:-1] for row in rows], self.max_tokens):
             at = slice(piece.start, piece.start + piece.output.size(1))
-            values = log_likelihoods(piece.output, targets[:, at].to(piece.output.device)).cpu()
-            for parts, n, row in zip(found, piece.lengths, values, strict=True):
-                parts.append(row[:n])
-        return [torch.cat(parts) for parts in found]
+            values = log_likelihoods(piece.output, targets[:, at].to(piece.output.device))
+            found = torch.empty(targets.shape, dtype=values.dtype) if found is None else found
+            found[:, at] = values
+        assert found is not None  # a row has a position
+        return [each[: row.numel() - 1] for each, row in zip(found, rows, strict=True)]
 
 
 def log_likelihoods(logits: Tensor, targets: Tensor) -> Tensor:
