@@ -145,8 +145,8 @@ class DNATokenizer(Tokenizer):
 
     The released tokenizer puts ``[CLS]`` and ``[SEP]`` around a sequence, and the code that trained the models neither
     of them: ``special_tokens`` is for models that were fine-tuned with the former. It reads a letter that it does not
-    know, lower case among them, as ``[UNK]``; here that is asked for by ``unknown="[UNK]"``. N is a letter here as it is
-    there; the code that trained the models showed them ``[PAD]`` in its place, and did not count it.
+    know, lower case among them, as ``[UNK]``; here that is asked for by ``unknown="[UNK]"``. N is a letter, here
+    as there; the code that trained the models showed them ``[PAD]`` in its place, and did not count it.
 
     Args:
         special_tokens: puts ``[CLS]`` before and ``[SEP]`` after each sequence.
