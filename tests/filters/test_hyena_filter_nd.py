@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena.filters import (
+    DSS,
     S4D,
     S4ND,
     ExplicitFilter,
@@ -130,6 +131,23 @@ def test_another_resolution_has_the_same_filter() -> None:
     torch.testing.assert_close(other((66, 34)), fine)
     h.reset_parameters()
     assert h.density == 1
+
+
+@pytest.mark.parametrize(
+    "filter",
+    [partial(HyenaFilter, emb_dim=3, freq=1.0), partial(S4D, modes=1, start="real"), partial(DSS, modes=2)],
+    ids=["hyena", "s4d", "dss"],
+)
+def test_products_at_another_resolution_keep_their_sums(filter) -> None:
+    """Whether the filters of the axes divide their taps by as much as there are more of them, or not."""
+    h = SeparableFilter(3, (33, 20), filter=filter, dtype=torch.float64)
+    coarse = h((33, 20)).detach()
+    h.extend((66, 60), "stretch")
+    fine, scale = h((66, 60)).detach(), coarse.abs().sum((1, 2))
+    assert ((fine.sum((1, 2)) - coarse.sum((1, 2))).abs() < 0.2 * scale).all()
+    other = SeparableFilter(3, (66, 60), filter=filter, dtype=torch.float64)
+    other.load_state_dict(h.state_dict())
+    torch.testing.assert_close(other((66, 60)), fine)
 
 
 def test_a_product_of_state_spaces_by_definition() -> None:

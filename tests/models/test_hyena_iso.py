@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.definitions import assert_close
-from hyena.filters import S4ND, HyenaFilterND
+from hyena.filters import S4ND, HyenaFilter, HyenaFilterND, SeparableFilter
 from hyena.models import HyenaISO, HyenaISOConfig
 
 SMALL = {"image_size": (5, 6), "num_classes": 4, "d_model": 6, "num_layers": 2, "filter_width": 8, "dropout": 0.0}
@@ -80,21 +82,31 @@ def test_every_pixel_counts_and_everything_has_a_gradient() -> None:
         assert p.grad.isfinite().all(), name
 
 
-def test_another_resolution() -> None:
-    torch.manual_seed(0)
-    model = build(image_size=8)
-    row = torch.linspace(0, 1, 16, dtype=torch.float64)
-    smooth = torch.stack([torch.sin(3 * row)[:, None] * torch.cos(2 * row + c) for c in range(3)])[None]  # 16 x 16
-    want = model(smooth[..., ::2, ::2])
-    with pytest.raises(ValueError, match=r"up to 8 x 8 pixels .*got \(1, 3, 16, 16\)"):
-        model(smooth)
-    model.extend(16)
-    assert model.config.image_size == (16, 16)
-    assert model(smooth).shape == (1, 4)
-    loaded = HyenaISO(model.config, dtype=torch.float64).eval()
-    loaded.load_state_dict(model.state_dict())
-    torch.testing.assert_close(loaded(smooth), model(smooth))
-    assert want.isfinite().all()
+def field(size: int) -> Tensor:
+    """A smooth picture of ``size`` pixels a side."""
+    at = (torch.arange(size, dtype=torch.float64) + 0.5) / size
+    return torch.stack([torch.sin(3 * at)[:, None] * torch.cos(2 * at + c) for c in range(3)])[None]
+
+
+def test_another_resolution_of_a_picture_is_the_same() -> None:
+    """To the width of a pixel: the finer the picture, the closer."""
+    smooth = partial(SeparableFilter, filter=partial(HyenaFilter, emb_dim=3, freq=1.0))
+    apart = []
+    for size in (24, 96):
+        torch.manual_seed(0)
+        model = build(smooth, image_size=size)
+        want = model(field(size))
+        with pytest.raises(ValueError, match=rf"up to {size} x {size} pixels .*got \(1, 3, {2 * size}, {2 * size}\)"):
+            model(field(2 * size))
+        model.extend(2 * size)
+        assert model.config.image_size == (2 * size, 2 * size)
+        got = model(field(2 * size))
+        apart.append(((got - want).abs().max() / want.abs().max()).item())
+        loaded = HyenaISO(model.config, smooth, dtype=torch.float64).eval()
+        loaded.load_state_dict(model.state_dict())
+        torch.testing.assert_close(loaded(field(2 * size)), got)
+    assert apart[1] < 0.1
+    assert apart[1] < apart[0] / 3
 
 
 def test_initialised_again() -> None:

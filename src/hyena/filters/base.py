@@ -104,6 +104,8 @@ class Filter(FilterBase):
             returned; None if there is no such lag.
         depends_on_length: the taps for a length are not the first of those for a longer one (normalised over the
             length, say). One spectrum then serves one length, and the filter cannot be stepped.
+        stretch_keeps_sums: whether :meth:`extend` by ``"stretch"`` divides taps by as much as there are more of them,
+            as the steps of a state space do; otherwise every tap keeps its size.
         keep_float32: see above.
         dynamics: names of the parameters that say how states move on (poles, step sizes), which are trained at a rate
             of at most 1e-3; see :func:`hyena.param_groups`.
@@ -117,6 +119,7 @@ class Filter(FilterBase):
 
     support: int | None = None
     depends_on_length: bool = False
+    stretch_keeps_sums: bool = False
 
     def __init__(self, channels: int, l_max: int, num_filters: int = 1, *, causal: bool = True) -> None:
         super().__init__()

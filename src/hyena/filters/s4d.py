@@ -56,6 +56,7 @@ class S4D(DiagonalFilter):
     """
 
     linear = "C"
+    stretch_keeps_sums = True
     dynamics = ("log_dt", "log_decay", "frequency")
     log_dt: Tensor
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hyena.filters._initial import fill
 from hyena.filters.base import Filter
 from hyena.filters.base_nd import FilterND
 from hyena.filters.s4d import S4D
@@ -36,6 +37,8 @@ class SeparableFilter(FilterND):
             not two-sided.
     """
 
+    density: Tensor
+
     def __init__(
         self,
         channels: int,
@@ -58,11 +61,14 @@ class SeparableFilter(FilterND):
             if not isinstance(one, Filter) or one.causal:
                 raise ValueError(f"filter must make two-sided filters (hyena.filters.Filter), got {one!r}")
         self.filters: Any = nn.ModuleList(made)
+        # What taps are multiplied by where the positions lie closer together than those of the training: see extend.
+        self.register_buffer("density", torch.ones((), device=device, dtype=self.weight_dtype(dtype)))
 
     def reset_parameters(self) -> None:
         """Initialises the filter of every axis again."""
         for one in self.filters:
             one.reset_parameters()
+        fill(self.density, torch.ones_like(self.density))
 
     def forward(self, size: Sequence[int]) -> Tensor:
         """Taps ``(F, 2 n_1 - 1, …, 2 n_A - 1, G)``; see :meth:`FilterND.forward`."""
@@ -81,15 +87,19 @@ class SeparableFilter(FilterND):
     def factors(self, size: Sequence[int]) -> list[Tensor]:
         """Taps of each axis, ``(F, 2k-1, G)``, with ``k`` its positions, or the ``support`` of its filter if less."""
         self.check_size(size)
-        return [one(n) for one, n in zip(self.filters, size, strict=True)]
+        first, *rest = (one(n) for one, n in zip(self.filters, size, strict=True))
+        return [first * self.density.to(first.dtype), *rest]
 
+    @torch.no_grad()
     def extend(self, size: int | Sequence[int], mode: str = "continue") -> None:
-        """See :meth:`FilterND.extend`; ``"stretch"`` is what the filters of the axes make of it, times the density."""
+        """See :meth:`FilterND.extend`; the filters of the axes say whether they can be stretched."""
         new = self.check_extension(size, mode)
         for one, n in zip(self.filters, new, strict=True):  # all or none
             copy.deepcopy(one).extend(n, mode)
-        for one, n in zip(self.filters, new, strict=True):
+        for one, n, old in zip(self.filters, new, self.size, strict=True):
             one.extend(n, mode)
+            if mode == "stretch" and not one.stretch_keeps_sums:
+                self.density.mul_(old / n)
         self.size = new
 
 
