@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,25 @@ def test_weights_that_are_no_numbers(config: dict[str, Any], state: State) -> No
         load_striped_hyena({n: t.to("meta") for n, t in state.items()}, config)
 
 
+def test_recipes_of_a_package_that_is_not_installed(
+    tmp_path: Path, config: dict[str, Any], state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("transformer_engine", "transformer_engine.common", "transformer_engine.common.recipe")
+    modules = {name: types.ModuleType(name) for name in names}
+    with monkeypatch.context() as patch:
+        for name, module in modules.items():
+            patch.setitem(sys.modules, name, module)
+        recipe = modules[names[-1]]
+        exec("import enum\nclass DelayedScaling: pass\nclass Format(enum.Enum): HYBRID = 1", recipe.__dict__)
+        for kind in (recipe.DelayedScaling, recipe.Format):
+            kind.__module__ = names[-1]
+        scaling = recipe.DelayedScaling()
+        scaling.format = recipe.Format.HYBRID
+        torch.save({**state, "blocks.0.projections._extra_state": {"recipe": scaling}}, tmp_path / "evo2.pt")
+    ids = torch.randint(19, (1, 9))
+    assert torch.equal(load_striped_hyena(tmp_path / "evo2.pt", config)(ids), load_striped_hyena(state, config)(ids))
+
+
 def test_an_output_layer_that_is_tied(config: dict[str, Any], state: State) -> None:
     load_striped_hyena({**state, "unembed.weight": state["embedding_layer.weight"]}, config)
     with pytest.raises(ValueError, match=r"unembed\.weight differs from the embedding"):
@@ -190,6 +211,11 @@ def test_damaged_files(tmp_path: Path, config: dict[str, Any], state: State) -> 
     with pytest.raises(ValueError, match=r"is in two files|names tensors that its shards do not hold"):
         load_striped_hyena(folder, config)
     file = tmp_path / "evo2.pt"
+    torch.save({"norm.scale": torch.ones(24)}, file)
+    with pytest.raises(ValueError, match=r"evo2\.pt: the checkpoint does not fit its config: missing keys: blocks"):
+        load_striped_hyena(file, config)
+    with pytest.raises(TypeError, match="a dict or a path, got a int"):
+        load_striped_hyena(3, config)
     torch.save(state, file)
     file.write_bytes(file.read_bytes()[:-2000])
     with pytest.raises(ValueError, match=r"evo2\.pt \(\d+ bytes\) is damaged"):

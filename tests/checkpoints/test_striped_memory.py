@@ -82,6 +82,8 @@ def test_devices_layer_by_layer() -> None:
     assert whole(torch.zeros(1, 9, dtype=torch.long, device="meta")).shape == (1, 9, 19)
     with pytest.raises(ValueError, match=r"no device for embedding\.weight"):
         load_striped_hyena(state, config, device_map={"blocks": "cpu", "head": "cpu", "norm": "cpu"})
+    with pytest.raises(ValueError, match="device_map has 'gpu', which is no device"):
+        load_striped_hyena(state, config, device_map="gpu")
     with pytest.raises(ValueError, match=r"names modules without weights of their own: blocks\.7"):
         load_striped_hyena(state, config, device_map={"": "cpu", "blocks.7": "cpu"})
 

@@ -32,6 +32,24 @@ _FOREIGN = re.compile(r"unsupported (global|class)|instantiate|not an allowed gl
 Source = Mapping[str, Any] | str | os.PathLike
 
 
+class _Recipe:
+    """Stands for what Transformer Engine says about FP8 beside its layers' weights, which is not needed."""
+
+    def __new__(cls, *args: Any) -> _Recipe:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+
+# What weights_only lets through beside tensors: bytes, and recipes of FP8, whether or not that package is installed.
+_RECIPES = "transformer_engine.common.recipe."
+_HARMLESS: list[Any] = [
+    io.BytesIO,
+    *((_Recipe, _RECIPES + name) for name in ("DelayedScaling", "Format", "_FormatHelper")),
+]
+
+
 def read_config(source: Source) -> dict[str, Any]:
     """A config as a dict, from a dict or the path of a ``.json`` file (or of the folder that holds ``config.json``).
 
@@ -182,8 +200,7 @@ def load_file(path: Path, *, mapped: bool = False) -> Mapping[str, Any]:
         except package.SafetensorError as error:
             raise ValueError(unreadable(path, f"safetensors says {error}")) from None
     try:
-        # Bytes that layers of Transformer Engine keep beside their weights.
-        with torch.serialization.safe_globals([io.BytesIO]):
+        with torch.serialization.safe_globals(_HARMLESS):
             if mapped and zipfile.is_zipfile(path):
                 values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             else:

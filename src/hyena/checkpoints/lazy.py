@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -75,7 +76,7 @@ def open_weights(source: Source) -> dict[str, Stored]:
     if isinstance(source, Mapping):
         return _named(_of_state_dict(source, "the state dict"))
     found: dict[str, Stored] = {}
-    files, index = _files(Path(source))
+    files, index = _files(_path(source))
     for path in files:
         for name, tensor in _open_file(path).items():
             if name in found:
@@ -88,6 +89,12 @@ def open_weights(source: Source) -> dict[str, Stored]:
     return _named(found)
 
 
+def _path(source: Any) -> Path:
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"a checkpoint is a dict or a path, got a {type(source).__name__}")
+    return Path(source)
+
+
 def config_beside(source: Source) -> Path:
     """The ``config.json`` in the folder of a checkpoint.
 
@@ -97,7 +104,7 @@ def config_beside(source: Source) -> Path:
     """
     if isinstance(source, Mapping):
         raise ValueError("a state dict does not say what model it is of: pass its config, as a dict, a path or a name")
-    path = Path(source)
+    path = _path(source)
     _files(path)  # a wrong path is the first thing to say
     config = (path if path.is_dir() else path.parent) / "config.json"
     if not config.is_file():

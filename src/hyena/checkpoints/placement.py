@@ -27,7 +27,7 @@ class Placement:
 
     def __init__(self, devices: Devices, names: Iterable[str]) -> None:
         given = devices if isinstance(devices, Mapping) else {"": devices}
-        self._devices = {key: torch.device(value) for key, value in given.items()}
+        self._devices = {key: _device(value) for key, value in given.items()}
         used, without = set(), []
         for name in names:
             key = self._key(name)
@@ -52,6 +52,13 @@ class Placement:
         key = self._key(name)
         assert key is not None, name
         return self._devices[key]
+
+
+def _device(value: str | int | torch.device) -> torch.device:
+    try:
+        return torch.device(value)
+    except RuntimeError as error:
+        raise ValueError(f"device_map has {value!r}, which is no device: {error}") from None
 
 
 def connect(model: nn.Module, home: torch.device) -> None:

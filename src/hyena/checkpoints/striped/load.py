@@ -91,7 +91,11 @@ def load_striped_hyena(
     stored, fp8 = _of_this_model(open_weights(path_or_state_dict))
     reports = {i: Counter[str]() for i in range(c.num_layers)}
     todo = parts(c, layout, reports)
-    _check(stored, c, todo)
+    try:
+        _check(stored, c, todo)
+    except ValueError as error:
+        where = "" if isinstance(path_or_state_dict, Mapping) else f"{path_or_state_dict}: "
+        raise ValueError(f"{where}{error}") from None
     c = _with_frequencies(c, layout, stored)
     if dtype is None:
         dtype = stored[_EMBEDDING].dtype
