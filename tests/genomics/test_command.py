@@ -88,6 +88,16 @@ def test_embed(tmp_path: Path, model_folder: Path, model: HyenaDNA) -> None:
     torch.testing.assert_close(got, torch.stack([want[1], want["norm"]], dim=1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("changes", [{}, {"pooling": "last", "head_bias": False}], ids=["original", "hf"])
+def test_embeddings_of_a_classifier(changes: dict[str, Any], tmp_path: Path) -> None:
+    classifier = build("dna", torch.float32, head="classes", **changes)
+    save_hyenadna(classifier, tmp_path / "model")
+    file, out = fasta(tmp_path / "a.fa", 3), tmp_path / "e.tsv"
+    assert main(["embed", "--model", str(tmp_path / "model"), str(file), "--output", str(out), "--quiet"]) == 0
+    got = torch.tensor([[float(row[f"e{i}"]) for i in range(16)] for row in read(out)])
+    torch.testing.assert_close(got, embed(classifier, list(read_fasta(file)))["norm"], rtol=1e-5, atol=1e-5)
+
+
 def test_generate(tmp_path: Path, model_folder: Path, model: HyenaDNA) -> None:
     given = ["generate", "--model", str(model_folder), "--length", "7", "--quiet"]
     out = tmp_path / "g.tsv"
@@ -198,8 +208,8 @@ def test_killed_for_real(tmp_path: Path, model_folder: Path) -> None:
         process.stdout.readline()  # everything is imported
         return process
 
-    start = time.monotonic()
-    assert main([*given, str(whole)]) == 0
+    process, start = started(whole), time.monotonic()
+    assert process.wait() == 0
     seconds = time.monotonic() - start
     draw, lengths = random.Random(0), [0]
     for _ in range(3):

@@ -82,6 +82,10 @@ def test_two_at_once(tmp_path: Path) -> None:
     first = table(tmp_path / "t.tsv")
     with pytest.raises(BlockingIOError, match="another process is writing"):
         table(tmp_path / "t.tsv")
+    with pytest.raises(BlockingIOError, match="another process is writing"):
+        table(tmp_path / "t.tsv", overwrite=True)
+    first.append(ROWS)
+    assert (tmp_path / "t.tsv.part").read_bytes() == WHOLE
     first.close()
     table(tmp_path / "t.tsv").close()
 

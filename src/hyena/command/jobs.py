@@ -59,7 +59,7 @@ def run(given: argparse.Namespace) -> None:
     model = open_model(
         given.model,
         given.config,
-        head=None if given.command == "embed" else "lm",
+        head="auto" if given.command == "embed" else "lm",
         device=given.device,
         dtype=given.dtype,
     )

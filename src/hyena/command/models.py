@@ -15,13 +15,13 @@ from hyena.checkpoints.striped import PUBLISHED
 _LARGE = 1 << 20  # files above this are known by their size alone
 
 
-def open_model(path: str, config: str | None = None, *, head: str | None, device: str | None, dtype: str | None) -> Any:
+def open_model(path: str, config: str | None = None, *, head: str, device: str | None, dtype: str | None) -> Any:
     """Loads a checkpoint, in eval mode.
 
     Args:
         path: of its folder, or of its weights.
         config: path of its settings, or the name of a published StripedHyena; ``config.json`` beside it if missing.
-        head: ``"lm"`` for logits, None for hidden states only.
+        head: of a HyenaDNA: ``"lm"`` for logits, ``"auto"`` for what the checkpoint has.
         device: where to, a GPU if there is one.
         dtype: of the weights, as stored if missing.
 
