@@ -130,5 +130,7 @@ def test_bad_conditions_name_the_numbers() -> None:
         FiLMFilter(C, K, condition_dim=0)
     with pytest.raises(TypeError, match=r"condition_dim must be an int, got 1\.5"):
         FiLMFilter(C, K, condition_dim=1.5)
+    with pytest.raises(TypeError, match=r"condition must be a tensor \(B, Q\), .* got a list"):
+        h(K, [[0.0] * Q])
     with pytest.raises(ValueError, match="HyenaFilter, which takes none"):
         HyenaFilter(C, K).check_condition(torch.randn(2, Q))

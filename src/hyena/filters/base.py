@@ -242,7 +242,9 @@ def check_sizes(**sizes: Any) -> None:
 
 
 def check_condition(source: nn.Module, condition: Tensor, rows: int | None = None) -> None:
-    """Raises ValueError for a condition that is none for the filter ``source``, or not of so many ``rows``."""
+    """Raises TypeError or ValueError for what is no condition of the filter ``source``, or not of so many ``rows``."""
+    if not isinstance(condition, Tensor):
+        raise TypeError(f"condition must be a tensor (B, Q), a vector for each row, got a {type(condition).__name__}")
     dim = getattr(source, "condition_dim", None)
     if dim is None:
         raise ValueError(
