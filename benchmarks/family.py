@@ -12,7 +12,6 @@ each channel. Mixers are in ``family_mixers.py``. Writes results/family-filters-
 from __future__ import annotations
 
 import argparse
-import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -85,7 +84,6 @@ def measure(chosen: list[str], options: argparse.Namespace, length: int) -> list
         for what in COLUMNS:
             row[f"{what} ms"] = times[what].get(name)
             row[f"{what} / Hyena"] = times[what][name] / times[what][NAMES[0]] if name in times[what] else None
-        gc.collect()
         peak = peak_bytes(lambda n=name: train(n), device)
         row["peak MB"] = None if peak is None else peak / 1e6
         row["state"] = states[name]
