@@ -280,6 +280,8 @@ def test_names_of_published_models(tmp_path: Path) -> None:
     (tmp_path / "list.yml").write_text("[1, 2]")
     with pytest.raises(ValueError, match="holds a list"):
         striped_hyena_config(tmp_path / "list.yml")
+    with pytest.raises(TypeError, match="does not say how weights lie in files"):
+        load_striped_hyena({}, striped_hyena_config("evo2_7b"))
     longer = striped_hyena_config("evo-1-8k-base", l_max=9000)
     assert longer.l_max == 9000
     assert len(PUBLISHED) == 11

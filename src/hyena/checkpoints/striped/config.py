@@ -129,6 +129,10 @@ def read_settings(config: Source, l_max: int | None = None) -> tuple[StripedHyen
 def _values(config: Source) -> dict[str, Any]:
     if isinstance(config, Mapping):
         return dict(config)
+    if isinstance(config, StripedHyenaConfig):
+        raise TypeError(
+            "a StripedHyenaConfig does not say how weights lie in files: pass the authors' settings, or a model's name"
+        )
     name = str(config)
     if name in PUBLISHED:
         return dict(PUBLISHED[name])
