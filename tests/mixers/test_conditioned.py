@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 
 from helpers.cases import offsets
@@ -181,6 +182,22 @@ def test_compiles_in_one_graph() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
     assert_close(compiled(u, condition=condition), op(u, condition=condition))
+    torch._dynamo.reset()
+
+
+def test_a_compiled_step_is_traced_a_few_times_at_most() -> None:
+    op = build().eval()
+    u, condition = rows(2, 30)
+    frames = torch._dynamo.testing.CompileCounter()
+    torch._dynamo.reset()
+    step = torch.compile(op.step, backend=frames, fullgraph=True)
+    state, out = op.init_state(2, 30, condition), []
+    with torch.no_grad():
+        for t in range(30):
+            y, state = step(u[:, t], state)
+            out.append(y)
+        assert_close(torch.stack(out, dim=1), op(u, condition=condition))
+    assert frames.frame_count <= 3
     torch._dynamo.reset()
 
 

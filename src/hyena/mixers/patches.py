@@ -57,6 +57,7 @@ class HyenaPatches(Mixer):
     """
 
     takes_grid = True
+    no_decay = ("to_patches", "from_patches", "between")  # as the weights d of a convolution's own input
 
     def __init__(
         self,
