@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from helpers.dna import build
 from hyena.checkpoints import load_hyenadna, save_hyenadna
 from hyena.command import main
-from hyena.genomics import embed, generate, read_fasta, score
+from hyena.genomics import classify, embed, generate, read_fasta, score
 from hyena.models import HyenaDNA
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +97,25 @@ def test_embeddings_of_a_classifier(changes: dict[str, Any], tmp_path: Path) -> 
     assert main(["embed", "--model", str(tmp_path / "model"), str(file), "--output", str(out), "--quiet"]) == 0
     got = torch.tensor([[float(row[f"e{i}"]) for i in range(16)] for row in read(out)])
     torch.testing.assert_close(got, embed(classifier, list(read_fasta(file)))["norm"], rtol=1e-5, atol=1e-5)
+
+
+def test_classify(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    classifier = build("dna", torch.float32, head="classes", num_classes=3)
+    save_hyenadna(classifier, tmp_path / "model")
+    file, out = fasta(tmp_path / "a.fa", 9), tmp_path / "c.tsv"
+    given = ["classify", "--model", str(tmp_path / "model"), str(file), "--strands", "both", "--max-tokens", "70"]
+    assert main([*given, "--output", str(out), "--quiet"]) == 0
+    got = torch.tensor([[float(row[f"p{i}"]) for i in range(3)] for row in read(out)])
+    logits = classify(classifier, list(read_fasta(file)), strands="both")
+    torch.testing.assert_close(got, logits.exp() / logits.exp().sum(1, keepdim=True), rtol=1e-4, atol=1e-6)
+    # A head that would start at random is no answer.
+    given[2] = str(model_folder)
+    assert "head='lm' and gives no class logits" in error(capsys, [*given, "--output", tmp_path / "d.tsv"])
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    backbone = {name: t for name, t in weights.items() if not name.startswith("head.")}
+    save_file(backbone, tmp_path / "model" / "model.safetensors")
+    given[2] = str(tmp_path / "model")
+    assert "has no layer of classes" in error(capsys, [*given, "--output", tmp_path / "d.tsv"])
 
 
 def test_generate(tmp_path: Path, model_folder: Path, model: HyenaDNA) -> None:

@@ -22,7 +22,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
             exec(compile(block, PAGE.name, "exec"), names)
     commands = [shlex.split(line) for language, block in blocks if language == "bash" for line in block.splitlines()]
     assert [command[:2] for command in commands] == [
-        ["hyena", name] for name in ("score", "score", "embed", "generate")
+        ["hyena", name] for name in ("score", "score", "embed", "classify", "generate")
     ]
     capsys.readouterr()
     for command in commands:

@@ -1,4 +1,4 @@
-"""The command ``hyena``: scores, embeds and generates sequences of FASTA files."""
+"""The command ``hyena``: scores, embeds, classifies and generates sequences of FASTA files."""
 
 from hyena.command.main import main
 

@@ -7,14 +7,14 @@ import argparse
 from hyena.genomics.batches import MAX_TOKENS
 
 _DESCRIPTION = """\
-Scores, embeds and generates DNA with HyenaDNA, Evo, Evo 2 and StripedHyena, on a CPU or a GPU.
+Scores, embeds, classifies and generates DNA with HyenaDNA, Evo, Evo 2 and StripedHyena, on a CPU or a GPU.
 
 A run that was stopped goes on where it was when the same command is given again: no record is lost or written twice.
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command with its three subcommands."""
+    """Returns the parser of the command with its subcommands."""
     top = argparse.ArgumentParser(
         prog="hyena", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,6 +40,12 @@ def parser() -> argparse.ArgumentParser:
     embed.add_argument("--pooling", default="mean", choices=["mean", "max", "last"], help="over the letters")
     embed.add_argument("--strands", default="forward", choices=["forward", "reverse", "both"], help=_STRANDS)
     _running(embed)
+
+    classify = commands.add_parser("classify", help="probabilities of the classes of each record")
+    _inputs(classify)
+    _windows(classify)
+    classify.add_argument("--strands", default="forward", choices=["forward", "reverse", "both"], help=_STRANDS)
+    _running(classify)
 
     generate = commands.add_parser("generate", help="new letters after each prompt")
     _inputs(generate, prompts=True)

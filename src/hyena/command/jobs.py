@@ -12,6 +12,7 @@ from hyena.command.inputs import Inputs
 from hyena.command.models import fingerprint, open_model
 from hyena.genomics import Record
 from hyena.genomics.batches import groups
+from hyena.genomics.classifying import Classifying
 from hyena.genomics.embedding import Embedding
 from hyena.genomics.progress import Progress
 from hyena.genomics.rows import Rows
@@ -23,6 +24,7 @@ from hyena.genomics.writing import Writing
 
 # Arguments that change where a run writes and what it shows, not what it computes.
 _WITHOUT_EFFECT = {"output", "overwrite", "quiet", "fasta", "model"}
+_HEADS = {"embed": "auto", "classify": "auto"}
 _KEYS = [Column("file", str), Column("record", str)]
 
 
@@ -59,7 +61,7 @@ def run(given: argparse.Namespace) -> None:
     model = open_model(
         given.model,
         given.config,
-        head="auto" if given.command == "embed" else "lm",
+        head=_HEADS.get(given.command, "lm"),
         device=given.device,
         dtype=given.dtype,
     )
@@ -179,6 +181,17 @@ def _embed(given: argparse.Namespace, model: Any, tokenizer: Tokenizer) -> Job:
     return Job(columns, compute, embedding.rows, embedding.directions, len(layers), len)
 
 
+def _classify(given: argparse.Namespace, model: Any, tokenizer: Tokenizer) -> Job:
+    classifying = Classifying(model, tokenizer, given.strands, given.max_tokens)
+    columns = [Column("letters", int), *(Column(f"p{i}", float) for i in range(model.config.num_classes))]
+
+    def compute(records: list[Record], before: int) -> list[list[Any]]:
+        likely = classifying.group(records).softmax(1).tolist()
+        return [[len(record), *row] for record, row in zip(records, likely, strict=True)]
+
+    return Job(columns, compute, classifying.rows, classifying.directions, 1, len)
+
+
 def _generate(given: argparse.Namespace, model: Any, tokenizer: Tokenizer) -> Job:
     if given.samples < 1:
         raise ValueError(f"--samples must be at least 1, got {given.samples}")
@@ -200,5 +213,6 @@ def _generate(given: argparse.Namespace, model: Any, tokenizer: Tokenizer) -> Jo
 _JOBS: dict[str, Callable[[argparse.Namespace, Any, Tokenizer], Job]] = {
     "score": _score,
     "embed": _embed,
+    "classify": _classify,
     "generate": _generate,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,14 @@ def open_model(path: str, config: str | None = None, *, head: str, device: str |
     if is_named or "attn_layer_idxs" in values:
         return load_striped_hyena(path, source, dtype=kind, device_map=str(where))
     if _is_hyenadna(values):
-        return load_hyenadna(path, values, head=head).to(device=where, dtype=kind).eval()
+        with warnings.catch_warnings():
+            # Nothing is trained here, so a head that starts at random would answer at random.
+            warnings.filterwarnings("error", message="the checkpoint has no classification head")
+            try:
+                model = load_hyenadna(path, values, head=head)
+            except UserWarning:
+                raise ValueError(f"{path} has no layer of classes, which its config asks for") from None
+        return model.to(device=where, dtype=kind).eval()
     raise ValueError(
         f"{source} is the config of no model that is known here: expected HyenaDNA's (the original code's or the -hf "
         f"models'), StripedHyena's, Evo's or Evo 2's; got the keys {', '.join(sorted(values)[:20])}"

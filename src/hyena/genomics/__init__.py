@@ -3,7 +3,8 @@
 The command ``hyena`` does the same from a shell: see ``docs/genomics.md``.
 """
 
-from hyena.genomics.embedding import classify, embed, hidden_states
+from hyena.genomics.classifying import classify
+from hyena.genomics.embedding import embed, hidden_states
 from hyena.genomics.fasta import FastaError, read_fasta, write_fasta
 from hyena.genomics.records import Record, windows
 from hyena.genomics.scoring import Score, score

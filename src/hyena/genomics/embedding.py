@@ -1,4 +1,4 @@
-"""Hidden states of sequences, pooled over their letters, and class logits: of one strand or both.
+"""Hidden states of sequences, pooled over their letters: of one strand or both.
 
 Dimensions: B batch, L length, n positions of a piece, D channels.
 """
@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyena.generation.protocol import eval_mode
 from hyena.genomics.batches import MAX_TOKENS, batches, check_max_tokens, groups, pieces
 from hyena.genomics.progress import Progress
 from hyena.genomics.records import Record, as_record, check_sequences
 from hyena.genomics.rows import Rows
 from hyena.genomics.strands import check_strands
-from hyena.genomics.tokenizers import Tokenizer, padded
+from hyena.genomics.tokenizers import Tokenizer
 
 Layer = int | str
 NORM = "norm"
@@ -211,53 +210,3 @@ class _Pool:
             return torch.cat(self.parts)
         assert self.value is not None  # a row has a position
         return (self.value / self.count if self.kind == "mean" else self.value).to("cpu", self.dtype)
-
-
-@torch.no_grad()
-def classify(
-    model: Any,
-    sequences: Sequence[str | Record],
-    *,
-    tokenizer: Tokenizer | None = None,
-    strands: str = "forward",
-    max_tokens: int = MAX_TOKENS,
-    progress: bool = False,
-) -> Tensor:
-    """Computes class logits of each sequence, of a model with ``head="classes"``.
-
-    Args:
-        model: a :class:`hyena.models.HyenaDNA`. It runs in eval mode, and is left in the mode it was in.
-        sequences: letters, or records, which errors then name.
-        tokenizer: the model's, :func:`hyena.genomics.tokenizer_for` if missing.
-        strands: ``"forward"``, ``"reverse"``, or ``"both"``: the mean of their logits.
-        max_tokens: positions that go through the model at once, padding included; a longer sequence goes alone.
-        progress: shows a progress bar on a terminal.
-
-    Returns:
-        ``(number of sequences, num_classes)``, float32 or float64, on the CPU.
-
-    Raises:
-        ValueError: a model without such a head, or sequences as for :func:`embed`.
-    """
-    check_sequences(sequences)
-    check_max_tokens(max_tokens)
-    if getattr(model.config, "head", None) != "classes":
-        raise ValueError(
-            f"this {type(model).__name__} has head={getattr(model.config, 'head', None)!r} and gives no class logits: "
-            "load it with num_labels=, or build it with head='classes'"
-        )
-    records = [as_record(sequence, i) for i, sequence in enumerate(sequences)]
-    directions, encode = check_strands(strands), Rows(model, tokenizer)
-    for record in records:
-        encode.check(record, directions)
-    side, pad = encode.tokenizer.padding_side, encode.tokenizer.pad
-    rows = [encode.tokens(record, strand) for record in records for strand in directions]
-    logits = torch.zeros(len(rows), model.config.num_classes)
-    with Progress(len(rows), "sequences", shown=progress) as bar, eval_mode(model):
-        for batch in batches([row.numel() for row in rows], max_tokens):
-            tokens, mask = padded([rows[i] for i in batch], pad, side)
-            found = model(tokens.to(model.device), mask.to(model.device)).cpu()
-            logits = logits.to(torch.promote_types(torch.float32, found.dtype))
-            logits[batch] = found.to(logits.dtype)
-            bar.add(len(batch))
-    return logits.unflatten(0, (len(records), len(directions))).mean(1)
