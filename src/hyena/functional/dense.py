@@ -5,6 +5,7 @@ Dimensions: B batch, C channels, K taps of an axis.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -53,4 +54,28 @@ def dense_conv(
         if boundary != "zero":
             x = extended(x, dim, first, rest, boundary)
     x = F.pad(x, pads) if any(pads) else x
+    if _is_symbolic(x):
+        return _sum_of_taps(x, weight, bias)
     return _CONVS[len(before)](x.movedim(-1, 1), weight[:, None], bias, groups=x.size(-1)).movedim(1, -1)
+
+
+def _is_symbolic(x: Tensor) -> bool:
+    """Whether a trace has no number for a size, with which torch 2.13's compiler cannot lay out a convolution."""
+    if not torch.compiler.is_compiling():
+        return False
+    # Imported here because it costs a third of a second, and only tracing needs it.
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return not all(has_static_value(n) for n in x.shape)
+
+
+def _sum_of_taps(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same of a padded grid as products and sums, which a compiler makes one loop of."""
+    counts = weight.shape[1:]
+    y = torch.zeros((), dtype=x.dtype, device=x.device) if bias is None else bias
+    for at, index in enumerate(itertools.product(*(range(count) for count in counts))):
+        part = x
+        for dim, (i, count) in enumerate(zip(index, counts, strict=True), 1):
+            part = part.narrow(dim, i, x.size(dim) - count + 1)
+        y = y + weight.flatten(1)[:, at] * part
+    return y
