@@ -151,5 +151,6 @@ def test_augmentation() -> None:
 
 def test_tokenizers_of_models() -> None:
     assert isinstance(tokenizer_for(build()), DNATokenizer)
+    assert isinstance(tokenizer_for(torch.compile(build())), DNATokenizer)
     with pytest.raises(ValueError, match="a CausalLM with vocab_size=65 does not say"):
         tokenizer_for(CausalLM(CausalLMConfig(65, 8, 8, 1)))

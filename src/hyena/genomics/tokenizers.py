@@ -214,6 +214,7 @@ def tokenizer_for(model: Any) -> Tokenizer:
     Raises:
         ValueError: a model of another kind, or of another vocabulary: its tokenizer is to be passed.
     """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     size = getattr(model.config, "vocab_size", None)
     if isinstance(model, HyenaDNA) and size == DNATokenizer.vocab_size:
         return DNATokenizer()
