@@ -101,7 +101,7 @@ def test_the_shorter_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_by_sums", "_by_powers"):
         stub = lambda dt, *args, name=name: taken.append(name) or torch.zeros(dt.size(0), args[-1])  # noqa: E731
         monkeypatch.setattr(s4, name, stub)
-    for modes, length, way in ((32, 512, "_by_sums"), (32, 1024, "_by_powers"), (128, 8192, "_by_sums")):
+    for modes, length, way in ((32, 1024, "_by_sums"), (32, 2048, "_by_powers"), (128, 8192, "_by_sums")):
         taken.clear()
         S4(2, length, modes=modes)(length)
         assert set(taken) == {way}

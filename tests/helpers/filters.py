@@ -66,6 +66,7 @@ CASES: dict[str, Callable[..., Filter]] = {
     "fourier": partial(FourierFilter, modes=5),
     "fourier, all frequencies": FourierFilter,
     "s4": partial(S4, modes=3),
+    "s4, many modes": partial(S4, modes=12),
     "transfer": partial(TransferFunctionFilter, order=5),
     "dss, exp": partial(DSS, modes=3),
     "dss, clip": partial(DSS, modes=3, version="clip", scale=False),

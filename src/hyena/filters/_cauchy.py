@@ -1,4 +1,4 @@
-"""Transforms of the taps of systems that are diagonal plus rank 1, by Cauchy sums (arXiv 2111.00396, theorem 3).
+"""Taps of systems that are diagonal plus rank 1, by Cauchy sums (arXiv 2111.00396, theorem 3).
 
 Dimensions: S systems, m pairs of conjugate modes, n frequencies.
 """
@@ -6,9 +6,11 @@ Dimensions: S systems, m pairs of conjugate modes, n frequencies.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def response(dt: Tensor, poles: Tensor, p: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
@@ -26,11 +28,42 @@ def response(dt: Tensor, poles: Tensor, p: Tensor, b: Tensor, c: Tensor, length:
     half = torch.arange(length // 2 + 1, device=dt.device, dtype=dt.dtype) * (math.pi / length)
     sin, cos, z = half.sin(), half.cos(), dt * poles
     # Numerators of the four sums, C R B, C R P, P* R B and P* R P with the resolvent R.
-    tops = torch.stack([part for v in (c * b, c * p, p.conj() * b, p.conj() * p) for part in (v, v * z.conj())], dim=1)
+    numerators = (part for v in (c * b, c * p, p.conj() * b, p.conj() * p) for part in (v.real, (v * z.conj()).real))
     square = z.real.square() + z.imag.square()
-    u, w = torch.addcmul(-4 * sin * sin, square[..., None], cos * cos), z.real[..., None] * (4 * sin * cos)
-    scale = torch.addcmul(u * u, w, w).reciprocal()
-    sums = torch.complex(tops.real @ (u * scale), tops.real @ (w * scale))  # (S, 8, n)
+    sums = torch.complex(*_Sums.apply(square, z.real, torch.stack(list(numerators), dim=1), sin, cos))  # (S, 8, n)
     s00, s01, s10, s11 = (dt[..., None] * (4j * sin * sums[:, ::2] - 2 * cos * sums[:, 1::2])).unbind(1)
     turn = torch.polar(torch.ones_like(half), half)
     return torch.fft.irfft(turn * (s00 - cos * s01 * s10 / (1 + cos * s11)), n=length)
+
+
+class _Sums(torch.autograd.Function):
+    """``sum_k v_k / Q_k``, real and imaginary part ``(S, 8, n)``: of ``|z|²``, ``Re z`` ``(S, m)`` and ``v`` ``(S, 8, m)``.
+
+    Keeps its arguments alone, and makes ``1 / Q`` again for the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, square: Tensor, rate: Tensor, v: Tensor, sin: Tensor, cos: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(square, rate, v, sin, cos)
+        re, im = _reciprocal(square, rate, sin, cos)
+        return v @ re, v @ im
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor, h: Tensor) -> tuple[Tensor | None, ...]:
+        square, rate, v, sin, cos = ctx.saved_tensors
+        re, im = _reciprocal(square, rate, sin, cos)
+        dv = torch.baddbmm(g @ re.mT, h, im.mT)
+        # The derivative of 1 / Q is -1 / Q², whose parts are these; those of the sums' gradient are a and b.
+        a, b = v.mT @ g, v.mT @ h
+        real, imag = (im - re) * (im + re), re.mul_(im).mul_(-2)
+        dsquare = torch.addcmul(a * real, b, imag) @ (cos * cos)
+        drate = b.mul_(real).addcmul_(a, imag, value=-1) @ (-4 * sin * cos)
+        return dsquare, drate, dv, None, None
+
+
+def _reciprocal(square: Tensor, rate: Tensor, sin: Tensor, cos: Tensor) -> tuple[Tensor, Tensor]:
+    """Real and imaginary part of ``1 / Q``, ``(S, m, n)``."""
+    re, im = torch.addcmul(-4 * sin * sin, square[..., None], cos * cos), rate[..., None] * (4 * sin * cos)
+    scale = torch.addcmul(re * re, im, im).reciprocal_()
+    return re.mul_(scale), im.mul_(scale)
