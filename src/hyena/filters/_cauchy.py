@@ -37,16 +37,19 @@ def response(dt: Tensor, poles: Tensor, p: Tensor, b: Tensor, c: Tensor, length:
 
 
 class _Sums(torch.autograd.Function):
-    """``sum_k v_k / Q_k``, real and imaginary part ``(S, 8, n)``: of ``|z|²``, ``Re z`` ``(S, m)`` and ``v`` ``(S, 8, m)``.
+    """``sum_k v_k / Q_k``, real and imaginary ``(S, 8, n)``, of ``|z|²``, ``Re z`` ``(S, m)``, ``v`` ``(S, 8, m)``.
 
     Keeps its arguments alone, and makes ``1 / Q`` again for the gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, square: Tensor, rate: Tensor, v: Tensor, sin: Tensor, cos: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(square, rate, v, sin, cos)
+    def forward(square: Tensor, rate: Tensor, v: Tensor, sin: Tensor, cos: Tensor) -> tuple[Tensor, Tensor]:
         re, im = _reciprocal(square, rate, sin, cos)
         return v @ re, v @ im
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable
