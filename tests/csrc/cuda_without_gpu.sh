@@ -3,8 +3,9 @@
 #
 #   tests/csrc/cuda_without_gpu.sh [build] [run]        both, unless named
 #
-# build  compiles every kernel for every architecture, prints registers and spills, links with every symbol resolved, and loads
-#        the result into this torch. Needs nvcc, and says so where there is none.
+# build  compiles every kernel for every architecture, or those in ARCHITECTURES ("80-real;90-real"), prints registers and
+#        spills, links with every symbol resolved, and loads the result into this torch. Needs nvcc, and says so where there
+#        is none.
 # run    compiles the kernels for the host, threads of a block as a loop, and runs the op tests on them: rows in one block and
 #        rows that are split, threads in either order, programs in one launch and in many.
 set -euo pipefail
@@ -31,8 +32,9 @@ build() {
         echo "SKIPPED: no nvcc here to compile the CUDA kernels with (CUDACXX names one that is not on the PATH)"
         return
     fi
-    echo "== compiling the CUDA kernels for all architectures"
-    configure cuda -DHYENA_CUDA=ON -DCMAKE_CUDA_FLAGS="-Xptxas -v"
+    echo "== compiling the CUDA kernels for ${ARCHITECTURES:-all architectures}"
+    configure cuda -DHYENA_CUDA=ON -DCMAKE_CUDA_FLAGS="-Xptxas -v" \
+        ${ARCHITECTURES:+"-DCMAKE_CUDA_ARCHITECTURES=$ARCHITECTURES"}
     # Messages from ptxas come as the compilers end: one at a time, or they mix.
     cmake --build "$WORK/cuda" -- -v > "$WORK/build.log" 2>&1 || { grep -v "^ptxas" "$WORK/build.log" | tail -n 50; exit 1; }
     "$PYTHON" "$ROOT/tests/csrc/ptxas_report.py" "$WORK/build.log"
