@@ -19,6 +19,7 @@ def draw(record: dict[str, Any], path: Path, kind: str, panels: dict[str, str]) 
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    import matplotlib.ticker
 
     rows = record["rows"]
     names, lengths = list(dict.fromkeys(row[kind] for row in rows)), sorted({row["L"] for row in rows})
@@ -34,6 +35,12 @@ def draw(record: dict[str, Any], path: Path, kind: str, panels: dict[str, str]) 
             for value, i in shown:
                 axis.scatter(value, y, color=shades[i], s=30, zorder=2)
         axis.set(xscale="log", title=title)
+        # Some panels span less than a decade, others five.
+        low, high = axis.get_xlim()
+        steps = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+        axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=steps, numticks=12))
+        axis.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         axis.grid(axis="x", color="0.9", zorder=-1)
     grid[0, 0].set_yticks(range(len(names)), names)
     grid[0, 0].invert_yaxis()

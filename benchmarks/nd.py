@@ -5,14 +5,12 @@
 
 ``(B, n, n, D)`` channels last, float32, two-sided filters of all ``2n - 1`` lags along both axes, their transform part
 of every call, zeros beyond the grid. ``grid`` is :func:`hyena.functional.fft_conv_nd`. ``plain`` is the usual form, the
-one
-that all ratios are to: ``irfft2(rfft2(x, (2n, 2n)) * rfft2(h, (2n, 2n)))`` over the axes where they lie, and ``moved``
-the same with channels moved to the front and back, so that rows are contiguous. ``circle`` and ``mirror`` are ``grid``
-with other boundaries, and ``separable`` is :func:`hyena.functional.separable_conv_nd` of two filters of ``2n - 1``
-taps. Times
-are medians of calls that took turns in one run: forward without gradients, and forward with the gradients of the input
-and the taps. ``peak MB`` is what a call with gradients needs at most beside what was there before. Writes
-results/nd-<device>.json.
+one that all ratios are to: ``irfft2(rfft2(x, (2n, 2n)) * rfft2(h, (2n, 2n)))`` over the axes where they lie, and
+``moved`` the same with channels moved to the front and back, so that rows are contiguous. ``circle`` and ``mirror`` are
+``grid`` with other boundaries, and ``separable`` is :func:`hyena.functional.separable_conv_nd` of two filters of
+``2n - 1`` taps. Times are medians of calls that took turns in one run: forward without gradients, and forward with the
+gradients of the input and the taps. ``peak MB`` is what a call with gradients needs at most beside what was there
+before. Writes results/nd-<device>.json.
 """
 
 from __future__ import annotations

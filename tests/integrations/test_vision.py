@@ -118,7 +118,8 @@ def test_models_of_windows_are_not_taken_for_grids():
     models = pytest.importorskip("transformers")
     sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
     model = models.SwinModel(models.SwinConfig(image_size=32, patch_size=2, **sizes))
-    with pytest.raises(ValueError, match=r"the patches around .* are not known"):
+    # In older releases of transformers its attention returns what no adapter knows, and stays for that.
+    with pytest.raises(ValueError, match=r"the patches around .* are not known|it is not known what its forward"):
         replace_attention(model, mixer=HyenaPatches)
 
 
