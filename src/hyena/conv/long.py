@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hyena import functional, ops
 from hyena.conv.cache import SpectrumCache, watch_for_cache
+from hyena.conv.filters import made_filter, reset
 from hyena.conv.history import History
 from hyena.conv.modal import Recurrence
 from hyena.conv.online import Online
@@ -97,32 +98,15 @@ class LongConv(nn.Module):
         at: dict[str, Any] = {"device": torch.device(device) if device is not None else None, "dtype": dtype}
         self.l_max, self.num_filters, self.causal = l_max, num_filters, causal
         self.filter_channels = channels if filter_channels is None else filter_channels
-        self.filter = self._make(filter, at)
+        sizes = (self.filter_channels, l_max, num_filters)
+        self.filter = made_filter(filter, num_filters, lambda make: make(*sizes, causal=causal, **at))
         self.bias = nn.Parameter(torch.empty(num_filters, channels, **at))
         self._spectra = SpectrumCache()
         nn.init.normal_(self.bias)
 
-    def _make(self, filter: nn.Module | FilterFactory | None, at: dict[str, Any]) -> nn.Module | None:
-        if self.num_filters == 0:
-            return None
-        if isinstance(filter, nn.Module):
-            return filter
-        if filter is None or not callable(filter):
-            raise ValueError(
-                f"filter must be a module, or a class or functools.partial that makes one, for {self.num_filters} "
-                f"filters; got {filter!r}"
-            )
-        made = filter(self.filter_channels, self.l_max, self.num_filters, causal=self.causal, **at)
-        if not isinstance(made, nn.Module):
-            raise ValueError(f"filter={filter!r} made a {type(made).__name__}, and a module is needed")
-        return made
-
     def reset_parameters(self) -> None:
         """Initialises ``d`` and the filters again."""
-        reset = getattr(self.filter, "reset_parameters", None)
-        if reset is not None:
-            reset()
-        nn.init.normal_(self.bias)
+        reset(self.filter, self.bias)
 
     def forward(
         self,

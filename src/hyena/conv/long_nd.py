@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hyena import ops
 from hyena.conv.cache import SpectrumCache, watch_for_cache
+from hyena.conv.filters import made_filter, reset
 from hyena.filters import Filter, HyenaFilterND
 from hyena.filters.base import EXTENSIONS, check_condition
 from hyena.filters.base_nd import grid_size
@@ -71,38 +72,23 @@ class LongConvND(nn.Module):
         self.size, self.num_filters = grid_size(size), num_filters
         self.filter_channels = channels if filter_channels is None else filter_channels
         self.boundaries = check_boundaries(boundary, len(self.size))
-        self.filter = self._make(filter, at)
+        self.filter = made_filter(filter, num_filters, lambda make: self._make(make, at))
         self.bias = nn.Parameter(torch.empty(num_filters, channels, **at))
         self._spectra = SpectrumCache()
         nn.init.normal_(self.bias)
 
-    def _make(self, filter: nn.Module | FilterFactoryND | None, at: dict[str, Any]) -> nn.Module | None:
-        if self.num_filters == 0:
-            return None
-        if isinstance(filter, nn.Module):
-            return filter
-        if filter is None or not callable(filter):
-            raise ValueError(
-                f"filter must be a module, or a class or functools.partial that makes one, for {self.num_filters} "
-                f"filters; got {filter!r}"
-            )
+    def _make(self, filter: FilterFactoryND, at: dict[str, Any]) -> Any:
         kind = getattr(filter, "func", filter)
         if isinstance(kind, type) and issubclass(kind, Filter):
             raise ValueError(
                 f"{kind.__name__} is a filter along a sequence: for a grid of size={self.size} take "
                 f"partial(SeparableFilter, filter={kind.__name__})"
             )
-        made = filter(self.filter_channels, self.size, self.num_filters, **at)
-        if not isinstance(made, nn.Module):
-            raise ValueError(f"filter={filter!r} made a {type(made).__name__}, and a module is needed")
-        return made
+        return filter(self.filter_channels, self.size, self.num_filters, **at)
 
     def reset_parameters(self) -> None:
         """Initialises ``d`` and the filters again."""
-        reset = getattr(self.filter, "reset_parameters", None)
-        if reset is not None:
-            reset()
-        nn.init.normal_(self.bias)
+        reset(self.filter, self.bias)
 
     def forward(self, x: Tensor, i: int = 0, prepared: Sequence[Pass] | Tensor | None = None) -> Tensor:
         """``h_i * x + d_i x``.

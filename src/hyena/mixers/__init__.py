@@ -8,8 +8,9 @@ from hyena.mixers.bigbird import BigBird, BigBirdState
 from hyena.mixers.block_recurrent import BlockRecurrent, BlockRecurrentState
 from hyena.mixers.gss import GSS, GSSState
 from hyena.mixers.h3 import H3, H3State
-from hyena.mixers.hyena import HyenaOperator, HyenaState
+from hyena.mixers.hyena import HyenaOperator
 from hyena.mixers.hyena_nd import HyenaND
+from hyena.mixers.hyena_state import HyenaState
 from hyena.mixers.linear_attention import LinearAttention, LinearAttentionState
 from hyena.mixers.mega import Mega, MegaState
 from hyena.mixers.monarch import MonarchMixer, MonarchMixerState

@@ -6,9 +6,45 @@ Dimensions: B batch, L length (of a grid, all its positions), C channels, N orde
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class Gated(nn.Module):
+    """What operators of the recurrence have in common, along a sequence and over a grid."""
+
+    in_proj: nn.Linear
+    short: Any
+    conv: Any
+    out_proj: nn.Linear
+    dropout: nn.Dropout
+    order: int
+    num_heads: int
+    value_filter: bool
+    _has_heads: bool
+
+    def reset_parameters(self) -> None:
+        """Initialises every parameter again."""
+        for part in (self.in_proj, self.short, self.conv, self.out_proj):
+            part.reset_parameters()
+
+    def clear_cache(self) -> None:
+        """Forgets kept spectra and tables; see :meth:`hyena.conv.LongConv.clear_cache`."""
+        self.conv.clear_cache()
+
+    def _recurrence(self, x: Sequence[Tensor], v: Tensor, convolve: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Gates and convolutions in turn; ``convolve`` is long convolution ``i`` of ``(B, L, C)``."""
+        return recurrence(
+            x,
+            v,
+            self.conv.num_filters,
+            convolve,
+            value_filter=self.value_filter,
+            num_heads=self.num_heads if self._has_heads else None,
+            dropout=self.dropout,
+        )
 
 
 def gate_before(i: int, order: int, value_filter: bool) -> int | None:

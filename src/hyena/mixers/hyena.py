@@ -6,7 +6,6 @@ P transform length, n new positions, Q channels of a condition.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,36 +14,16 @@ from torch import Tensor, nn
 
 from hyena import functional, ops
 from hyena.conv.long import FilterFactory, LongConv, Past
-from hyena.conv.online import Online
 from hyena.conv.short import ShortConv
 from hyena.filters import HyenaFilter
 from hyena.mixers._arguments import check, find_activation
-from hyena.mixers._gates import gate_before, recurrence
+from hyena.mixers._gates import Gated, gate_before
 from hyena.mixers._rows import unpacked
-from hyena.mixers.base import Mixer, State
+from hyena.mixers.base import Mixer
+from hyena.mixers.hyena_state import HyenaState
 
 
-@dataclasses.dataclass
-class HyenaState(State):
-    """The decoding state of one :class:`HyenaOperator`.
-
-    Args:
-        short: ``(B, taps - 1, (N+1) I)``, the last inputs of the short convolution.
-        memory: for each long filter what its convolution keeps, ``(B, …)``.
-        online: the long filters when the state was made. Changing the operator's weights later does not change them.
-    """
-
-    short: Tensor
-    memory: list[Tensor]
-    online: Online
-
-    @property
-    def batch(self) -> int:
-        """B."""
-        return self.short.size(0)
-
-
-class HyenaOperator(Mixer):
+class HyenaOperator(Gated, Mixer):
     """Sub-quadratic sequence mixing in attention's place (Poli et al. 2023, arXiv 2302.10866).
 
     ``z = u W_in + b_in`` and a short causal convolution give gates ``x^0 … x^{N-1}`` and a value ``v``; then for ``x``
@@ -146,11 +125,6 @@ class HyenaOperator(Mixer):
     def l_max(self) -> int:  # type: ignore[override]  # what the long convolution takes
         """The longest input."""
         return self.conv.l_max
-
-    def reset_parameters(self) -> None:
-        """Initialises every parameter again."""
-        for part in (self.in_proj, self.short, self.conv, self.out_proj):
-            part.reset_parameters()
 
     def forward(
         self,
@@ -272,18 +246,6 @@ class HyenaOperator(Mixer):
         """Which gate multiplies the value before long convolution ``i``."""
         return gate_before(i, self.order, self.value_filter)
 
-    def _recurrence(self, x: list[Tensor], v: Tensor, convolve: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Gates and convolutions in turn; ``convolve`` is long convolution ``i`` of ``(B, L, C)``."""
-        return recurrence(
-            x,
-            v,
-            self.conv.num_filters,
-            convolve,
-            value_filter=self.value_filter,
-            num_heads=self.num_heads if self._has_heads else None,
-            dropout=self.dropout,
-        )
-
     # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -323,7 +285,9 @@ class HyenaOperator(Mixer):
 
     def _continue(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: HyenaState) -> Tensor:
         """:meth:`forward` of the next positions."""
-        self._check_state(state)
+        if not isinstance(state, HyenaState):
+            raise ValueError(f"expected a HyenaState from this operator's init_state, got a {type(state).__name__}")
+        state.check_fits(self.conv.num_filters, self.short.taps, (self.order + 1) * self.width)
         self.check_next(u, state, mask, cu_seqlens)
         if self.training and self.dropout.p > 0:
             raise ValueError(
@@ -339,19 +303,6 @@ class HyenaOperator(Mixer):
         if self.activation is not None:
             y = self.activation(y)
         return self.out_proj(y)
-
-    def _check_state(self, state: HyenaState) -> None:
-        if not isinstance(state, HyenaState):
-            raise ValueError(f"expected a HyenaState from this operator's init_state, got a {type(state).__name__}")
-        taps, channels = state.short.size(1) + 1, state.short.size(2)
-        fits = channels == (self.order + 1) * self.width and len(state.memory) == self.conv.num_filters
-        if not fits or taps != self.short.taps:
-            shape = (self.short.taps - 1, (self.order + 1) * self.width)
-            raise ValueError(
-                f"the state is another operator's: it has {len(state.memory)} long filters and "
-                f"{tuple(state.short.shape[1:])} inputs of a short convolution, this operator "
-                f"{self.conv.num_filters} and {shape}"
-            )
 
     @property
     def units(self) -> int:
@@ -388,10 +339,6 @@ class HyenaOperator(Mixer):
             ValueError: filters that cannot be extended.
         """
         self.conv.extend(l_max, mode)
-
-    def clear_cache(self) -> None:
-        """Forgets kept spectra and tables; see :meth:`hyena.conv.LongConv.clear_cache`."""
-        self.conv.clear_cache()
 
     def to_matrix(
         self,

@@ -19,11 +19,11 @@ from hyena.conv.short_nd import ShortConvND
 from hyena.filters import HyenaFilterND
 from hyena.filters.base_nd import grid_size
 from hyena.mixers._arguments import check, find_activation
-from hyena.mixers._gates import recurrence
+from hyena.mixers._gates import Gated
 from hyena.mixers.base_nd import MixerND
 
 
-class HyenaND(MixerND):
+class HyenaND(Gated, MixerND):
     """Hyena over a grid: gates and two-sided long convolutions over all axes in turn (arXiv 2302.10866, 2309.13600).
 
     ``z = u W_in + b_in`` and a short depthwise convolution over all axes give gates ``x^0 … x^{N-1}`` and a value
@@ -96,7 +96,7 @@ class HyenaND(MixerND):
         at: dict[str, Any] = {"device": torch.device(device) if device is not None else None, "dtype": dtype}
         width = d_model * inner_factor
         self.d_model, self.order, self.num_heads, self.width = d_model, order, num_heads, width
-        self.value_filter = value_filter
+        self.value_filter, self._has_heads = value_filter, num_heads > 1
         self.activation = find_activation(activation)
         self.dropout = nn.Dropout(dropout)
         self.in_proj = nn.Linear(d_model, (order + 1) * width, bias=bias, **at)
@@ -118,11 +118,6 @@ class HyenaND(MixerND):
     def size(self) -> tuple[int, ...]:  # type: ignore[override]  # what the long convolution takes
         """Positions along each axis of the largest grid."""
         return self.conv.size
-
-    def reset_parameters(self) -> None:
-        """Initialises every parameter again."""
-        for part in (self.in_proj, self.short, self.conv, self.out_proj):
-            part.reset_parameters()
 
     def forward(
         self,
@@ -148,15 +143,7 @@ class HyenaND(MixerND):
         def convolve(i: int, v: Tensor) -> Tensor:
             return self.conv(v.unflatten(1, space), i, prepared).flatten(1, -2)
 
-        y = recurrence(
-            x,
-            v,
-            self.conv.num_filters,
-            convolve,
-            value_filter=self.value_filter,
-            num_heads=self.num_heads if self.num_heads > 1 else None,
-            dropout=self.dropout,
-        )
+        y = self._recurrence(x, v, convolve)
         if self.activation is not None:
             y = self.activation(y)
         return ops.project(y, self.out_proj).unflatten(1, space)
@@ -178,10 +165,6 @@ class HyenaND(MixerND):
             ValueError: another number of axes, or filters that cannot be extended.
         """
         self.conv.extend(size, mode)
-
-    def clear_cache(self) -> None:
-        """Forgets kept spectra and tables; see :meth:`hyena.conv.LongConvND.clear_cache`."""
-        self.conv.clear_cache()
 
     def extra_repr(self) -> str:
         return (

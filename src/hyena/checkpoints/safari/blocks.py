@@ -5,7 +5,7 @@ Dimensions: B batch, L length, I inner width, F long filters, M heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ class SafariOperator(HyenaOperator):
 
         return self._recurrence(x, v, convolve)
 
-    def _recurrence(self, x: list[Tensor], v: Tensor, convolve: Callable[[int, Tensor], Tensor]) -> Tensor:
+    def _recurrence(self, x: Sequence[Tensor], v: Tensor, convolve: Callable[[int, Tensor], Tensor]) -> Tensor:
         return super()._recurrence(x, v, lambda i, v: self._mix_heads(convolve(i, v), i))
 
     def _mix_heads(self, v: Tensor, i: int) -> Tensor:
