@@ -23,6 +23,7 @@ class Gated(nn.Module):
     order: int
     num_heads: int
     value_filter: bool
+    width: int
     _has_heads: bool
 
     def reset_parameters(self) -> None:
@@ -33,6 +34,18 @@ class Gated(nn.Module):
     def clear_cache(self) -> None:
         """Forgets kept spectra and tables; see :meth:`hyena.conv.LongConv.clear_cache`."""
         self.conv.clear_cache()
+
+    def _gate_before(self, i: int) -> int | None:
+        """Which gate multiplies the value before long convolution ``i``."""
+        return gate_before(i, self.order, self.value_filter)
+
+    def _conv_channels(self) -> list[int]:
+        """Channels C of each long convolution: I, or ``I * I / M`` where it runs over an outer product."""
+        channels, outer = [], False
+        for i in range(self.conv.num_filters):
+            outer = self._has_heads and self._gate_before(i) is not None and not outer
+            channels.append(self.width * (self.width // self.num_heads) if outer else self.width)
+        return channels
 
     def _recurrence(self, x: Sequence[Tensor], v: Tensor, convolve: Callable[[int, Tensor], Tensor]) -> Tensor:
         """Gates and convolutions in turn; ``convolve`` is long convolution ``i`` of ``(B, L, C)``."""

@@ -17,7 +17,7 @@ from hyena.conv.long import FilterFactory, LongConv, Past
 from hyena.conv.short import ShortConv
 from hyena.filters import HyenaFilter
 from hyena.mixers._arguments import check, find_activation
-from hyena.mixers._gates import Gated, gate_before
+from hyena.mixers._gates import Gated
 from hyena.mixers._rows import unpacked
 from hyena.mixers.base import Mixer
 from hyena.mixers.hyena_state import HyenaState
@@ -242,10 +242,6 @@ class HyenaOperator(Gated, Mixer):
             v = convolve(i, v, None if gate is None else x[gate], x[0] if last else None)
         return v
 
-    def _gate_before(self, i: int) -> int | None:
-        """Which gate multiplies the value before long convolution ``i``."""
-        return gate_before(i, self.order, self.value_filter)
-
     # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -274,14 +270,6 @@ class HyenaOperator(Gated, Mixer):
             return HyenaState(0, length, short, memory, own)
         online = self.conv.online(channels, length)
         return HyenaState(0, length, short, online.allocate(batch), online)
-
-    def _conv_channels(self) -> list[int]:
-        """Channels C of each long convolution: I, or ``I * I / M`` where it runs over an outer product."""
-        channels, outer = [], False
-        for i in range(self.conv.num_filters):
-            outer = self._has_heads and self._gate_before(i) is not None and not outer
-            channels.append(self.width * (self.width // self.num_heads) if outer else self.width)
-        return channels
 
     def _continue(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: HyenaState) -> Tensor:
         """:meth:`forward` of the next positions."""
