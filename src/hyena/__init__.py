@@ -45,8 +45,8 @@ In a model that exists, one call swaps the attention; the new layers are then to
 Where things are:
 
 - ``HyenaOperator``, and ``hyena.mixers``: layers that mix along the sequence;
-- ``HyenaAttention`` (the interface of ``nn.MultiheadAttention``), ``replace_attention``, ``register_attention``: Hyena
-  in models that were written for attention;
+- ``HyenaAttention`` (the interface of ``nn.MultiheadAttention``), ``replace_attention``, ``register_attention``,
+  ``AttentionAdapter``: Hyena in models that were written for attention;
 - ``hyena.filters``: what the long convolutions convolve with, and the base class of filters of your own;
 - ``hyena.conv``: a filter applied to a sequence, at once or step by step; ``distill`` makes steps constant in time;
 - ``hyena.functional``: convolutions and matrices as functions of tensors;
@@ -62,6 +62,7 @@ Where things are:
 from hyena import checkpoints, functional, generation, models
 from hyena.conv import distill
 from hyena.filters import HyenaFilter
+from hyena.integrations.adapter import AttentionAdapter
 from hyena.integrations.attention import HyenaAttention
 from hyena.integrations.replace import ReplacementReport, replace_attention
 from hyena.integrations.sites import AttentionSite, CannotReplaceError, register_attention
@@ -70,6 +71,7 @@ from hyena.ops import backend_report
 from hyena.optim import param_groups
 
 __all__ = [
+    "AttentionAdapter",
     "AttentionSite",
     "CannotReplaceError",
     "HyenaAttention",

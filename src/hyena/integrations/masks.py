@@ -30,25 +30,26 @@ class _Checked(NamedTuple):
 _CHECKED: deque[_Checked] = deque(maxlen=8)
 
 
-def keep_from_padding(mask: Tensor, batch: int, length: int) -> Tensor:
+def keep_from_padding(mask: Tensor, batch: int, length: int, name: str = "key_padding_mask") -> Tensor:
     """``nn.MultiheadAttention``'s ``key_padding_mask`` as ``(B, L)`` bool, True = keep.
 
     Args:
         mask: ``(B, L)`` bool, True = ignore, or floating point, ``-inf`` = ignore and 0 = keep.
         batch: B.
         length: L.
+        name: of the argument, for messages.
 
     Raises:
         ValueError: another shape or dtype, or a number that is neither 0 nor ``-inf``.
     """
     if mask.shape != (batch, length):
-        raise ValueError(f"key_padding_mask must be of shape {(batch, length)}, got {tuple(mask.shape)}")
-    _bool_or_float(mask, "key_padding_mask")
+        raise ValueError(f"{name} must be of shape {(batch, length)}, got {tuple(mask.shape)}")
+    _bool_or_float(mask, name)
     if mask.dtype == torch.bool:
         return ~mask
     require(
         lambda: ((mask == 0) | (mask == -torch.inf)).all(),
-        "Hyena can leave a position out or keep it, not weigh it: a floating point key_padding_mask holds -inf "
+        f"Hyena can leave a position out or keep it, not weigh it: a floating point {name} holds -inf "
         "(ignore) and 0 (keep) only; use a bool mask",
         mask,
         "padding",
@@ -91,6 +92,47 @@ def check_causal_mask(mask: Tensor, batch: int, heads: int, length: int) -> None
         mask,
         "causal",
     )
+
+
+def keep_from_causal_mask(name: str, mask: Tensor, batch: int, queries: int, keys: int, causal: bool) -> Tensor:
+    """All positions of ``(B, S)``, True = keep, after a check that a mask of who sees whom is the causal one.
+
+    Args:
+        name: of the argument, for messages.
+        mask: ``(Q, S)``, any number of axes of length 1 before them, floating point (0 = attend, ``-inf`` or the
+            dtype's lowest number = not) or bool: True = attend or True = may not, which tell a causal mask alike.
+        batch: B.
+        queries: Q, the last positions of S.
+        keys: S.
+        causal: whether the mixer is causal.
+
+    Raises:
+        ValueError: another mask.
+    """
+    if mask.shape[-2:] != (queries, keys) or mask.numel() != queries * keys:
+        raise ValueError(
+            f"{name} of shape {tuple(mask.shape)} does not fit {queries} new positions out of {keys}: expected "
+            f"{(queries, keys)}"
+        )
+    _bool_or_float(mask, name)
+    if not causal:
+        raise ValueError(f"{name} of shape {tuple(mask.shape)} was passed to a mixer with causal=False, which sees all")
+    rows = mask.reshape(queries, keys)
+
+    def is_causal() -> Tensor:
+        below = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).tril(keys - queries)
+        if mask.dtype == torch.bool:
+            return (rows == below).all() | (rows == ~below).all()
+        return torch.where(below, rows == 0, rows <= torch.finfo(mask.dtype).min).all()
+
+    require(
+        is_causal,
+        f"{name} of shape {tuple(mask.shape)} is not the causal mask, which is all that a causal mixer can follow: "
+        "pass padding as (B, S), and keep attention where another pattern is needed",
+        mask,
+        f"pattern {queries}",
+    )
+    return torch.ones(batch, keys, dtype=torch.bool, device=mask.device)
 
 
 def keep_from_model_mask(

@@ -182,7 +182,8 @@ def register_attention(match: Match, builder: Builder) -> None:
     Args:
         match: which modules: a class, the name of one (``"MyAttention"`` or ``"package.module.MyAttention"``; its
             subclasses are meant too), or a function of the module.
-        builder: takes the :class:`AttentionSite` and returns a module that can be called, and returns, as the old one;
+        builder: takes the :class:`AttentionSite` and returns a module that can be called, and returns, as the old one,
+            best a :class:`hyena.integrations.AttentionAdapter`, which loses no mask and no cache;
             :meth:`AttentionSite.mixer` makes the Hyena inside it. Raises :class:`CannotReplaceError` with the reason
             why a module has to stay.
     """

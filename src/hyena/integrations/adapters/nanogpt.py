@@ -5,26 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from hyena.integrations.adapter import AttentionAdapter
 from hyena.integrations.sites import AttentionSite, CannotReplaceError, register_attention
 
 
-class SequenceAdapter(nn.Module):
-    """A mixer where a module maps ``(B, L, D)`` to ``(B, L, D)`` and takes nothing else.
-
-    Args:
-        operator: the mixer inside.
-        output_dropout: dropout on the output, where the replaced module had one.
-    """
-
-    def __init__(self, operator: nn.Module, output_dropout: nn.Module | None = None) -> None:
-        super().__init__()
-        self.operator, self.output_dropout = operator, output_dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.operator(x)
-        return y if self.output_dropout is None else self.output_dropout(y)
+class SequenceAdapter(AttentionAdapter):
+    """A mixer where a module maps ``(B, L, D)`` to ``(B, L, D)`` and takes nothing else."""
 
 
 def build_nanogpt(site: AttentionSite) -> nn.Module:
@@ -40,7 +28,7 @@ def build_nanogpt(site: AttentionSite) -> nn.Module:
         dropout=float(dropout.p if isinstance(dropout, nn.Dropout) else dropout),
         bias=old.c_attn.bias is not None,
     )
-    return SequenceAdapter(mixer, getattr(old, "resid_dropout", None))
+    return SequenceAdapter(mixer, output_dropout=getattr(old, "resid_dropout", None))
 
 
 def is_nanogpt(module: nn.Module) -> bool:

@@ -5,42 +5,21 @@ Dimensions: B batch, N positions (patches and prefix tokens), D channels.
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
+from hyena.integrations.adapter import AttentionAdapter
 from hyena.integrations.adapters.grids import patch_grid
-from hyena.integrations.masks import keep_from_model_mask
+from hyena.integrations.adapters.nanogpt import SequenceAdapter
 from hyena.integrations.sites import AttentionSite, CannotReplaceError, register_attention
 
 
-class TimmAdapter(nn.Module):
-    """A mixer behind the ``forward`` of ``timm.layers.Attention``.
+class TimmAdapter(AttentionAdapter):
+    """A mixer behind the ``forward`` of ``timm.layers.Attention``."""
 
-    Args:
-        operator: the mixer inside.
-        output_dropout: dropout on the output.
-    """
-
-    def __init__(self, operator: nn.Module, output_dropout: nn.Module) -> None:
-        super().__init__()
-        self.operator, self.output_dropout = operator, output_dropout
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Mixes ``x`` ``(B, N, D)``.
-
-        Raises:
-            ValueError: a mask that is more than padding, or another direction than the mixer's.
-        """
-        causal = bool(getattr(self.operator, "causal", False))
-        if is_causal and not causal:
-            raise ValueError(
-                f"is_causal={is_causal} was passed to a mixer with causal={causal}: replace with causal=True"
-            )
-        keep = None
-        if attn_mask is not None:
-            keep = keep_from_model_mask(attn_mask, x.size(0), x.size(1), x.size(1), causal=False)
-        return self.output_dropout(self.operator(x, keep))
+    masks: ClassVar[dict[str, str]] = {"attn_mask": "keep"}
 
 
 def build_timm(site: AttentionSite) -> nn.Module:
@@ -56,7 +35,9 @@ def build_timm(site: AttentionSite) -> nn.Module:
         bias=old.qkv.bias is not None,
         grid=patch_grid(site),
     )
-    return TimmAdapter(mixer, old.proj_drop)
+    takes_mask = "attn_mask" in inspect.signature(type(old).forward).parameters  # since timm 1.0
+    adapter = TimmAdapter if takes_mask else SequenceAdapter
+    return adapter(mixer, old, output_dropout=old.proj_drop)
 
 
 def _positions(site: AttentionSite) -> int | None:

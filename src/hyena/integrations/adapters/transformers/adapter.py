@@ -9,13 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hyena.integrations.adapter import AttentionAdapter
 from hyena.integrations.adapters.transformers import keywords
 from hyena.integrations.adapters.transformers.record import ReplacementRecord, encode
+from hyena.integrations.history import MixerHistory
 from hyena.integrations.masks import keep_from_model_mask
 from hyena.mixers.deferred import InitializedByTransformers
 
 
-class TransformersAdapter(InitializedByTransformers, nn.Module):
+class TransformersAdapter(InitializedByTransformers, AttentionAdapter):
     """A mixer behind the ``forward`` of a ``transformers`` model's self-attention.
 
     Arguments have the names and the order of the module that was replaced. The padding of the model's mask reaches the
@@ -35,6 +37,8 @@ class TransformersAdapter(InitializedByTransformers, nn.Module):
         results: what ``forward`` returns: "output", "none", or the name of an argument that is handed on.
     """
 
+    inputs, masks, cache = "hidden_states", {"attention_mask": "keep"}, "past_key_values"
+
     def __init__(
         self,
         operator: nn.Module,
@@ -47,8 +51,7 @@ class TransformersAdapter(InitializedByTransformers, nn.Module):
         window: bool = False,
         record: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__()
-        self.operator, self.output_dropout = operator, output_dropout
+        super().__init__(operator, output_dropout=output_dropout)
         self.model_causal, self.layer_idx = model_causal, layer_idx
         self.parameter_names, self.results, self.window = parameters, results, window
         self.record = record
@@ -58,37 +61,31 @@ class TransformersAdapter(InitializedByTransformers, nn.Module):
             if not _is_meta(self):
                 self._update_record()
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Mixes ``hidden_states`` ``(B, L, D)``.
+    def keep(self, name: str, mask: Any, x: Tensor, seen: int) -> Tensor:
+        """The padding in a mask that the model makes."""
+        return keep_from_model_mask(mask, x.size(0), x.size(1), seen, self.model_causal, self.window)
 
-        Raises:
-            TypeError: arguments that are not known.
-            ValueError: a mask that is more than padding and causality, or what has no meaning here.
-        """
-        given = keywords.bind(self.parameter_names, args, kwargs)
-        x, mask, cache = (keywords.first(given, names) for names in (keywords.INPUTS, keywords.MASKS, keywords.CACHES))
-        if x is None:
-            raise TypeError(f"missing argument {keywords.INPUTS[0]!r}")
-        self._check_direction(given.get("is_causal"))
-        y = self._mix(x, mask, cache)
-        if self.output_dropout is not None:
-            y = self.output_dropout(y)
-        return tuple(y if name == "output" else given.get(name) for name in self.results)
-
-    def _mix(self, x: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
-        if cache is None:
-            return self.operator(x, self._keep(mask, x, x.size(1)))
+    def history(self, cache: Any) -> MixerHistory:
+        """This layer's place in a cache of ``transformers``."""
         from hyena.integrations.adapters.transformers.cache import history  # imports transformers, as its user has
 
         if self.layer_idx is None:
             raise ValueError("this layer does not know its place in a past_key_values cache: pass use_cache=False")
-        past = history(cache, self.layer_idx)
-        return past.extend(self.operator, x, self._keep(mask, x, past.length + x.size(1)), mask)
+        return history(cache, self.layer_idx)
 
-    def _keep(self, mask: Tensor | None, x: Tensor, seen: int) -> Tensor | None:
-        if mask is None:
-            return None
-        return keep_from_model_mask(mask, x.size(0), x.size(1), seen, self.model_causal, self.window)
+    def result(self, y: Tensor, given: dict[str, Any]) -> tuple[Any, ...]:
+        """What the replaced module returned, with nothing where there is nothing."""
+        return tuple(y if name == "output" else given.get(name) for name in self.results)
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        given = keywords.bind(self.parameter_names, args, kwargs)
+        for name, names in ((self.inputs, keywords.INPUTS), ("attention_mask", keywords.MASKS)):
+            given[name] = keywords.first(given, names)
+        given["past_key_values"] = keywords.first(given, keywords.CACHES)
+        if given[self.inputs] is None:
+            raise TypeError(f"missing argument {self.inputs!r}")
+        self._check_direction(given.get("is_causal"))
+        return given
 
     def _check_direction(self, is_causal: bool | None) -> None:
         if is_causal is not None and is_causal != self.model_causal:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
-from hyena.integrations.adapters.transformers.history import MixerHistory
+from hyena.integrations.history import MixerHistory
 
 
 class MixerCacheLayer(MixerHistory, CacheLayerMixin):
