@@ -3,7 +3,8 @@
 scikit-build-core and ``src/hyena/csrc/CMakeLists.txt`` do the work. What is added here:
 
 - If no torch can be found (``find_torch.py``), torch becomes a requirement of the build: pip and uv then bring the one
-  that hyena depends on anyway. Without a C++ compiler it does not, since nothing could be compiled against it.
+  that hyena depends on anyway. Without a C++ compiler it does not, since nothing could be compiled against it; nor
+  on macOS and Windows, where nothing is compiled (``overrides`` in pyproject.toml).
 - pip and uv show nothing of a build that succeeds, and this one takes minutes: its progress goes to their own error
   stream, if that is a terminal or a pipe.
 - An editable install is a path to ``src``, where its library is put too.
@@ -102,11 +103,8 @@ def _make_editable(built: Path, editable: Path, source: Path) -> None:
 
 def _torch_requirement(config_settings: _Settings) -> list[str]:
     settings = config_settings or {}
-    if "cmake.define.torch_dir" in settings or str(settings.get("wheel.cmake", "true")).lower() in (
-        "false",
-        "0",
-        "off",
-    ):
+    compiles = str(settings.get("wheel.cmake", sys.platform.startswith("linux"))).lower()
+    if "cmake.define.torch_dir" in settings or compiles in ("false", "0", "off"):
         return []
     torch, _ = find_torch.find()
     if torch is not None or not _has_compiler():
@@ -119,8 +117,6 @@ def _torch_requirement(config_settings: _Settings) -> list[str]:
 
 
 def _has_compiler() -> bool:
-    if os.name == "nt":  # Visual Studio's is not on the PATH
-        return True
     named = os.environ.get("CXX", "").split(" ")[0]
     return any(shutil.which(name) for name in (named, "c++", "g++", "clang++") if name)
 

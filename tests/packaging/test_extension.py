@@ -27,7 +27,15 @@ def test_reason_of_the_build(folder: Path) -> None:
     assert extension.reason == "there was no C++ compiler when hyena was built"
 
 
+def test_reason_in_a_wheel_without_kernels(folder: Path) -> None:
+    extension = _extension.Extension()
+    with pytest.warns(RuntimeWarning, match=r"several times slower: this is the wheel without kernels, for systems"):
+        extension.load()
+    assert extension.instructions is None
+
+
 def test_reason_in_a_source_tree(folder: Path) -> None:
+    (folder / "csrc").mkdir()
     extension = _extension.Extension()
     with pytest.warns(RuntimeWarning, match="there is no _kernels.so in .*: a source tree needs .pip install -e"):
         extension.load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,7 @@ class Extension:
             self._go_without(
                 missing.read_text(encoding="utf-8").strip()
                 if missing.exists()
-                else f"there is no {_LIBRARY} in {_FOLDER}: a source tree needs `pip install -e .`"
+                else _without_library()
             )
             return
         try:
@@ -89,6 +90,13 @@ class Extension:
         if not self._cuda_takes(index, dtype == torch.float64):
             return False
         return self._cuda_has_plan is None or bool(self._cuda_has_plan(index, ctypes.c_int64(points)))
+
+
+def _without_library() -> str:
+    """Why there is no library, where the build left no reason: wheels without kernels have none, nor their sources."""
+    if (_FOLDER / "csrc").is_dir():
+        return f"there is no {_LIBRARY} in {_FOLDER}: a source tree needs `pip install -e .`"
+    return f"this is the wheel without kernels, for systems that they are not written for (here: {sys.platform})"
 
 
 EXTENSION = Extension()
