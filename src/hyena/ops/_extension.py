@@ -47,11 +47,7 @@ class Extension:
             return
         file, missing = _FOLDER / _LIBRARY, _FOLDER / _MISSING
         if not file.exists():
-            self._go_without(
-                missing.read_text(encoding="utf-8").strip()
-                if missing.exists()
-                else _without_library()
-            )
+            self._go_without(missing.read_text(encoding="utf-8").strip() if missing.exists() else _without_library())
             return
         try:
             torch.ops.load_library(str(file))
