@@ -1,9 +1,21 @@
-"""Training on several processes: rows of which each process holds some positions, by ``torch.distributed``.
+"""Training on several processes: rows, channels, weights and checkpoints in parts, by ``torch.distributed``.
 
 Weights and the batch are torch's own to spread (``fully_shard``, ``DistributedDataParallel``).
 """
 
+from hyena.distributed.clipping import clip_grad_norm_
 from hyena.distributed.context import context_parallel, sum_gradients
 from hyena.distributed.shards import gather, shard
+from hyena.distributed.tensor import tensor_parallel, tensor_parallel_plan
+from hyena.distributed.whole import full_state_dict
 
-__all__ = ["context_parallel", "gather", "shard", "sum_gradients"]
+__all__ = [
+    "clip_grad_norm_",
+    "context_parallel",
+    "full_state_dict",
+    "gather",
+    "shard",
+    "sum_gradients",
+    "tensor_parallel",
+    "tensor_parallel_plan",
+]

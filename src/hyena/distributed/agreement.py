@@ -33,13 +33,40 @@ def check_same_model(model: nn.Module, group: dist.ProcessGroup, device: torch.d
         _check_column("the models differ", [each[at] if at < len(each) else "nothing more" for each in every])
 
 
-def check_same(numbers: dict[str, int], group: dist.ProcessGroup, device: torch.device, each: str) -> list[int]:
+def check_same(
+    numbers: dict[str, int], group: dist.ProcessGroup, device: torch.device, each: str | None = None
+) -> list[int]:
     """Raises ValueError on every process if one of the numbers differs; returns every process's number ``each``."""
     table = gather_numbers(list(numbers.values()), group, device)
     for column, name in enumerate(numbers):
         if name != each:
             _check_column(f"{name} differs", table[:, column].tolist())
-    return table[:, list(numbers).index(each)].tolist()
+    return [] if each is None else table[:, list(numbers).index(each)].tolist()
+
+
+class Finite:
+    """Whether what layers computed in one call is finite, by their names."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Tensor] = {}
+
+    def met(self, name: str, y: Tensor) -> None:
+        """A layer has computed ``y``; the first time in a call counts."""
+        if name not in self._found:
+            self._found[name] = y.detach().isfinite().all()
+
+    def end(self, group: dist.ProcessGroup, what: str) -> None:
+        """The call ends: every process raises ValueError if ``what`` was not finite on one of them."""
+        if not self._found:
+            return
+        finite = torch.stack(list(self._found.values())).tolist()
+        first = finite.index(False) if False in finite else -1
+        device = next(iter(self._found.values())).device
+        names, self._found = list(self._found), {}
+        found = {rank: at for rank, (at,) in enumerate(gather_numbers([first], group, device).tolist()) if at >= 0}
+        if found:
+            said = ", ".join(f"rank {rank} (in {names[at]})" for rank, at in found.items())
+            raise ValueError(f"not finite: {what} on {said}")
 
 
 def _check_column(what: str, values: list[Any]) -> None:

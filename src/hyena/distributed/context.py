@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from hyena import ops
-from hyena.distributed.agreement import check_same, check_same_model
+from hyena.distributed.agreement import Finite, check_same, check_same_model
 from hyena.distributed.exchange import ToChannels, ToPositions
 from hyena.distributed.shards import check_mesh, evenly, gather_numbers, gather_uneven
 from hyena.mixers import Mixer
@@ -120,20 +120,12 @@ class Context:
         """A call of the model begins: nothing is known of its input."""
         self._lengths: list[int] = []
         self._mask: tuple[Tensor, Tensor] | None = None
-        self._finite: dict[str, Tensor] = {}
+        self._finite = Finite()
 
     def end(self) -> None:
         """A call of the model ends: every process raises ValueError if one of them met values that are not finite."""
-        if not self.check or not self._finite:
-            return
-        finite = torch.stack(list(self._finite.values())).tolist()
-        first = finite.index(False) if False in finite else -1
-        device = next(iter(self._finite.values())).device
-        names, self._finite = list(self._finite), {}
-        found = {rank: at for rank, (at,) in enumerate(gather_numbers([first], self.group, device).tolist()) if at >= 0}
-        if found:
-            said = ", ".join(f"rank {rank} (in {names[at]})" for rank, at in found.items())
-            raise ValueError(f"not finite: what a projection gave to be mixed on {said}")
+        if self.check:
+            self._finite.end(self.group, "what a projection gave to be mixed")
 
     def lengths(self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int | None) -> list[int]:
         """Positions of each process, agreed on once a call.
@@ -179,8 +171,8 @@ class Context:
         keep = self.whole(mask)
         layers: Any = mixer
         z = ops.project(u, layers.in_proj, mask=mask)
-        if self.check and name not in self._finite:
-            self._finite[name] = z.detach().isfinite().all()
+        if self.check:
+            self._finite.met(name, z)
         each = z.size(2) // mixer.parts // mixer.units
         pieces = self._pieces(mixer.units)
         channels = [[range(u.start * each, u.stop * each) for u in piece] for piece in pieces]

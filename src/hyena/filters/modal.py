@@ -120,8 +120,8 @@ class ModalFilter(Filter):
 
     def channel_axes(self) -> dict[str, int]:
         """See :meth:`Filter.channel_axes`."""
-        angle = {} if self.angle is None else {"angle": 1}
-        return {"log_decay": 1, "residue": 1, "first": 1, "error": 1} | angle
+        names = ("log_decay", "angle", "residue", "first", "growth", "error")
+        return {name: 1 for name in names if getattr(self, name) is not None}
 
     def forward(self, length: int) -> Tensor:
         """Taps ``(F, length, G)``.

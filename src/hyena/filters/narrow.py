@@ -27,7 +27,7 @@ def narrow(source: nn.Module, channels: range, of: int) -> nn.Module:
     axes = source.channel_axes() if isinstance(source, Filter) else {}
     own = {**dict(source.named_parameters()), **dict(source.named_buffers())}
     if not axes or not own.keys() >= axes.keys() or not all(_is_whole(part) for part in source.modules()):
-        return _Taken(source, channels)
+        return Taken(source, channels)
     copy: Any = ops.with_tensors(
         source, {name: narrow_axis(own[name], axis, channels, of) for name, axis in axes.items()}
     )
@@ -58,12 +58,12 @@ def _is_whole(part: nn.Module) -> bool:
     )
 
 
-class _Taken(nn.Module):
+class Taken(nn.Module):
     """Some channels of the taps of a filter that makes all of them."""
 
     def __init__(self, source: nn.Module, channels: range) -> None:
         super().__init__()
-        self.source, self._channels = source, slice(channels.start, channels.stop)
+        self.source, self.channels = source, channels
         self.support = getattr(source, "support", None)
         self.depends_on_length = getattr(source, "depends_on_length", False)
         if hasattr(source, "modes"):
@@ -71,8 +71,8 @@ class _Taken(nn.Module):
 
     def forward(self, length: int) -> Tensor:
         """``(F, K, len(channels))``."""
-        return self.source(length)[..., self._channels]
+        return self.source(length)[..., self.channels.start : self.channels.stop]
 
     def _modes_of_some(self) -> Modes | None:
         found: Any = self.source.modes()  # type: ignore[operator]  # forwarded only where there is one
-        return None if found is None else Modes(*(t[:, self._channels] for t in found))
+        return None if found is None else Modes(*(t[:, self.channels.start : self.channels.stop] for t in found))

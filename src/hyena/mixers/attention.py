@@ -188,7 +188,7 @@ class Attention(Mixer):
         if not self.causal:
             raise ValueError("attention with causal=False needs the whole input at once, so it cannot be stepped")
         length, weight = self.room(batch, max_length), self.in_proj.weight
-        shape = (batch, self.num_kv_heads, length, self.d_model // self.num_heads)
+        shape = (batch, self.num_kv_heads, length, self.head_dim)
         at: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         keys, values = torch.zeros(shape, **at), torch.zeros(shape, **at)
         keep = torch.zeros(batch, length, dtype=torch.bool, device=weight.device)

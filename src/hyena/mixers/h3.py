@@ -118,8 +118,9 @@ class H3(RowMixer):
         return copy
 
     def _new_state(self, batch: int, length: int) -> H3State:
-        shift = self.shift.online([self.d_model], length)
-        online = self.conv.online([self.d_model * self.head_dim], length)
+        channels = self.num_heads * self.head_dim
+        shift = self.shift.online([channels], length)
+        online = self.conv.online([channels * self.head_dim], length)
         return H3State(0, length, shift.allocate(batch), online.allocate(batch), shift, online)
 
     def extra_repr(self) -> str:

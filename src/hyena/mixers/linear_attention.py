@@ -103,6 +103,7 @@ class LinearAttention(RowMixer):
             raise ValueError(f"feature_map must be a function or one of {sorted(FEATURES)}, got {feature_map!r}")
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_heads = heads_of(d_model, num_heads)
+        self.head_dim = d_model // self.num_heads
         self.feature_map, self.normalize, self.chunk, self.eps = feature_map, normalize, chunk, eps
         self.in_proj = nn.Linear(d_model, 3 * d_model, bias=bias, **at)
         self.out_proj = nn.Linear(d_model, d_model, bias=bias, **at)
@@ -114,7 +115,7 @@ class LinearAttention(RowMixer):
 
     def core(self, units: range) -> LinearAttention:
         """The attention of some heads; see :meth:`hyena.mixers.Mixer.core`."""
-        copy: LinearAttention = self._core(3 * len(units) * (self.d_model // self.num_heads))
+        copy: LinearAttention = self._core(3 * len(units) * self.head_dim)
         copy.num_heads = len(units)
         return copy
 
@@ -157,7 +158,7 @@ class LinearAttention(RowMixer):
 
     def _new_state(self, batch: int, length: int) -> LinearAttentionState:
         weight = self.in_proj.weight
-        each, dtype = self.d_model // self.num_heads, ops.compute_dtype(weight)
+        each, dtype = self.head_dim, ops.compute_dtype(weight)
         with ops.without_autocast(weight.device):
             features = self.features(torch.zeros(1, each, dtype=dtype, device=weight.device)).size(-1)
         shape = (batch, self.num_heads, features, each + 1)

@@ -19,7 +19,7 @@ from hyena.ops.add_conv import add_conv_
 from hyena.ops.direct_conv import direct_conv, is_direct
 from hyena.ops.gated_conv import gated_conv
 from hyena.ops.implicit_filter import implicit_filter
-from hyena.ops.project import project, project_without_bias
+from hyena.ops.project import LinearWithoutBias, project, project_without_bias
 from hyena.ops.recurrence import recurrence
 from hyena.ops.report import backend_report
 from hyena.ops.short_conv import check_short_conv, short_conv
@@ -30,6 +30,7 @@ find_kernels()
 check_instructions()
 
 __all__ = [
+    "LinearWithoutBias",
     "add_conv_",
     "autocasts",
     "backend_report",

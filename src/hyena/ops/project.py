@@ -24,7 +24,7 @@ from hyena.ops._derivatives import backward_through
 from hyena.ops._extension import EXTENSION
 from hyena.ops._layout import is_channel_major, new_channel_major
 from hyena.ops._library import define, has_kernel
-from hyena.ops._modules import autocasts, is_plain
+from hyena.ops._modules import autocasts, fusible, is_plain
 from hyena.ops.short_conv import masked
 
 # Up to this length one matrix product over the whole batch beats a batched product that writes (B, C, L).
@@ -167,6 +167,15 @@ define(
 )
 
 
+@fusible
+class LinearWithoutBias(nn.Linear):
+    """An ``nn.Linear`` that leaves its bias to be added by somebody else, who sums up what several of them give."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(…, D) -> (…, C)``."""
+        return F.linear(input, self.weight)
+
+
 def _operands(u: Tensor, layer: nn.Module, autocast: bool) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """``u``, weight and bias for an op of this file; None if the layer must be called as a module.
 
@@ -177,7 +186,7 @@ def _operands(u: Tensor, layer: nn.Module, autocast: bool) -> tuple[Tensor, Tens
         u, layer: as in :func:`project`.
         autocast: whether an op may do what autocast would: ``u`` and weight come in its dtype then.
     """
-    if not is_plain(layer, nn.Linear):
+    if not is_plain(layer, nn.Linear) and not is_plain(layer, LinearWithoutBias):
         return None
     weight: Tensor = layer.weight
     if autocasts(u.device):
@@ -185,7 +194,7 @@ def _operands(u: Tensor, layer: nn.Module, autocast: bool) -> tuple[Tensor, Tens
             return None
         dtype = torch.get_autocast_dtype(u.device.type)
         u, weight = u.to(dtype), weight.to(dtype)
-    bias = layer.bias
+    bias = layer.bias if is_plain(layer, nn.Linear) else None
     # Something else may have been put into the parameters; the layer says what is wrong with it.
     fits = u.dim() == 3 and weight.dim() == 2 and weight.size(1) == u.size(2) and weight.dtype == u.dtype
     if not fits or (bias is not None and bias.shape != weight.shape[:1]):

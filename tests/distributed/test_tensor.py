@@ -1,0 +1,38 @@
+"""Channels spread over processes: what one process computes, to rounding, and errors on all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import distributed as dist
+from torch import multiprocessing
+
+from helpers import split
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+
+
+def check(tmp_path: Path, processes: int, runs: list[tuple[dict[str, int], list[str]]]) -> None:
+    multiprocessing.spawn(split.run, args=(processes, str(tmp_path), runs), nprocs=processes)
+    failed = [(tmp_path / f"failed-{rank}.txt").read_text() for rank in range(processes)]
+    assert not any(failed), "\n".join(failed)
+
+
+def test_on_two_processes(tmp_path: Path) -> None:
+    check(tmp_path, 2, [({"tp": 2}, list(split.CHECKS))])
+
+
+def test_on_four_processes(tmp_path: Path) -> None:
+    alone = ["HyenaOperator", "model-tied", "spread-tied", "bytes", "disagreement", "refusals"]
+    both = ["model-hyena", "model-dna"]
+    check(
+        tmp_path,
+        4,
+        [
+            ({"tp": 4}, alone),
+            ({"cp": 2, "tp": 2}, both),
+            ({"dp": 2, "tp": 2}, [*both, "spread-tied"]),
+            ({"dp": 2, "cp": 2}, ["model-dna"]),
+        ],
+    )
