@@ -1,0 +1,120 @@
+"""Joining the other processes, and what each says when one of them fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+
+class Team:
+    """This process among the others. What goes wrong on one is kept in the store that all of them share.
+
+    Args:
+        store, rank, size: as torchrun has them.
+        device: of this process.
+        timeout: seconds that a process waits for the others.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, size: int, device: torch.device, timeout: float) -> None:
+        self.rank, self.size, self.device, self.timeout = rank, size, device, timeout
+        self._store = dist.PrefixStore("pretrain", store)
+        self._where = "before the first step"
+
+    def at(self, where: str) -> None:
+        """Says where this process is, for the others' errors."""
+        self._where = where
+        self._store.set(f"at/{self.rank}", f"{time.time()} {where}")
+
+    def explain(self, error: BaseException) -> str:
+        """One line or a few: which process failed first, or where each was last seen if none said anything."""
+        mine = f"rank {self.rank} of {self.size}, {self._where}"
+        said = f"{mine}: {type(error).__name__}: {error}"
+        try:
+            waited = isinstance(error, RuntimeError) and self.size > 1  # perhaps for a process that is gone
+            first = self._said("failed") if waited else self._store.compare_set("failed", "", said).decode()
+            if first == said:
+                return said
+            if first is not None:
+                return f"{mine}: stopped, because another process did ({first})"
+            seen = [f"  rank {rank} was last seen {self._seen(rank)}" for rank in range(self.size)]
+            hint = f"a process has stopped, or did not come within --timeout {self.timeout:g} s"
+            return "\n".join([said, f"  if this is about waiting for others: {hint}", *seen])
+        except (RuntimeError, ValueError):  # the store went with the process that kept it
+            return said
+
+    def _said(self, key: str) -> str | None:
+        """What is under a key; the process that failed may be about to write it."""
+        for _ in range(10):
+            if self._store.check([key]):
+                return self._store.get(key).decode()
+            time.sleep(0.1)
+        return None
+
+    def _seen(self, rank: int) -> str:
+        if not self._store.check([f"at/{rank}"]):
+            return "joining"
+        when, where = self._store.get(f"at/{rank}").decode().split(" ", 1)
+        return f"{where}, {time.time() - float(when):.0f} s ago"
+
+
+@contextmanager
+def joined(timeout: float) -> Iterator[Team]:
+    """Joins the processes that torchrun started, or is alone without it; leaves them at the end.
+
+    An exception inside the block ends this process, with :meth:`Team.explain`'s words; torchrun then ends the others.
+    """
+    if not 0 < timeout < 1e6:
+        raise ValueError(f"--timeout must be a number of seconds above 0, got {timeout:g}")
+    limit = timedelta(seconds=timeout)
+    if "RANK" in os.environ:
+        store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+    else:
+        store, rank, size = dist.HashStore(), 0, 1
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    team = Team(store, rank, size, device, timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    try:
+        yield team
+    except KeyboardInterrupt:
+        raise
+    except Exception as e:
+        print(f"train.py: {team.explain(e)}", file=sys.stderr, flush=True)
+        os._exit(1)  # a thread that waits for a process that is gone would keep this one
+    dist.destroy_process_group()
+
+
+def make_mesh(team: Team, dp: int, cp: int, tp: int) -> DeviceMesh:
+    """The mesh of three axes; ``dp=0`` is as many as there are.
+
+    Raises:
+        ValueError: axes that do not multiply to the number of processes.
+    """
+    if min(cp, tp) < 1 or dp < 0:
+        raise ValueError(f"--cp and --tp must be at least 1 and --dp at least 0, got {cp}, {tp} and {dp}")
+    if dp == 0 and team.size % (cp * tp) == 0:
+        dp = team.size // (cp * tp)
+    if dp * cp * tp != team.size:
+        raise ValueError(
+            f"--dp {dp} x --cp {cp} x --tp {tp} is {dp * cp * tp} processes, and there {_are(team.size)}: torchrun "
+            f"--nproc-per-node {max(1, dp) * cp * tp} starts as many"
+        )
+    mesh = init_device_mesh(team.device.type, (dp, cp, tp), mesh_dim_names=("dp", "cp", "tp"))
+    for group in mesh.get_all_groups():  # groups of a mesh have torch's default timeout, not that of the processes
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=team.timeout), group)
+    return mesh
+
+
+def _are(number: int) -> str:
+    return "is 1" if number == 1 else f"are {number}"
