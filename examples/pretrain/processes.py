@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -83,9 +84,13 @@ def joined(timeout: float) -> Iterator[Team]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    team = Team(store, rank, size, device, timeout)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     try:
+        store = _of_this_start(store, rank, size, timeout)
+    except (TimeoutError, dist.DistStoreError) as e:
+        raise ValueError(f"rank {rank} of {size}, joining: {e}") from e
+    team = Team(store, rank, size, device, timeout)
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         yield team
     except KeyboardInterrupt:
         raise
@@ -93,6 +98,32 @@ def joined(timeout: float) -> Iterator[Team]:
         print(f"train.py: {team.explain(e)}", file=sys.stderr, flush=True)
         os._exit(1)  # a thread that waits for a process that is gone would keep this one
     dist.destroy_process_group()
+
+
+def _of_this_start(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
+    """The part of a store that is for this start of the processes alone, agreed on by all of them.
+
+    torchrun keeps its store when it starts processes again, with the addresses of those that are gone in it, which new
+    ones would try to reach. The first process makes up a name, and tells it to whoever says hello with one of its own.
+    """
+    mine = secrets.token_hex(8)
+    if rank > 0:
+        store.set(f"hello/{rank}", mine)
+        name = store.get(f"name/{mine}").decode()
+        store.set(f"here/{name}/{rank}", "")
+        return dist.PrefixStore(name, store)
+    missing, until = set(range(1, size)), time.monotonic() + timeout
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"hello/{other}"]):
+                store.set(f"name/{store.get(f'hello/{other}').decode()}", mine)
+            if store.check([f"here/{mine}/{other}"]):
+                missing.remove(other)
+        if time.monotonic() > until:
+            absent = ", ".join(map(str, sorted(missing)))
+            raise TimeoutError(f"rank {absent} of {size} did not join within --timeout {timeout:g} s")
+        time.sleep(0.01)
+    return dist.PrefixStore(mine, store)
 
 
 def make_mesh(team: Team, dp: int, cp: int, tp: int) -> DeviceMesh:

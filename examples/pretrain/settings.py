@@ -36,7 +36,7 @@ class Settings:
     warmup: int = option(20, "steps in which the learning rate rises")
     weight_decay: float = option(0.1, "of matrices")
     clip: float = option(1.0, "largest norm of the gradient over all processes; 0 for no limit")
-    dtype: str = option("float32", "of activations: float32 or bfloat16; weights are float32")
+    dtype: str = option("float32", "of activations: float32, bfloat16, or float64 to compare meshes by")
     recompute: bool = option(False, "keep only the blocks' inputs for the backward pass")
 
     def __post_init__(self) -> None:
@@ -53,8 +53,8 @@ class Settings:
             raise ValueError(f"--min-lr {self.min_lr} is above --lr {self.lr}")
         if self.warmup > self.steps:
             raise ValueError(f"--warmup {self.warmup} is more than --steps {self.steps}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"--dtype must be float32 or bfloat16, got {self.dtype!r}")
+        if self.dtype not in ("float32", "bfloat16", "float64"):
+            raise ValueError(f"--dtype must be float32, bfloat16 or float64, got {self.dtype!r}")
         if self.start_length << self.doublings != self.length:
             raise ValueError(
                 f"--length {self.length} is not --start-length {self.start_length} doubled some times: rows would not "

@@ -82,7 +82,7 @@ def run(options: argparse.Namespace, team: Team) -> None:
         parameters = sum(p.numel() for p in trainer.model.parameters())
         print(f"{settings.mixer}, {parameters:,} parameters; mesh {dict(zip(mesh.mesh_dim_names, mesh.shape))}")
         if path is not None:
-            print(f"going on from {path} after step {trainer.step} of {settings.steps}")
+            print(f"going on from {path} after step {trainer.step} of {settings.steps}", flush=True)
     dist.barrier()  # nobody writes lines before the old ones are cut
     train(trainer, checkpoints, options.save_every, options.out, team)
     if team.rank == 0:

@@ -85,11 +85,11 @@ class Trainer:
 
     def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Sum over this process's positions, ``(B, n)``."""
-        kind = getattr(torch, self.settings.dtype)
-        cast = torch.autocast(self.team.device.type, kind) if kind != torch.float32 else nullcontext()
-        with cast:
-            logits = self.model(tokens)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        low = self.settings.dtype == "bfloat16"
+        with torch.autocast(self.team.device.type, torch.bfloat16) if low else nullcontext():
+            logits = self.model(tokens).flatten(0, 1)
+        logits = logits.float() if low else logits
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
     def notes(self) -> dict[str, Any]:
         """What a checkpoint has besides weights and the optimizer."""
@@ -107,17 +107,16 @@ class Trainer:
 
 def build(settings: Settings) -> CausalLM:
     """The model; the same weights on every process."""
-    torch.manual_seed(settings.seed)
-    return CausalLM(
-        CausalLMConfig(
-            vocab_size=VOCABULARY,
-            l_max=settings.length,
-            d_model=settings.width,
-            num_layers=settings.layers,
-            mixer=settings.mixer,
-            gradient_checkpointing=settings.recompute,
-        )
+    config = CausalLMConfig(
+        vocab_size=VOCABULARY,
+        l_max=settings.length,
+        d_model=settings.width,
+        num_layers=settings.layers,
+        mixer=settings.mixer,
+        gradient_checkpointing=settings.recompute,
     )
+    torch.manual_seed(settings.seed)
+    return CausalLM(config, dtype=torch.float64 if settings.dtype == "float64" else torch.float32)
 
 
 def spread(model: CausalLM, mesh: DeviceMesh) -> CausalLM:
