@@ -41,8 +41,8 @@ class Sampler(Generic[T]):
         self._source, self._shuffle, self._seed = source, shuffle, seed
         self.place = dataclasses.replace(place) if place else Place()
         self._open(self.place.taken // shuffle)
-        if self.place.taken > (end := self._start + len(self._window)):
-            raise ValueError(f"{self.place.taken} blocks were taken of data that have {end}: they have changed")
+        if self.place.taken > self._start + len(self._window):
+            raise ValueError(f"{self.place.taken} blocks were taken of data that now have fewer")
 
     def take(self, number: int) -> list[T]:
         """The next ``number`` blocks."""
