@@ -1,10 +1,10 @@
-"""Trains a language model of text or DNA on one process or many: data, context and tensor parallel, elastic.
+"""Trains a language model of text or DNA on one process or many: data and context parallel, elastic.
 
     python examples/pretrain/train.py                                  # one CPU process, tinyshakespeare
     python examples/pretrain/train.py --data examples/dna/*.fa.gz      # a chromosome
     torchrun --nproc-per-node 4 --max-restarts 3 examples/pretrain/train.py --dp 2 --cp 2
 
-Axes of the mesh: --dp spreads rows and weights, --cp positions, --tp channels. Killed and started again with the same
+Axes of the mesh: --dp spreads rows and weights, --cp positions. Killed and started again with the same
 options, on as many processes or others, it goes on from the last whole checkpoint; under torchrun by itself.
 Leaves in --out: checkpoints/, metrics.jsonl, data-<rank>.jsonl (which blocks a process saw in which step), loss.png.
 """
@@ -44,7 +44,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{f.name.replace('_', '-')}", default=f.default, help=text, **more)
     parser.add_argument("--dp", type=int, default=0, help="processes that rows are spread over (default: all others)")
     parser.add_argument("--cp", type=int, default=1, help="processes that positions are spread over (default: 1)")
-    parser.add_argument("--tp", type=int, default=1, help="processes that channels are spread over (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("out/pretrain"), help="folder (default: out/pretrain)")
     parser.add_argument("--save-every", type=int, default=50, help="steps between checkpoints (default: 50)")
     parser.add_argument("--keep", type=int, default=2, help="checkpoints that are kept (default: 2)")
@@ -69,7 +68,7 @@ def run(options: argparse.Namespace, team: Team) -> None:
     settings = Settings(**{**fields, "data": tuple(options.data)})
     if options.save_every < 1:
         raise ValueError(f"--save-every must be at least 1, got {options.save_every}")
-    mesh = make_mesh(team, options.dp, options.cp, options.tp)
+    mesh = make_mesh(team, options.dp, options.cp, 1)
     if options.restart and team.rank == 0 and options.out.exists():
         shutil.rmtree(options.out)
     checkpoints = Checkpoints(options.out / "checkpoints", options.keep, team)

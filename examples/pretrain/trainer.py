@@ -16,14 +16,14 @@ from data import VOCABULARY, Block, blocks
 from processes import Team
 from sampler import Place, Sampler, share
 from settings import Settings
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from hyena import param_groups
-from hyena.distributed import context_parallel, shard, sum_gradients
+from hyena.distributed import clip_grad_norm_, context_parallel, shard, sum_gradients
 from hyena.models import CausalLM, CausalLMConfig
 from hyena.models.causal_lm import IGNORED
 
@@ -68,11 +68,10 @@ class Trainer:
         loss = self._loss(shard(tokens, self.mesh["cp"]), shard(wanted, self.mesh["cp"])) / targets
         (loss * self.mesh["dp"].size()).backward()  # fully_shard takes the mean over its processes
         sum_gradients(self.model, self.mesh["cp"])
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), s.clip or math.inf)
+        norm = clip_grad_norm_(self.model, s.clip or math.inf)
         total = loss.detach().double()
         dist.all_reduce(total)
         total /= self.mesh["tp"].size()  # whose processes have the same positions
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if not math.isfinite(total.item()) or not math.isfinite(norm.item()):
             raise ArithmeticError(f"loss {total.item()}, norm of the gradient {norm.item()}: a lower --lr may help")
         self.optimizer.step()

@@ -85,7 +85,7 @@ def test_data_that_have_changed_or_are_none() -> None:
 @given(st.lists(st.binary(min_size=1, max_size=50), min_size=1, max_size=4), st.integers(1, 20))
 def test_each_token_is_predicted_once(tmp_path_factory: pytest.TempPathFactory, texts: list[bytes], n: int) -> None:
     folder = tmp_path_factory.mktemp("texts")
-    texts = [text.replace(b"\0", b"0") for text in texts]
+    texts = [text.replace(b"\0", b"0").replace(b"\x1f", b"1") for text in texts]  # 1f 8b would be gzip
     files = []
     for i, text in enumerate(texts):
         files.append(folder / f"{i}.txt{'.gz' * (i % 2)}")

@@ -26,6 +26,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+import hyena.distributed
+
 PRETRAIN = Path(__file__).resolve().parents[2] / "examples" / "pretrain"
 
 
@@ -34,7 +36,7 @@ def die() -> None:
 
 
 def at_update(what: str, step: int) -> None:
-    real, steps = torch.nn.utils.clip_grad_norm_, 0
+    real, steps = hyena.distributed.clip_grad_norm_, 0
 
     def clip(*args: Any, **kwargs: Any) -> Any:
         nonlocal steps
@@ -47,7 +49,7 @@ def at_update(what: str, step: int) -> None:
             time.sleep(600)
         return real(*args, **kwargs)
 
-    torch.nn.utils.clip_grad_norm_ = clip
+    hyena.distributed.clip_grad_norm_ = clip
 
 
 def at_writing(what: str, step: int) -> None:
