@@ -3,6 +3,7 @@
 #   make train    trains the example language model
 #   make test     runs the tests
 #   make check    formatter, linter and types
+#   make docs     builds the documentation into out/docs
 #   make clean    removes the environment and what was compiled
 #
 # ARGS="..." goes to the command that runs: make train ARGS="--steps 100", make test ARGS="-k causal".
@@ -23,7 +24,7 @@ HAS_dev := train test
 # Tests run in a process for each core; threads that wait for work must not keep a core from the others.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help train test check clean
+.PHONY: help train test check docs clean
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
@@ -38,6 +39,10 @@ check: $(VENV)/.has-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+docs: $(VENV)/.has-docs
+	$(RUN) -m sphinx -W --keep-going -n -q -j auto -d out/doctrees docs out/docs $(ARGS)
+	@echo "out/docs/index.html"
 
 clean:
 	rm -rf $(VENV) build

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line, ``sys.argv[1:]`` if missing.
 
     Returns:
-        The exit status: 0, 1 after an error, which is said on standard error, 130 after an interrupt.
+        The exit status, which is 0, 1 after an error, which is said on standard error, 130 after an interrupt.
     """
     given = parser().parse_args(arguments)
     try:

@@ -120,7 +120,7 @@ class SineFFN(SineLayers):
         fill(self.freq, empty(self.freq).fill_(self.initial_freq))
 
     def forward(self, features: Tensor, film: Tensor | None = None) -> Tensor:  # type: ignore[override]  # has its freq
-        """``(K, E) -> (K, O)``, with ``film`` ``(B, K, O)``; see :class:`SineLayers`."""
+        """``(K, E) -> (K, O)``, with ``film`` ``(B, K, O)``; see ``SineLayers``."""
         return super().forward(features, self.freq, film)
 
     def extra_repr(self) -> str:

@@ -110,7 +110,7 @@ class Mega(RowMixer):
         nn.init.normal_(self.lag_bias, std=0.02)
 
     def mix(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int, state: Any) -> Tensor:
-        """What :meth:`_finish` puts together: gated attention, ``W_h x``, and the update gate, ``(B, L, V + 2 D)``."""
+        """What ``_finish`` puts together: gated attention, ``W_h x``, and the update gate, ``(B, L, V + 2 D)``."""
         if state is None:
             x = self.conv(u)
         else:

@@ -29,7 +29,7 @@ IGNORED = -100
 
 @dataclasses.dataclass(frozen=True)
 class CausalLMConfig(ModelConfig):
-    """What a :class:`CausalLM` is built from; :meth:`to_dict` and :meth:`from_dict` are for checkpoints.
+    """What a :class:`CausalLM` is built from; ``to_dict`` and ``from_dict`` are for checkpoints.
 
     Args:
         vocab_size: V.
@@ -179,7 +179,7 @@ class CausalLM(Decoder):
             targets: ``(B, L)`` int64, the token that follows each one; -100 where none is to be predicted.
 
         Returns:
-            A scalar, in float32 or float64: see :func:`next_token_loss`.
+            A scalar in float32 or float64, as :func:`next_token_loss` says.
         """
         if tokens.dim() != 2 or targets.shape != tokens.shape:
             raise ValueError(f"tokens and targets must be (B, L), got {tuple(tokens.shape)} and {tuple(targets.shape)}")
@@ -195,7 +195,7 @@ def next_token_loss(logits: Tensor, targets: Tensor, mask: Tensor | None = None)
         mask: ``(B, L)``, True or 1 = keep: targets at other positions do not count.
 
     Returns:
-        A scalar, in float64 for float64 logits, else in float32: the sum over the vocabulary needs it.
+        A scalar in float64 for float64 logits, else in float32, which the sum over the vocabulary needs.
 
     Raises:
         ValueError: shapes that do not fit.

@@ -38,7 +38,7 @@ class StripedHyenaConfig(ModelConfig):
         vocab_size: V.
         l_max: longest row.
         d_model: D.
-        layers: one of :data:`KINDS` for each block.
+        layers: one of ``KINDS`` for each block.
         num_heads: M.
         num_kv_heads: heads of keys and values, a divisor of M; M if missing.
         d_inner: I of the gated MLPs; if missing, ``8/3 D`` to a whole number, rounded up to a multiple of

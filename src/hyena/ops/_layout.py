@@ -93,7 +93,7 @@ def transform_length(length: int) -> int:
 
     While ``torch.compile`` or ``torch.export`` traces with a symbolic length, the next fast length is not an expression
     that can be traced; the answer is then an upper bound on it (the gap above a fast length is at most an eighth and
-    23), and the ops take the longest fast length inside: :func:`points_of`.
+    23), and the ops take the longest fast length inside: ``points_of(size)``.
     """
     if isinstance(length, int) and not torch.compiler.is_compiling():
         if length < 1:

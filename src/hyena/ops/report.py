@@ -12,7 +12,7 @@ def backend_report() -> str:
     """Which implementation every op has on this machine, and why.
 
     Returns:
-        A table to print: one line for each op, with its tier on the CPU and on CUDA.
+        A table to print with a line for each op that has its tier on the CPU and on CUDA.
     """
     lines = [
         f"hyena on torch {torch.__version__}, {torch.get_num_threads()} CPU threads, "

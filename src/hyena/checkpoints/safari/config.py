@@ -14,11 +14,13 @@ from torch import Tensor
 from hyena.checkpoints.checks import check_flag, check_integer, check_keys, check_number
 from hyena.filters import PositionalEncoding
 
-# The released codes whose weights have the same names and different meanings. "safari" is src/models/sequence/hyena.py
-# of HazyResearch/safari, "standalone" its standalone_hyena.py, which stores filter after filter where there are several
-# (order 3 and up), and "zoology" zoology/mixers/hyena.py of HazyResearch/zoology, whose first projection is the gate
-# before the long convolution, not the one after it.
 LAYOUTS = ("safari", "standalone", "zoology")
+"""The released codes whose weights have the same names and different meanings.
+
+``"safari"`` is src/models/sequence/hyena.py of HazyResearch/safari, ``"standalone"`` its standalone_hyena.py, which stores
+filter after filter where there are several (order 3 and up), and ``"zoology"`` zoology/mixers/hyena.py of
+HazyResearch/zoology, whose first projection is the gate before the long convolution, not the one after it.
+"""
 
 # Released names of activations -> ours.
 _ACTIVATIONS = {
