@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(set(DOCS.rglob("*.md")) - set((DOCS / "api").glob("*.md")))]
-LANGUAGES = {"python", "bash", "text", "math", "toml", "yaml", "json", "cpp", "cmake", "{toctree}"}
+LANGUAGES = {"python", "bash", "sh", "text", "math", "toml", "yaml", "json", "cpp", "cmake", "{toctree}"}
 IN_CI = {README: {"bash"}}  # .ci/run reads its commands from there
 
 
@@ -27,7 +27,7 @@ def ids(page: Path) -> str:
 
 
 def code(page: Path) -> list[Block]:
-    return [block for block in blocks(page) if block.language in {"python", "bash"} - IN_CI.get(page, set())]
+    return [block for block in blocks(page) if block.language in {"python", "bash", "sh"} - IN_CI.get(page, set())]
 
 
 def test_quick_start_is_two_commands() -> None:

@@ -134,16 +134,18 @@ def _comment_on(room: str, name: str) -> list[str]:
 
 
 def find(full_name: str) -> Any:
-    """The thing of that name, or None; modules on the way are imported."""
+    """The thing of that name, or None; modules on the way are imported.
+
+    ``hyena.conv.distill`` is a function and the file that it is in: the function comes first, then what is in the file.
+    """
     parts = full_name.split(".")
-    thing: Any = None
-    for length, part in enumerate(parts, 1):
-        # An attribute first: hyena.conv.distill is a function, and the file that it is in.
-        if thing is None or not hasattr(thing, part):
-            try:
-                thing = importlib.import_module(".".join(parts[:length]))
-            except ImportError:
-                return None
-        else:
-            thing = getattr(thing, part)
-    return thing
+    for length in range(1, len(parts) + 1):
+        try:
+            thing: Any = importlib.import_module(".".join(parts[:length]))
+        except ImportError:
+            return None
+        for part in parts[length:]:
+            thing = getattr(thing, part, None)
+        if thing is not None:
+            return thing
+    return None
