@@ -70,7 +70,7 @@ class Tiles(Online):
     def of(
         cls, taps: Tensor, tiles: Sequence[Tensor], channels: list[int], bias: tuple[Tensor, ...], block: int
     ) -> Tiles:
-        """For filters ``taps`` ``(F, T, G)``, their ``tile_spectra`` as ``tiles``, and convolutions of so many channels."""
+        """For filters ``taps`` ``(F, T, G)``, their spectra ``tiles``, and convolutions of so many ``channels``."""
         near = torch.nn.functional.pad(taps[:, :block], (0, 0, 0, max(0, block - taps.size(1)))).flip(1)
         heads = tuple(near[i].repeat_interleave(c // near.size(2), dim=1).clone() for i, c in enumerate(channels))
         for head, d in zip(heads, bias, strict=True):
