@@ -17,8 +17,8 @@ from hyena.filters import PositionalEncoding
 LAYOUTS = ("safari", "standalone", "zoology")
 """The released codes whose weights have the same names and different meanings.
 
-``"safari"`` is src/models/sequence/hyena.py of HazyResearch/safari, ``"standalone"`` its standalone_hyena.py, which stores
-filter after filter where there are several (order 3 and up), and ``"zoology"`` zoology/mixers/hyena.py of
+``"safari"`` is src/models/sequence/hyena.py of HazyResearch/safari, ``"standalone"`` its standalone_hyena.py, which
+stores filter after filter where there are several (order 3 and up), and ``"zoology"`` zoology/mixers/hyena.py of
 HazyResearch/zoology, whose first projection is the gate before the long convolution, not the one after it.
 """
 
