@@ -79,6 +79,8 @@ def well_formed(op: str, packed: bool = False) -> dict[str, Any]:
         found |= {"inner": torch.randn(2, 8, 8), "biases": torch.randn(3, 8), "freq": torch.randn(8)}
         found |= {"out": torch.randn(2 * C, 8), "deltas": torch.rand(2 * C), "shift": 0.1, "filters": 2}
         found |= {"every": True, "dh": torch.randn(2, L, C)}
+    elif op.endswith("_step_"):
+        found = _step(op)
     elif op == "project_backward":
         return {"g": _row(C), "u": _row(D)}
     elif kind.startswith("project"):
@@ -88,6 +90,16 @@ def well_formed(op: str, packed: bool = False) -> dict[str, Any]:
     names = argument_names(op)
     assert backward or "dy" not in names
     return {name: found[name] for name in names}
+
+
+def _step(op: str) -> dict[str, Any]:
+    channels = 3 * C if op.startswith("gated") else C
+    found = {n: torch.randn(B, 1, C) for n in ("x", "pre", "post")} | {"z": torch.randn(B, 1, channels)}
+    found |= {"weight": torch.randn(channels, TAPS), "bias": torch.randn(channels)}
+    found |= {"pole": torch.rand(C, 5), "residue": torch.randn(C, 5), "first": torch.randn(C), "h": torch.randn(7, C)}
+    found["last"] = torch.randn(B, TAPS - 1, channels)
+    memory = {"short_step_": found["last"], "window_step_": torch.randn(B, 6, C)}
+    return found | {"memory": memory.get(op.removeprefix("gated_"), torch.randn(B, C, 5))}
 
 
 def _resized(t: Tensor, dim: int, by: int) -> Tensor:

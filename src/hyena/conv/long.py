@@ -134,8 +134,7 @@ class LongConv(nn.Module):
             ``(B, L, C)`` in the dtype and memory order of ``x``.
         """
         if past is not None:
-            y = past.online.extend(i, past.memory, past.position, x if pre is None else pre * x)
-            return y if post is None else post * y
+            return past.online.extend_gated(i, past.memory, past.position, x, pre, post)
         longest = x.size(1) if longest is None else longest
         taps, spectra, own = self.prepare(longest) if prepared is None else prepared
         d = self.bias[i].repeat_interleave(x.size(2) // self.bias.size(1))

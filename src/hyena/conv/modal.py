@@ -87,12 +87,23 @@ class Recurrence(Online):
     def extend(self, i: int, memory: Tensor, position: int, x: Tensor) -> Tensor:
         """The next outputs ``(B, n, C)`` of convolution ``i``; see :meth:`hyena.conv.Online.extend`."""
         if x.size(1) == 1:
-            now = x[:, 0]
-            y = torch.addcmul(_real(self.residue[i] * memory).sum(-1), now, self.first[i])
-            memory.mul_(self.pole[i]).add_(now[..., None])
-            return y[:, None]
+            return self.extend_gated(i, memory, position, x, None, None)
         chunk = self.powers[i].size(-1) - 1
         return torch.cat([self._chunk(i, memory, part) for part in x.split(chunk, dim=1)], dim=1)
+
+    def extend_gated(
+        self, i: int, memory: Tensor, position: int, x: Tensor, pre: Tensor | None, post: Tensor | None
+    ) -> Tensor:
+        """``post * extend(…, pre * x)``; see :meth:`hyena.conv.Online.extend_gated`."""
+        if x.size(1) > 1:
+            return super().extend_gated(i, memory, position, x, pre, post)
+        return ops.modal_step_(x, pre, post, self.pole[i], self.residue[i], self.first[i], memory)
+
+    def step_short_and_gated(
+        self, z: Tensor, weight: Tensor, bias: Tensor | None, last: Tensor, memory: Tensor
+    ) -> Tensor:
+        """See :meth:`hyena.conv.Online.step_short_and_gated`."""
+        return ops.gated_modal_step_(z, weight, bias, last, self.pole[0], self.residue[0], self.first[0], memory)
 
     def _chunk(self, i: int, memory: Tensor, x: Tensor) -> Tensor:
         n, table = x.size(1), self.powers[i]

@@ -44,6 +44,26 @@ class Online(ABC):
             ``(B, n, C)``.
         """
 
+    def extend_gated(
+        self, i: int, memory: Tensor, position: int, x: Tensor, pre: Tensor | None, post: Tensor | None
+    ) -> Tensor:
+        """``post * extend(…, pre * x)``, with gates ``(B, n, C)`` or None."""
+        y = self.extend(i, memory, position, x if pre is None else pre * x)
+        return y if post is None else post * y
+
+    def step_short_and_gated(
+        self, z: Tensor, weight: Tensor, bias: Tensor | None, last: Tensor, memory: Tensor
+    ) -> Tensor | None:
+        """All that happens to one position between the projections of an operator of order 2; None: not in one call.
+
+        Args:
+            z: ``(B, 1, 3 C)``, two gates and a value.
+            weight, bias: of the short convolution, in the dtype of ``z``.
+            last: the short convolution's memory.
+            memory: that of convolution 0; both are changed in place.
+        """
+        return None
+
     @abstractmethod
     def to(self, device: torch.device | str) -> Online:
         """The same on another device."""

@@ -75,19 +75,22 @@ class ShortConv(nn.Module):
         """
         if memory is None:
             return ops.short_conv(x, self.weight, self.bias, mask, cu_seqlens)
-        before = memory.size(1)
         x = x.to(memory.dtype)
         if mask is not None:
             x = torch.where(mask[..., None], x, 0.0)
-        x = torch.cat([memory, x], dim=1)
-        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
-        if x.size(1) == before + 1:
-            y = (x * weight.t()).sum(1, keepdim=True)
-            y = y if bias is None else y + bias
-        else:
-            y = ops.short_conv(x, weight, bias)[:, before:]
-        memory.copy_(x[:, x.size(1) - before :])
+        y = self._extend(x, memory)
         return y if mask is None else torch.where(mask[..., None], y, 0.0)
+
+    def _extend(self, x: Tensor, memory: Tensor) -> Tensor:
+        """The next outputs ``(B, n, C)``, in the dtype of both."""
+        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        before, n = memory.size(1), x.size(1)
+        if n == 1:
+            return ops.short_step_(x, weight, bias, memory)
+        x = torch.cat([memory, x], dim=1)
+        y = ops.short_conv(x, weight, bias)[:, before:]
+        memory.copy_(x[:, n:])
+        return y
 
     def narrow(self, channels: range, of: int) -> ShortConv:
         """The convolution of some channels of each part of ``of`` channels, with this one's weights.

@@ -10,7 +10,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from hyena import functional
+from hyena import functional, ops
 from hyena.conv.online import Online
 
 
@@ -45,7 +45,23 @@ class Window(Online):
         """The next outputs ``(B, n, C)`` of convolution ``i``; see :meth:`hyena.conv.Online.extend`."""
         h = self.taps[i]
         before, n = h.size(0) - 1, x.size(1)
+        if n == 1:
+            return ops.window_step_(x, None, None, h, memory)
         rows = torch.cat([memory, x], dim=1)
-        y = (rows * h.flip(0)).sum(1, keepdim=True) if n == 1 else functional.fft_conv(rows, h)[:, before:]
+        y = functional.fft_conv(rows, h)[:, before:]
         memory.copy_(rows[:, n:])
         return y
+
+    def extend_gated(
+        self, i: int, memory: Tensor, position: int, x: Tensor, pre: Tensor | None, post: Tensor | None
+    ) -> Tensor:
+        """``post * extend(…, pre * x)``; see :meth:`hyena.conv.Online.extend_gated`."""
+        if x.size(1) == 1:
+            return ops.window_step_(x, pre, post, self.taps[i], memory)
+        return super().extend_gated(i, memory, position, x, pre, post)
+
+    def step_short_and_gated(
+        self, z: Tensor, weight: Tensor, bias: Tensor | None, last: Tensor, memory: Tensor
+    ) -> Tensor:
+        """See :meth:`hyena.conv.Online.step_short_and_gated`."""
+        return ops.gated_window_step_(z, weight, bias, last, self.taps[0], memory)

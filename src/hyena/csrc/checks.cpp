@@ -25,6 +25,8 @@ std::string name_of(ScalarType type) {
         case ScalarType::Bool: return "bool";
         case ScalarType::Int: return "int32";
         case ScalarType::Long: return "int64";
+        case ScalarType::ComplexFloat: return "complex64";
+        case ScalarType::ComplexDouble: return "complex128";
         default: return torch::headeronly::toString(type);
     }
 }
@@ -177,6 +179,61 @@ void expect_taps(const char* name, const Tensor& h, int64_t size, bool causal) {
                 " points, the longest fast length in size ", size);
 }
 
+// What is written several times would be added to several times: from the innermost dimension on, each begins behind
+// the last.
+void expect_one_place(const char* name, const Tensor& t) {
+    if (t.numel() == 0) return;
+    std::array<std::pair<int64_t, int64_t>, 3> dims;
+    for (int64_t i = 0; i < 3; ++i) dims[size_t(i)] = {t.stride(i), t.size(i)};
+    std::sort(dims.begin(), dims.end());
+    int64_t reach = 0;
+    for (const auto& [stride, size] : dims) {
+        if (size > 1 && stride <= reach)
+            require(false, name, " of shape ", shape_of(t.sizes()), " and strides ", shape_of(t.strides()),
+                    " has elements that share memory, and is written: pass a copy");
+        reach += (size - 1) * stride;
+    }
+}
+
+// One position of rows, in the precision of the arithmetic.
+void expect_position(const char* name, const Tensor& x) { expect(name, x, {kAny, 1, kAny}, kWide, x); }
+void expect_gates_and_value(const Tensor& z) {
+    expect_position("z", z);
+    if (z.size(2) % 3 != 0) require(false, "z of ", z.size(2), " channels is not two gates and a value: not 3 C");
+}
+
+// The short convolution of x and its last inputs.
+void expect_short_memory(const Tensor& x, const Tensor& weight, const Optional& bias, const char* name,
+                         const Tensor& memory) {
+    const Types type = only(x.scalar_type());
+    expect("weight", weight, {x.size(2), kAny}, type, x);
+    if (weight.size(1) < 1) require(false, "weight must have at least one tap, got shape ", shape_of(weight.sizes()));
+    expect("bias", bias, {x.size(2)}, type, x);
+    expect(name, memory, {x.size(0), weight.size(1) - 1, x.size(2)}, type, x);
+    expect_one_place(name, memory);
+}
+
+// A recurrence of modes, real or complex ones.
+void expect_states(const Tensor& x, int64_t channels, const Tensor& pole, const Tensor& residue, const Tensor& first,
+                   const Tensor& memory) {
+    expect("first", first, {channels}, only(x.scalar_type()), x);
+    const bool is_double = x.scalar_type() == ScalarType::Double;
+    const ScalarType real = x.scalar_type(), complex = is_double ? ScalarType::ComplexDouble : ScalarType::ComplexFloat;
+    if (!pole.defined() || pole.scalar_type() != complex)
+        expect("pole", pole, {channels, kAny}, {name_of(real) + " or " + name_of(complex), {real, real, real, real}}, x);
+    expect("pole", pole, {channels, kAny}, only(pole.scalar_type()), x);
+    expect("residue", residue, {channels, pole.size(1)}, only(pole.scalar_type()), x);
+    expect("memory", memory, {x.size(0), channels, pole.size(1)}, only(pole.scalar_type()), x);
+    expect_one_place("memory", memory);
+}
+
+void expect_window(const Tensor& x, int64_t channels, const Tensor& h, const Tensor& memory) {
+    expect("h", h, {kAny, channels}, only(x.scalar_type()), x);
+    if (h.size(0) < 1) require(false, "h must be (K, C) with at least one tap, got shape ", shape_of(h.sizes()));
+    expect("memory", memory, {x.size(0), h.size(0) - 1, channels}, only(x.scalar_type()), x);
+    expect_one_place("memory", memory);
+}
+
 }  // namespace
 
 void check_short_conv(const Tensor& z, const Tensor& weight, const Optional& bias, const Optional& mask,
@@ -220,19 +277,7 @@ void check_add_conv(const Tensor& y, const Tensor& v, const Tensor& spectrum) {
     expect("y", y, {v.size(0), kAny, v.size(2)}, only(v.scalar_type()), v);
     if (y.size(1) > v.size(1))
         require(false, "y of ", y.size(1), " positions is longer than v of ", v.size(1), ": the result has no more");
-    if (y.numel() == 0) return;
-    // What is written several times would be added to several times: from the innermost dimension on, each begins
-    // behind the last.
-    std::array<std::pair<int64_t, int64_t>, 3> dims;
-    for (int64_t i = 0; i < 3; ++i) dims[size_t(i)] = {y.stride(i), y.size(i)};
-    std::sort(dims.begin(), dims.end());
-    int64_t reach = 0;
-    for (const auto& [stride, size] : dims) {
-        if (size > 1 && stride <= reach)
-            require(false, "y of shape ", shape_of(y.sizes()), " and strides ", shape_of(y.strides()),
-                    " has elements that share memory, and is written: pass a copy");
-        reach += (size - 1) * stride;
-    }
+    expect_one_place("y", y);
 }
 
 void check_direct_conv(const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre, const Optional& post,
@@ -306,6 +351,41 @@ void check_implicit_filter_backward(const Tensor& dh, const Tensor& features, co
     if (dh.size(0) * dh.size(2) != out.size(0))
         require(false, "dh of shape (F, K, C) = ", shape_of(dh.sizes()), " does not fit out of ", out.size(0),
                 " rows, which must be F C");
+}
+
+void check_short_step(const Tensor& x, const Tensor& weight, const Optional& bias, const Tensor& memory) {
+    expect_position("x", x);
+    expect_short_memory(x, weight, bias, "memory", memory);
+}
+
+void check_modal_step(const Tensor& x, const Optional& pre, const Optional& post, const Tensor& pole,
+                      const Tensor& residue, const Tensor& first, const Tensor& memory) {
+    expect_position("x", x);
+    expect_like("pre", pre, x);
+    expect_like("post", post, x);
+    expect_states(x, x.size(2), pole, residue, first, memory);
+}
+
+void check_window_step(const Tensor& x, const Optional& pre, const Optional& post, const Tensor& h,
+                       const Tensor& memory) {
+    expect_position("x", x);
+    expect_like("pre", pre, x);
+    expect_like("post", post, x);
+    expect_window(x, x.size(2), h, memory);
+}
+
+void check_gated_modal_step(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& last,
+                            const Tensor& pole, const Tensor& residue, const Tensor& first, const Tensor& memory) {
+    expect_gates_and_value(z);
+    expect_short_memory(z, weight, bias, "last", last);
+    expect_states(z, z.size(2) / 3, pole, residue, first, memory);
+}
+
+void check_gated_window_step(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& last,
+                             const Tensor& h, const Tensor& memory) {
+    expect_gates_and_value(z);
+    expect_short_memory(z, weight, bias, "last", last);
+    expect_window(z, z.size(2) / 3, h, memory);
 }
 
 void check_project(const Tensor& u, const Tensor& weight, const Optional& bias) {

@@ -34,6 +34,15 @@ void check_implicit_filter(const Tensor& features, const Tensor& time, const Ten
 void check_implicit_filter_backward(const Tensor& dh, const Tensor& features, const Tensor& time, const Tensor& first,
                                     const Tensor& inner, const Tensor& biases, const Tensor& freq, const Tensor& out,
                                     const Tensor& deltas);
+void check_short_step(const Tensor& x, const Tensor& weight, const Optional& bias, const Tensor& memory);
+void check_modal_step(const Tensor& x, const Optional& pre, const Optional& post, const Tensor& pole,
+                      const Tensor& residue, const Tensor& first, const Tensor& memory);
+void check_window_step(const Tensor& x, const Optional& pre, const Optional& post, const Tensor& h,
+                       const Tensor& memory);
+void check_gated_modal_step(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& last,
+                            const Tensor& pole, const Tensor& residue, const Tensor& first, const Tensor& memory);
+void check_gated_window_step(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& last,
+                             const Tensor& h, const Tensor& memory);
 void check_project(const Tensor& u, const Tensor& weight, const Optional& bias);
 void check_project_backward(const Tensor& dy, const Tensor& u);
 

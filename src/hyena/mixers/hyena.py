@@ -6,7 +6,7 @@ P transform length, n new positions, Q channels of a condition.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -236,10 +236,16 @@ class HyenaOperator(Gated, Mixer):
 
         if self._has_heads or (self.training and self.dropout.p > 0):
             return self._recurrence(x, v, convolve)
-        for i in range(self.conv.num_filters):
+        return self._gated_in_turn(x, v, convolve)
+
+    def _gated_in_turn(self, x: Sequence[Tensor], v: Tensor, convolve: Callable[..., Tensor]) -> Tensor:
+        """The recurrence by convolutions ``convolve(i, v, pre, post)`` that take the gates on either side."""
+        last = self.conv.num_filters - 1
+        if last < 0:
+            return x[0] * v
+        for i in range(last + 1):
             gate = self._gate_before(i)
-            last = i == self.conv.num_filters - 1
-            v = convolve(i, v, None if gate is None else x[gate], x[0] if last else None)
+            v = convolve(i, v, None if gate is None else x[gate], x[0] if i == last else None)
         return v
 
     # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
@@ -283,14 +289,34 @@ class HyenaOperator(Gated, Mixer):
                 "stepping"
             )
         z = self.in_proj(u)
-        *x, v = self.short(z, mask, memory=state.short).split(self.width, dim=2)
-        past = [Past(state.online, memory, state.position) for memory in state.memory]
-        y = self._recurrence(x, v, lambda i, v: self.conv(v, i, past=past[i]))
+        y = self._step_at_once(z, state) if z.size(1) == 1 and mask is None else None
+        if y is None:
+            y = self._continue_in_parts(z, mask, state)
         state.position += u.size(1)
         y = y.to(z.dtype)
         if self.activation is not None:
             y = self.activation(y)
         return self.out_proj(y)
+
+    def _step_at_once(self, z: Tensor, state: HyenaState) -> Tensor | None:
+        """One position between the projections in one call, if the convolutions are no more than that."""
+        if self.conv.num_filters != 1 or self.order != 2 or self._has_heads:
+            return None
+        if not (ops.is_plain(self.short, ShortConv) and ops.is_plain(self.conv, LongConv)):
+            return None
+        dtype, weight, bias = state.short.dtype, self.short.weight, self.short.bias
+        if not z.dtype == weight.dtype == dtype:
+            z, weight, bias = z.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        return state.online.step_short_and_gated(z, weight, bias, state.short, state.memory[0])
+
+    def _continue_in_parts(self, z: Tensor, mask: Tensor | None, state: HyenaState) -> Tensor:
+        *x, v = self.short(z, mask, memory=state.short).split(self.width, dim=2)
+        past = [Past(state.online, memory, state.position) for memory in state.memory]
+
+        def convolve(i: int, v: Tensor, pre: Tensor | None = None, post: Tensor | None = None) -> Tensor:
+            return self.conv(v, i, pre, post, past=past[i])
+
+        return self._recurrence(x, v, convolve) if self._has_heads else self._gated_in_turn(x, v, convolve)
 
     @property
     def units(self) -> int:

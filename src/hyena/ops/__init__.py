@@ -24,6 +24,7 @@ from hyena.ops.recurrence import recurrence
 from hyena.ops.report import backend_report
 from hyena.ops.short_conv import check_short_conv, short_conv
 from hyena.ops.spectrum import filter_spectrum, move_spectrum, spectrum_room
+from hyena.ops.steps import gated_modal_step_, gated_window_step_, modal_step_, short_step_, window_step_
 
 EXTENSION.load()
 find_kernels()
@@ -46,6 +47,8 @@ __all__ = [
     "filter_spectrum",
     "fusible",
     "gated_conv",
+    "gated_modal_step_",
+    "gated_window_step_",
     "has_kernel",
     "has_plain_weights",
     "implicit_filter",
@@ -54,15 +57,18 @@ __all__ = [
     "is_plain",
     "longest_row",
     "map_rows",
+    "modal_step_",
     "move_spectrum",
     "project",
     "project_without_bias",
     "recurrence",
     "row_bounds",
     "short_conv",
+    "short_step_",
     "spectrum_room",
     "to_order_of",
     "transform_length",
+    "window_step_",
     "with_tensors",
     "without_autocast",
 ]

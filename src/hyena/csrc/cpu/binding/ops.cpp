@@ -22,6 +22,11 @@ STABLE_TORCH_LIBRARY_IMPL(hyena, CPU, m) {
     m.impl("project", TORCH_BOX(&hyena::project));
     m.impl("project_backward", TORCH_BOX(&hyena::project_backward));
     m.impl("recurrence_backward", TORCH_BOX(&hyena::recurrence_backward));
+    m.impl("short_step_", TORCH_BOX(&hyena::short_step));
+    m.impl("modal_step_", TORCH_BOX(&hyena::modal_step));
+    m.impl("window_step_", TORCH_BOX(&hyena::window_step));
+    m.impl("gated_modal_step_", TORCH_BOX(&hyena::gated_modal_step));
+    m.impl("gated_window_step_", TORCH_BOX(&hyena::gated_window_step));
     m.impl("implicit_filter", TORCH_BOX(&hyena::implicit_filter));
     m.impl("implicit_filter_backward", TORCH_BOX(&hyena::implicit_filter_backward));
 }

@@ -45,6 +45,16 @@ Eight implicit_filter_backward(const Tensor& dh, const Tensor& features, const T
                                const Tensor& inner, const Tensor& biases, const Tensor& freq, const Tensor& out,
                                const Tensor& deltas, double shift, bool with_inputs);
 
+// ops_steps.cpp
+Tensor short_step(const Tensor& x, const Tensor& weight, const Optional& bias, const Tensor& memory);
+Tensor modal_step(const Tensor& x, const Optional& pre, const Optional& post, const Tensor& pole, const Tensor& residue,
+                  const Tensor& first, const Tensor& memory);
+Tensor window_step(const Tensor& x, const Optional& pre, const Optional& post, const Tensor& h, const Tensor& memory);
+Tensor gated_modal_step(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& last,
+                        const Tensor& pole, const Tensor& residue, const Tensor& first, const Tensor& memory);
+Tensor gated_window_step(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& last,
+                         const Tensor& h, const Tensor& memory);
+
 // ops_linear.cpp
 Tensor project(const Tensor& u, const Tensor& weight, const Optional& bias);
 std::tuple<Tensor, Tensor> project_backward(const Tensor& dy, const Tensor& u);

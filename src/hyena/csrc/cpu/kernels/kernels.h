@@ -159,6 +159,33 @@ struct ChannelBiasArgs {
     Pool pool;
 };
 
+// One position of a convolution that remembers: x (B, 1, C) -> y, its memory (B, …, C) or (B, C, …) moved on.
+struct StepArgs {
+    int64_t batch, channels;
+    bool is_double;
+    Array x, pre, post, y;  // pre and post may be null
+    Array memory;           // contiguous but for the batch
+    Pool pool;
+};
+
+// Memory (B, K - 1, C): the last inputs. No gates.
+struct ShortStepArgs : StepArgs {
+    ShortFilter filter;
+};
+
+// Memory (B, C, m): y = Re(residue · states) + first x; states <- pole states + x.
+struct ModalStepArgs : StepArgs {
+    int64_t modes;
+    bool is_complex;
+    const void *pole, *residue, *first;  // (C, m), (C, m), (C)
+};
+
+// Memory (B, K - 1, C): the last inputs, the oldest first.
+struct WindowStepArgs : StepArgs {
+    int64_t taps;
+    const void* h;  // (K, C)
+};
+
 struct Kernels {
     const char* name;  // the instruction set
     void (*short_conv)(const ShortConvArgs&);
@@ -177,6 +204,9 @@ struct Kernels {
     void (*linear_backward)(const LinearArgs&);
     void (*channel_bias)(const ChannelBiasArgs&);
     void (*channel_bias_backward)(const ChannelBiasArgs&);
+    void (*short_step)(const ShortStepArgs&);
+    void (*modal_step)(const ModalStepArgs&);
+    void (*window_step)(const WindowStepArgs&);
 };
 
 // The table for the best instruction set of this machine; HYENA_CPU=avx512|avx2|baseline asks for a lesser one.
