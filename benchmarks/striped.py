@@ -10,10 +10,12 @@ authors' layout, loaded by ``hyena.checkpoints.load_striped_hyena``. ``FILE`` is
 state)``, given the authors' settings and weights, that returns ``forward``, ``start`` and ``mixing``, or None if it has
 no such model: ``forward(ids)`` returns logits ``(1, L, V)``, ``start(ids)`` reads a prompt and returns a function from
 the next token ``(1, 1)`` to its logits, and ``mixing`` has for each Hyena layer a function of the projections ``z``
-``(1, L, 3 D)``, with its own order of rows, to what goes into the output projection. Logits are compared, and the
-deviation is in the table. Times are medians of calls that took turns. Writes results/striped-cpu.json.
+``(1, L, 3 D)``, with its own order of rows, to what goes into the output projection; with an attribute ``step``, the
+same for ``(1, 1, 3 D)`` behind the prompt that ``start`` read. Logits are compared, and the deviation is in the table.
+Times are medians of calls that took turns. Writes results/striped-cpu.json.
 
-A second table has what happens between the projections: short convolution, gates and long convolution.
+A second table has what happens between the projections: short convolution, gates and long convolution, of a whole row
+and of a decoding step. So much is each layer's own; projections, MLPs and attention cost the same everywhere.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import importlib.util
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ from hyena.checkpoints import load_striped_hyena
 from hyena.checkpoints.striped.config import read_settings
 from hyena.checkpoints.striped.parts import frequencies_of, parts
 from hyena.models import StripedHyena
+from hyena.models.decoder import ModelState
 
 Other = tuple[Callable, Callable, dict[int, Callable]]
 Build = Callable[[dict[str, Any], dict[str, Tensor]], Other | None]
@@ -87,11 +91,11 @@ def weights(config: dict[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def steps_of(model: StripedHyena, ids: Tensor, room: int) -> Callable[[Tensor], Tensor]:
-    """Reads a prompt, and returns what computes the logits after the next token."""
+def read(model: StripedHyena, ids: Tensor, room: int) -> ModelState:
+    """The state behind a prompt."""
     state = model.init_state(1, room)
     model.prefill(ids, state, last=True)
-    return lambda token: model.prefill(token, state)[0]
+    return state
 
 
 def measure(
@@ -105,7 +109,11 @@ def measure(
     ids = torch.randint(512, (1, length))
     forwards: dict[str, Callable[[], Any]] = {"ours": lambda: model(ids)}
     prompt, ahead = ids[:, : length - steps * (repeats + 1)], ids[:, -1:]
-    step = steps_of(model, prompt, length)
+    ours = read(model, prompt, length)
+
+    def step(token: Tensor) -> Tensor:
+        return model.prefill(token, ours)[0]
+
     stepping: dict[str, Callable[[], Any]] = {"ours": lambda: [step(ahead) for _ in range(steps)]}
     row: dict[str, Any] = {"generation": generation, "D": width, "L": length}
     if built is not None:
@@ -124,11 +132,13 @@ def measure(
             row[f"{name} other / ours"] = times["other"] / times["ours"]
     size = model.state_size(1, length)
     row["state KB"], row["shared KB"] = size.rows / 1e3, size.shared / 1e3
-    return row, mixing_rows(model, length, repeats, {} if built is None else built[2])
+    return row, mixing_rows(model, ours, length, repeats, {} if built is None else built[2])
 
 
-def mixing_rows(model: StripedHyena, length: int, repeats: int, others: dict[int, Callable]) -> list[dict[str, Any]]:
-    """A row for each Hyena layer: what happens between its projections."""
+def mixing_rows(
+    model: StripedHyena, state: ModelState, length: int, repeats: int, others: dict[int, Callable]
+) -> list[dict[str, Any]]:
+    """A row for each Hyena layer: what happens between its projections, and in a step behind what the state read."""
     rows, z = [], torch.randn(1, length, 3 * model.config.d_model)
     for i, (kind, block) in enumerate(zip(model.config.layers, model.blocks, strict=True)):
         if kind == "attention":
@@ -146,8 +156,27 @@ def mixing_rows(model: StripedHyena, length: int, repeats: int, others: dict[int
         row = {"layer": kind, "D": model.config.d_model, "L": length, "mixing ms": times["ours"] * 1e3}
         if i in others:
             row |= {"other ms": times["other"] * 1e3, "other / ours": times["other"] / times["ours"]}
+        one, at = z[:, :1].clone(), state.layers[i]
+        steps: dict[str, Callable[[], Any]] = {
+            "ours": partial(_repeat, partial(mixer._continue_between, one, None, at))
+        }
+        if hasattr(others.get(i), "step"):
+            steps["other"] = partial(_repeat, partial(others[i].step, one))
+        times = interleaved(steps, repeats=5 * repeats)
+        row["step us"] = times["ours"] / _STEPS * 1e6
+        if "other" in times:
+            row |= {"step other us": times["other"] / _STEPS * 1e6, "step other / ours": times["other"] / times["ours"]}
         rows.append(row)
     return rows
+
+
+# Steps that are timed together: one is shorter than the clock's noise.
+_STEPS = 50
+
+
+def _repeat(step: Callable[[], Any]) -> None:
+    for _ in range(_STEPS):
+        step()
 
 
 def long_prefill(length: int, width: int, chunks: list[int]) -> list[dict[str, Any]]:

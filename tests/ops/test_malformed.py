@@ -24,10 +24,12 @@ ERRORS = (RuntimeError, ValueError, TypeError)
 
 def _names_of(call: Call) -> list[str]:
     """How an error may name the argument."""
-    if call.argument in ("z", "v", "u", "h", "features", "size"):
+    if call.argument in ("x", "z", "v", "u", "h", "features", "size"):
         return argument_names(call.op)  # the others no longer fit it
     together = {"filters": ["out"], "spectrum": ["d"], "d": ["z", "spectrum"], "freq": ["first", "inner", "biases"]}
     together |= {"inner": ["biases"], "out": ["deltas", "filters"], "dh": ["filters"]}
+    if call.op.endswith("_step_"):  # memories are as wide as what they are of
+        together |= {"weight": ["memory", "last"], "pole": ["residue", "memory"]}
     return [call.argument, *together.get(call.argument, [])]
 
 

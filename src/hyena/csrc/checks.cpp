@@ -220,7 +220,8 @@ void expect_states(const Tensor& x, int64_t channels, const Tensor& pole, const 
     const bool is_double = x.scalar_type() == ScalarType::Double;
     const ScalarType real = x.scalar_type(), complex = is_double ? ScalarType::ComplexDouble : ScalarType::ComplexFloat;
     if (!pole.defined() || pole.scalar_type() != complex)
-        expect("pole", pole, {channels, kAny}, {name_of(real) + " or " + name_of(complex), {real, real, real, real}}, x);
+        expect("pole", pole, {channels, kAny}, {name_of(real) + " or " + name_of(complex), {real, real, real, real}},
+               x);
     expect("pole", pole, {channels, kAny}, only(pole.scalar_type()), x);
     expect("residue", residue, {channels, pole.size(1)}, only(pole.scalar_type()), x);
     expect("memory", memory, {x.size(0), channels, pole.size(1)}, only(pole.scalar_type()), x);

@@ -289,14 +289,17 @@ class HyenaOperator(Gated, Mixer):
                 "stepping"
             )
         z = self.in_proj(u)
-        y = self._step_at_once(z, state) if z.size(1) == 1 and mask is None else None
-        if y is None:
-            y = self._continue_in_parts(z, mask, state)
+        y = self._continue_between(z, mask, state)
         state.position += u.size(1)
         y = y.to(z.dtype)
         if self.activation is not None:
             y = self.activation(y)
         return self.out_proj(y)
+
+    def _continue_between(self, z: Tensor, mask: Tensor | None, state: HyenaState) -> Tensor:
+        """What happens to the next positions between the projections."""
+        y = self._step_at_once(z, state) if z.size(1) == 1 and mask is None else None
+        return self._continue_in_parts(z, mask, state) if y is None else y
 
     def _step_at_once(self, z: Tensor, state: HyenaState) -> Tensor | None:
         """One position between the projections in one call, if the convolutions are no more than that."""

@@ -84,10 +84,10 @@ void channel_bias_backward(const ChannelBiasArgs& args) {
     });
 }
 
-#define HYENA_STEP(name, Args, Class)                       \
-    void name(const Args& args) {                           \
+#define HYENA_STEP(name, Args, Class)                             \
+    void name(const Args& args) {                                 \
         if (args.is_double) return Class<double>{args}.forward(); \
-        Class<float>{args}.forward();                       \
+        Class<float>{args}.forward();                             \
     }
 
 HYENA_STEP(short_step, ShortStepArgs, ShortStep)
@@ -103,10 +103,11 @@ HYENA_STEP(window_step, WindowStepArgs, WindowStep)
 
 const Kernels& HYENA_JOIN(kernels_, HYENA_ISA)() {
     static constexpr Kernels table = {
-        HYENA_STRING(HYENA_ISA),  short_conv, short_conv_backward, spectrum,     spectrum_backward,     gated_conv,
-        gated_conv_backward,      recurrence, recurrence_backward, direct_conv,  direct_conv_backward,  implicit_filter,
-        implicit_filter_backward, linear,     linear_backward,     channel_bias, channel_bias_backward,
-        short_step, modal_step, window_step,
+        HYENA_STRING(HYENA_ISA),  short_conv,  short_conv_backward,  spectrum,
+        spectrum_backward,        gated_conv,  gated_conv_backward,  recurrence,
+        recurrence_backward,      direct_conv, direct_conv_backward, implicit_filter,
+        implicit_filter_backward, linear,      linear_backward,      channel_bias,
+        channel_bias_backward,    short_step,  modal_step,           window_step,
     };
     return table;
 }
