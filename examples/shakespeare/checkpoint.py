@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from folder import replacing
 from torch import Tensor
 from trainer import Trainer
+
+from hyena.command.folder import replacing
 
 AGAIN = "--restart begins again"
 

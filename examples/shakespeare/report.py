@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from folder import replacing
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from hyena.command.folder import replacing
 
 # Steps over which the training loss is averaged: one batch says little.
 SMOOTHING = 50

@@ -22,13 +22,13 @@ try:
     import torch
     from checkpoint import resume, save
     from corpus import load_corpus
-    from folder import claimed
     from report import plot_losses, write_json, write_text
     from settings import Settings
     from tqdm import tqdm
     from trainer import Trainer
 
     import hyena
+    from hyena.command.folder import claimed
     from hyena.generation import generate_by_rerun
 except ImportError as e:
     sys.exit(f'{e}. Install what this example needs with: pip install "hyena[train]", or ".[train]" in the repository')

@@ -283,7 +283,7 @@ def test_the_second_run_in_a_folder_is_refused(text: Path, tmp_path: Path) -> No
 
 
 def test_two_writers_of_one_file(tmp_path: Path) -> None:
-    from folder import replacing
+    from hyena.command.folder import replacing
 
     path = tmp_path / "checkpoint.pt"
     with replacing(path) as first, replacing(path) as second:

@@ -1,4 +1,4 @@
-"""The command ``hyena``: scores, embeds, classifies and generates sequences of FASTA files."""
+"""The command ``hyena``: DNA scored, embedded, classified, generated; small models of text; this machine measured."""
 
 from hyena.command.main import main
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from hyena.command import parsers
 from hyena.genomics.batches import MAX_TOKENS
 
 _DESCRIPTION = """\
-Scores, embeds, classifies and generates DNA with HyenaDNA, Evo, Evo 2 and StripedHyena, on a CPU or a GPU.
+Scores, embeds, classifies and generates DNA with HyenaDNA, Evo, Evo 2 and StripedHyena, on a CPU or a GPU; trains small
+language models of any text and writes with them; measures this machine.
 
 A run that was stopped goes on where it was when the same command is given again: no record is lost or written twice.
 """
@@ -47,17 +49,26 @@ def parser() -> argparse.ArgumentParser:
     classify.add_argument("--strands", default="forward", choices=["forward", "reverse", "both"], help=_STRANDS)
     _running(classify)
 
-    generate = commands.add_parser("generate", help="new letters after each prompt")
+    generate = commands.add_parser("generate", help="new letters after each prompt, into a file or as text")
     _inputs(generate, prompts=True)
     generate.add_argument("--length", type=int, required=True, metavar="N", help="letters to add to each prompt")
+    generate.add_argument(
+        "--window",
+        type=int,
+        metavar="N",
+        help="without --output: beyond the model's context, starts again from the last N letters (default: for models "
+        "of characters half the context, for others none)",
+    )
     generate.add_argument("--samples", type=int, default=1, metavar="N", help="how often each prompt is continued")
-    generate.add_argument("--letters", default="ACGT", help="the only ones that are drawn (default: ACGT)")
+    generate.add_argument("--letters", help="the only ones that are drawn (default: of DNA ACGT, else any)")
     generate.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest letter")
     generate.add_argument("--top-k", type=int, metavar="K", help="draws from the K likeliest")
     generate.add_argument("--top-p", type=float, metavar="P", help="draws from the likeliest of together P")
     generate.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
     _start_token(generate)
-    _running(generate)
+    _running(generate, required=False)
+
+    parsers.add(commands)
     return top
 
 
@@ -74,7 +85,7 @@ def _inputs(to: argparse.ArgumentParser, *, prompts: bool = False) -> None:
         "--model",
         required=True,
         metavar="PATH",
-        help="folder (or file) of a checkpoint of HyenaDNA, StripedHyena, Evo or Evo 2",
+        help="folder (or file) of a checkpoint: of HyenaDNA, StripedHyena, Evo, Evo 2, or what `hyena train` has left",
     )
     to.add_argument(
         "--config",
@@ -83,9 +94,8 @@ def _inputs(to: argparse.ArgumentParser, *, prompts: bool = False) -> None:
     )
     to.add_argument(
         "--alphabet",
-        default="ACGTN",
         metavar="LETTERS",
-        help="letters that records may have, or 'any' for any text (default: ACGTN)",
+        help="letters that records may have, or 'any' for any text (default: ACGTN; of a model of characters, its own)",
     )
     to.add_argument("--upper", action="store_true", help="takes lower-case letters (soft-masked repeats) as upper case")
     to.add_argument("--iupac-to-n", action="store_true", help="reads the other letters of IUPAC (R, Y, …) as N")
@@ -110,14 +120,15 @@ def _start_token(to: argparse.ArgumentParser) -> None:
     )
 
 
-def _running(to: argparse.ArgumentParser) -> None:
+def _running(to: argparse.ArgumentParser, *, required: bool = True) -> None:
     to.add_argument(
         "--output",
-        required=True,
+        required=required,
         metavar="FILE",
         help="a .tsv or (with pyarrow) .parquet file"
         + (", or .fa" if to.prog.endswith("generate") else "")
-        + "; FILE.run.json beside it has the settings",
+        + "; FILE.run.json beside it has the settings"
+        + ("" if required else " (default: text on standard output)"),
     )
     to.add_argument("--overwrite", action="store_true", help="begins again, whatever there is")
     to.add_argument(

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import hyena
+from hyena.command.characters import CharacterTokenizer, find_checkpoint, load_characters, write_text
 from hyena.command.inputs import Inputs
-from hyena.command.models import fingerprint, open_model
+from hyena.command.models import check_exists, device_of, dtype_of, fingerprint, open_model
 from hyena.genomics import Record
 from hyena.genomics.batches import groups
 from hyena.genomics.classifying import Classifying
@@ -56,16 +57,22 @@ def run(given: argparse.Namespace) -> None:
         OSError: files that cannot be read or written.
         ModuleNotFoundError: Parquet without pyarrow.
     """
+    found = _characters(given)
     inputs = _inputs(given)
     survey = inputs.survey()
-    model = open_model(
-        given.model,
-        given.config,
-        head=_HEADS.get(given.command, "lm"),
-        device=given.device,
-        dtype=given.dtype,
-    )
-    job = _JOBS[given.command](given, model, _tokenizer(model, inputs.alphabet))
+    if found is None:
+        head = _HEADS.get(given.command, "lm")
+        model = open_model(given.model, given.config, head=head, device=given.device, dtype=given.dtype)
+        tokenizer = _tokenizer(model, inputs.alphabet)
+    else:
+        model, tokenizer = found
+    if given.command == "generate":
+        if given.output is None:
+            write_text(given, model, tokenizer, inputs.records())
+            return
+        if given.window is not None:
+            raise ValueError(f"--window {given.window} is for text on standard output: leave it or --output away")
+    job = _JOBS[given.command](given, model, tokenizer)
     for record in (survey.longest, survey.shortest):
         job.rows.check(record, job.directions)
     settings = {name: value for name, value in vars(given).items() if name not in _WITHOUT_EFFECT}
@@ -86,6 +93,21 @@ def run(given: argparse.Namespace) -> None:
         table.close()
     if not given.quiet:
         print(f"{given.output}: {survey.records * job.each * samples} rows, complete", file=sys.stderr)
+
+
+def _characters(given: argparse.Namespace) -> tuple[Any, CharacterTokenizer] | None:
+    """The model and tokenizer of characters that --model may be; sets the defaults of arguments for it or for DNA."""
+    check_exists(given.model)
+    file = find_checkpoint(given.model) if given.config is None else None
+    given.alphabet = given.alphabet or ("ACGTN" if file is None else "any")
+    if file is None:
+        if given.command == "generate":
+            given.letters = given.letters or "ACGT"
+        return None
+    model, tokenizer = load_characters(file, device_of(given.device), dtype_of(given.dtype))
+    if given.command == "generate" and not given.prompt and not given.fasta:
+        given.prompt = [tokenizer.start]
+    return model, tokenizer
 
 
 def _fill(table: Table, job: Job, records: Iterator[Record], max_tokens: int, bar: Progress) -> None:
@@ -133,6 +155,8 @@ def _inputs(given: argparse.Namespace) -> Inputs:
         alphabet = alphabet.upper()
     if getattr(given, "strands", "forward") != "forward" and alphabet is not None:
         reverse_complement(alphabet)  # says which letter has no complement
+    if given.command == "generate":  # its window is of the text
+        return Inputs(tuple(given.fasta), prompts, alphabet, given.upper, given.iupac_to_n)
     window, step = getattr(given, "window", None), getattr(given, "step", None)
     if step is not None and window is None:
         raise ValueError(f"--step {step} is of pieces: give --window, too")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
 import torch
 
 from hyena.command.arguments import parser
-from hyena.command.jobs import run
+
+# The module that has a command's ``run``; the others are about DNA.
+_MODULES = {"report": "report", "train": "training", "bench": "bench"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,15 +25,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = parser().parse_args(arguments)
     try:
-        run(given)
+        importlib.import_module(f"hyena.command.{_MODULES.get(given.command, 'jobs')}").run(given)
     except KeyboardInterrupt:
-        print(f"hyena: stopped; the same command goes on from {given.output}.part", file=sys.stderr)
+        print(f"hyena: stopped{_goes_on(given)}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read the output has enough; nothing is to be said of what is left in the buffer
+        return 1
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        hint = f"; less than --max-tokens {given.max_tokens} takes less memory" if _is_of_memory(error) else ""
-        print(f"hyena: error: {_said(error)}{hint}", file=sys.stderr)
+        print(f"hyena: error: {_said(error)}{_less(given, error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _goes_on(given: object) -> str:
+    if getattr(given, "command", None) == "train":
+        return f"; the same command goes on from {vars(given)['out']}"
+    output = getattr(given, "output", None)
+    return "" if output is None else f"; the same command goes on from {output}.part"
+
+
+def _less(given: object, error: BaseException) -> str:
+    """What takes less memory, after there was too little."""
+    if not _is_of_memory(error):
+        return ""
+    if (most := getattr(given, "max_tokens", None)) is not None:
+        return f"; less than --max-tokens {most} takes less memory"
+    return "; smaller sizes (--help) take less memory"
 
 
 def _is_of_memory(error: BaseException) -> bool:

@@ -30,8 +30,7 @@ def open_model(path: str, config: str | None = None, *, head: str, device: str |
         ValueError: a config of no model that is known here, or weights that do not fit.
         OSError: no such file.
     """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    kind = None if dtype is None else getattr(torch, dtype)
+    where, kind = device_of(device), dtype_of(dtype)
     source = str(_config_beside(path)) if config is None else config
     is_named = source in PUBLISHED or source.endswith((".yml", ".yaml"))
     values = {} if is_named else read_config(source)
@@ -52,14 +51,29 @@ def open_model(path: str, config: str | None = None, *, head: str, device: str |
     )
 
 
+def device_of(name: str | None) -> torch.device:
+    """The device of --device: a GPU if there is one."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def dtype_of(name: str | None) -> torch.dtype | None:
+    """The dtype of --dtype."""
+    return None if name is None else getattr(torch, name)
+
+
 def _is_hyenadna(config: dict[str, Any]) -> bool:
     return config.get("model_type") == "hyenadna" or "layer" in config or {"max_seq_len", "filter_order"} <= set(config)
 
 
-def _config_beside(path: str) -> Path:
-    place = Path(path)
-    if not place.exists():
+def check_exists(path: str) -> None:
+    """Raises FileNotFoundError for a checkpoint that is not there."""
+    if not Path(path).exists():
         raise FileNotFoundError(f"{path} does not exist (nothing is downloaded); --model is the folder of a checkpoint")
+
+
+def _config_beside(path: str) -> Path:
+    check_exists(path)
+    place = Path(path)
     config = (place if place.is_dir() else place.parent) / "config.json"
     if not config.is_file():
         raise FileNotFoundError(

@@ -5,7 +5,7 @@ Dimensions: B batch, L new positions, S all positions, D channels.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,6 @@ class AttentionAdapter(nn.Module):
         self.operator, self.output_dropout = mixer, output_dropout
         self.arguments = Arguments.of(type(self), replaced)
 
-    @final
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Mixes the input, as the module that was replaced is called.
 
