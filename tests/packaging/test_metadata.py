@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 OF_TORCH = {"typing_extensions"}  # torch's own dependencies
 EXTRAS = {
+    "matplotlib",
     "pyarrow",
     "safetensors",
     "tqdm",
