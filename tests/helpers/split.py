@@ -359,8 +359,16 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def run(rank: int, processes: int, folder: str, runs: list[tuple[dict[str, int], list[str]]]) -> None:
-    """One process of several: for each mesh its checks in turn, and what failed into a file of its own."""
+Runs = list[tuple[dict[str, int], list[str]]]
+
+
+def run(rank: int, processes: int, folder: str, runs: Runs) -> None:
+    """One process of several."""
+    run_checks(rank, processes, folder, runs, CHECKS)
+
+
+def run_checks(rank: int, processes: int, folder: str, runs: Runs, checks: dict[str, Check]) -> None:
+    """For each mesh its checks in turn, and what failed into a file of its own."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=rank, world_size=processes)
     failed = []
@@ -370,7 +378,7 @@ def run(rank: int, processes: int, folder: str, runs: list[tuple[dict[str, int],
             mesh = {axis: axes[axis] for axis in sizes}
             for name in names:
                 try:
-                    CHECKS[name](mesh)
+                    checks[name](mesh)
                 except Exception:
                     failed.append(f"{name} over {sizes} on rank {rank}:\n{traceback.format_exc()}")
                 dist.barrier()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hyena.conv.watch import Watched, watch
+from hyena.conv.watch import Watched, is_compared, watch
 
 Kept = TypeVar("Kept")
 
@@ -27,8 +27,8 @@ class SpectrumCache:
     a write through ``.data``, which autograd's version counter does not see, is noticed. On other devices a comparison
     would wait for the device; there the version counter and the address of every weight are compared, nothing is kept
     while weights have gradients (a fused optimizer's step moves no version counter), and after a write through
-    ``.data`` :meth:`clear` must be called. Which modules the filter is made of, their classes and attributes (a
-    window's ``shift``) are compared everywhere; see :mod:`hyena.conv.watch`.
+    ``.data`` :meth:`clear` must be called; nothing is kept of weights that FSDP gathers. Which modules the filter is
+    made of, their classes and attributes (a window's ``shift``) are compared everywhere; see :mod:`hyena.conv.watch`.
 
     Copies and pickles of a module start with an empty cache. Threads may share a module, and a process that forks
     while one of them is in here leaves the child an empty cache.
@@ -131,7 +131,7 @@ def watch_for_cache(source: nn.Module) -> Watched | None:
 
 def _fingerprint(t: Tensor) -> tuple[object, Tensor]:
     """A key, and a tensor: a copy on the CPU, elsewhere an alias that keeps the address from being used again."""
-    if t.device.type == "cpu":
+    if is_compared(t):
         return (t.dtype, t.device), t.detach().clone()
     return (t.dtype, t.device, t.data_ptr(), t._version), t.detach()
 
@@ -140,7 +140,7 @@ def _unchanged(state: list[tuple[object, Tensor]], weights: list[Tensor]) -> boo
     if len(state) != len(weights):
         return False
     for (key, kept), t in zip(state, weights, strict=True):
-        if t.device.type == "cpu":
+        if is_compared(t):
             if key != (t.dtype, t.device) or not torch.equal(kept, t):
                 return False
         elif key != (t.dtype, t.device, t.data_ptr(), t._version):

@@ -39,7 +39,7 @@ _OF_EVERY_CLASS = frozenset(type("Empty", (nn.Module,), {}).__dict__) | {
 class Watched:
     """What decides a filter's taps: ``weights`` to compare by value, ``settings`` to compare by ``==``."""
 
-    __slots__ = ("_seen", "settings", "weights")
+    __slots__ = ("_gathers", "_seen", "settings", "weights")
 
     def __init__(self) -> None:
         self.weights: list[Tensor] = []
@@ -47,6 +47,7 @@ class Watched:
         self.settings: list[object] = [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")]
         # By identity, and kept alive, so that no other object gets the same one.
         self._seen: dict[int, object] = {}
+        self._gathers = False
 
     def module(self, module: nn.Module) -> bool:
         """Collects a module and its parts; False if it cannot be watched.
@@ -54,6 +55,8 @@ class Watched:
         By hand, because ``parameters()``, ``buffers()`` and ``modules()`` take several times as long, at every call.
         """
         seen, settings, attributes = self._seen, self.settings, module.__dict__
+        # FSDP gathers other values into the same memory, where no version counter moves.
+        self._gathers = self._gathers or "_is_fsdp_managed_module" in attributes
         settings.append(module)
         if id(module) in seen:
             return True
@@ -150,7 +153,7 @@ def watch(source: nn.Module) -> Watched | None:
     found = Watched()
     if _has_any_global_hook() or not found.module(source):
         return None
-    return found if all(_can_be_watched(w) for w in found.weights) else None
+    return found if all(_can_be_watched(w, found._gathers) for w in found.weights) else None
 
 
 @functools.lru_cache(256)
@@ -167,12 +170,18 @@ def _is_empty(cell: types.CellType) -> bool:
     return False
 
 
-def _can_be_watched(t: Tensor) -> bool:
+def is_compared(t: Tensor) -> bool:
+    """Whether a change of ``t`` is looked for in its values, which elsewhere would wait for the device."""
+    return t.device.type == "cpu"
+
+
+def _can_be_watched(t: Tensor, gathers: bool) -> bool:
     """Whether every change is noticed: not of subclasses, of memory elsewhere, nor where no version counter moves."""
     if type(t) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(t):
         return False
-    device = t.device.type
-    if device == "cpu":
+    if is_compared(t):
         return True
+    if gathers or t.is_meta:
+        return False
     # A fused optimizer's step on a GPU moves no version counter; only what has a gradient is stepped.
-    return device != "meta" and not t.is_inference() and not (t.requires_grad and t.is_leaf and t.grad is not None)
+    return not t.is_inference() and not (t.requires_grad and t.is_leaf and t.grad is not None)

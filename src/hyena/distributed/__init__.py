@@ -3,6 +3,7 @@
 Weights and the batch are torch's own to spread (``fully_shard``, ``DistributedDataParallel``).
 """
 
+from hyena.distributed.checkpoints import Checkpoints, checkpoint_state
 from hyena.distributed.clipping import clip_grad_norm_
 from hyena.distributed.context import context_parallel, sum_gradients
 from hyena.distributed.shards import gather, shard
@@ -10,6 +11,8 @@ from hyena.distributed.tensor import tensor_parallel, tensor_parallel_plan
 from hyena.distributed.whole import full_state_dict
 
 __all__ = [
+    "Checkpoints",
+    "checkpoint_state",
     "clip_grad_norm_",
     "context_parallel",
     "full_state_dict",

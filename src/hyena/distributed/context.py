@@ -65,7 +65,7 @@ def context_parallel(model: nn.Module, mesh: DeviceMesh, *, chunks: int = 2, che
         model.check_can_decode(needs_logits=False)
     context = Context(mesh, chunks, check)
     if check:
-        check_same_model(model, context.group, _device(model))
+        check_same_model(model, context.group, torch.device(mesh.device_type))
     for name, mixer in mixers.items():
         mixer.__dict__["_context"], mixer.__dict__["_name"] = context, name or type(mixer).__name__
         _put_before(mixer, _MixesChannels)

@@ -184,7 +184,7 @@ class SameModel(_Style):
             raise ValueError(f"{self.name} is split over processes already")
         if self.plan.check:
             weights: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-            check_same_model(module, calls.processes.group, next(iter(weights.values())).device)
+            check_same_model(module, calls.processes.group, torch.device(calls.processes.mesh.device_type))
             same_values(weights, calls.processes)
 
 

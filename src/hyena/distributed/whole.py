@@ -23,6 +23,9 @@ class ResetsWhole:
         module: Any = self
         with whole_parameters(module, write=True), _rewritten(module):
             parent.reset_parameters()
+        tie = getattr(module, "tie_embeddings", None)
+        if tie is not None:  # of whole weights until now
+            tie()
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
