@@ -226,6 +226,11 @@ def test_damaged_files(tmp_path: Path, config: dict[str, Any], state: State) -> 
     (tmp_path / "evo2_40b.pt.part0").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"part0 is a piece of a file: join them first.*evo2_40b\.pt"):
         load_striped_hyena(tmp_path / "evo2_40b.pt.part0", config)
+    (tmp_path / "pieces").mkdir()
+    for number in (0, 1, 2, 10):
+        (tmp_path / "pieces" / f"evo2_40b.pt.part{number}").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"pieces of a file, \S*part0, \S*part1, \S*part2, \S*part10: join them"):
+        load_striped_hyena(tmp_path / "pieces", config)
     for path in (tmp_path / "none", tmp_path / "none.safetensors"):
         with pytest.raises(FileNotFoundError, match="does not exist"):
             load_striped_hyena(path, config)

@@ -174,11 +174,17 @@ def _in_folder(folder: Path) -> Path:
             raise ValueError(f"{folder} holds several checkpoints: pass the path of one of {names}")
         if found:
             return found[0]
-    if pieces := sorted(p.name for p in folder.iterdir() if _PART.fullmatch(p.name)):
+    if pieces := sorted((p.name for p in folder.iterdir() if _PART.fullmatch(p.name)), key=_number):
         raise ValueError(f"{folder} holds pieces of a file, {', '.join(pieces)}: join them first, in that order")
     if shards := sorted(p.name for p in folder.iterdir() if _SHARD.fullmatch(p.name)):
         raise FileNotFoundError(f"{folder} holds {', '.join(shards)}, but not the first shard")
     raise FileNotFoundError(f"{folder} holds no checkpoint, which is {_EXPECTED}")
+
+
+def _number(piece: str) -> tuple[str, int]:
+    """Of a piece of a file, after its whole: part10 comes after part2."""
+    whole, _, number = piece.rpartition(".part")
+    return whole, int(number)
 
 
 def _read_index(path: Path) -> dict[str, str]:
