@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"ops", "functional", "filters", "conv", "mixers", "generation"},
 }
 BELOW_THE_TOP = set(ALLOWED)
+ALLOWED |= {"conversion": BELOW_THE_TOP | {"integrations"}}
 TOP = {"checkpoints", "integrations", "distributed", "genomics"}
 # Programs, which nothing imports.
 ALLOWED |= {"command": BELOW_THE_TOP | {"checkpoints", "genomics"}, "__main__": {"command"}}

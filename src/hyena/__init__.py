@@ -47,6 +47,7 @@ Where things are:
 - ``HyenaOperator``, and ``hyena.mixers``: layers that mix along the sequence;
 - ``HyenaAttention`` (the interface of ``nn.MultiheadAttention``), ``replace_attention``, ``register_attention``,
   ``AttentionAdapter``: Hyena in models that were written for attention;
+- ``convert``, and ``hyena.conversion``: a trained model's attention turned into Hyena that computes nearly the same;
 - ``hyena.filters``: what the long convolutions convolve with, and the base class of filters of your own;
 - ``hyena.conv``: a filter applied to a sequence, at once or step by step; ``distill`` makes steps constant in time;
 - ``hyena.functional``: convolutions and matrices as functions of tensors;
@@ -61,6 +62,7 @@ Where things are:
 
 from hyena import checkpoints, functional, generation, models
 from hyena.conv import distill
+from hyena.conversion import ConversionReport, convert
 from hyena.filters import HyenaFilter
 from hyena.integrations.adapter import AttentionAdapter
 from hyena.integrations.attention import HyenaAttention
@@ -74,12 +76,14 @@ __all__ = [
     "AttentionAdapter",
     "AttentionSite",
     "CannotReplaceError",
+    "ConversionReport",
     "HyenaAttention",
     "HyenaFilter",
     "HyenaOperator",
     "ReplacementReport",
     "backend_report",
     "checkpoints",
+    "convert",
     "distill",
     "functional",
     "generation",

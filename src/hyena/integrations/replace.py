@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,6 +112,64 @@ def replace_attention(
             Hyena cannot honour.
         TypeError: unknown keywords.
     """
+    plan = plan_replacement(
+        model, l_max=l_max, causal=causal, multi_head=multi_head, where=where, mixer=mixer, **options
+    )
+    return plan.carry_out(model)
+
+
+@dataclass(frozen=True)
+class ReplacementPlan:
+    """A replacement that is built and not yet made.
+
+    Attributes:
+        swaps: where attention stands, and what takes its place; several places may share one.
+        staying: known attention that stays.
+        kept: the same, with reasons.
+    """
+
+    swaps: list[tuple[AttentionSite, nn.Module]]
+    staying: list[AttentionSite]
+    kept: list[Kept]
+
+    def without(self, modules: Collection[nn.Module], reason: str) -> ReplacementPlan:
+        """The plan with some of the attention staying, for ``reason``.
+
+        Args:
+            modules: what would have taken its place.
+            reason: for the report.
+        """
+        dropped = {id(module) for module in modules}
+        swaps = [(site, new) for site, new in self.swaps if id(new) not in dropped]
+        more = [site for site, new in self.swaps if id(new) in dropped]
+        kept = [Kept(site.name, type(site.module).__name__, reason) for site in more]
+        return ReplacementPlan(swaps, self.staying + more, self.kept + kept)
+
+    def check(self) -> None:
+        """Raises ValueError where attention that stays would not work beside what is replaced."""
+        adapters.check(self.staying, [site for site, _ in self.swaps])
+
+    def carry_out(self, model: nn.Module) -> ReplacementReport:
+        """Swaps the modules of the model."""
+        self.check()
+        for site, new in self.swaps:
+            setattr(site.parents[-1], site.name.rpartition(".")[2], new)
+        adapters.finish([site for site, _ in self.swaps])
+        described = [_describe(site, new) for site, new in self.swaps]
+        return ReplacementReport(described, self.kept + _unknown(model, self.kept))
+
+
+def plan_replacement(
+    model: nn.Module,
+    *,
+    l_max: int | None = None,
+    causal: bool | None = None,
+    multi_head: bool = False,
+    where: Callable[[str, nn.Module], bool] | None = None,
+    mixer: MixerFactory = HyenaOperator,
+    **options: Any,
+) -> ReplacementPlan:
+    """Builds what :func:`replace_attention` puts in, and leaves the model as it is; arguments and errors are its."""
     if find_builder(model) is not None:
         raise ValueError(
             f"the model is itself a {type(model).__name__}, and nothing around it can be given another module: replace "
@@ -139,11 +197,7 @@ def replace_attention(
             kept.append(Kept(name, type(module).__name__, str(reason)))
     if not swaps:
         raise ValueError(_nothing_message(model, kept))
-    adapters.check(staying, [site for site, _ in swaps])
-    for site, new in swaps:
-        setattr(site.parents[-1], site.name.rpartition(".")[2], new)
-    adapters.finish([site for site, _ in swaps])
-    return ReplacementReport([_describe(site, new) for site, new in swaps], kept + _unknown(model, kept))
+    return ReplacementPlan(swaps, staying, kept)
 
 
 def _walk(

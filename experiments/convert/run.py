@@ -1,0 +1,221 @@
+"""Attention of the Shakespeare character model turned into Hyena, and what it is compared with.
+
+    python experiments/convert/run.py --seeds 1 2 3      # several minutes a seed; killed, it goes on where it was
+    python experiments/convert/run.py --report           # the table, JSON and plot of the runs there are
+
+The attention model is that of ``examples/shakespeare/train.py --mixer attention``. Every other run gets a fifth of its
+training tokens: conversions from each start, one that keeps a layer, and the same architecture without a conversion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import hyena
+from hyena.filters import HyenaFilter
+
+HERE = Path(__file__).resolve().parent
+SHAKESPEARE = HERE.parents[1] / "examples" / "shakespeare"
+sys.path.insert(0, str(SHAKESPEARE))
+
+from checkpoint import resume, save  # noqa: E402
+from corpus import Corpus, load_corpus, random_batch  # noqa: E402
+from plot import draw  # noqa: E402
+from settings import FREQUENCY, Settings  # noqa: E402
+from trainer import Trainer  # noqa: E402
+
+ATTENTION = Settings(mixer="attention")
+SHARE = 5  # of the attention model's training tokens, one in this many
+STEPS = ATTENTION.steps // SHARE
+TAUGHT = STEPS // 4  # steps of them for the layers one by one
+
+# What each run is, and the keywords of hyena.convert.
+CONVERSIONS: dict[str, dict[str, Any]] = {
+    "converted": {"start": "attention", "layer_steps": TAUGHT, "logit_steps": STEPS - TAUGHT},
+    "hybrid": {"start": "attention", "layer_steps": TAUGHT, "logit_steps": STEPS - TAUGHT, "keep_worst": 1},
+    "random": {"start": "random", "layer_steps": TAUGHT, "logit_steps": STEPS - TAUGHT},
+    "swapped": {"start": "random", "layer_steps": 0, "logit_steps": STEPS, "label_weight": 1.0},
+    "filters": {"start": "filters", "layer_steps": TAUGHT, "logit_steps": STEPS - TAUGHT},
+}
+WORDS = {
+    "attention": "the attention model",
+    "converted": "converted, started from attention",
+    "hybrid": "the same, the worst layer kept as attention",
+    "filters": "converted, filters alone started from attention",
+    "random": "converted, random start",
+    "swapped": "swapped for random Hyena, trained on the labels alone",
+    "scratch": "Hyena from scratch",
+}
+
+
+def trained(settings: Settings, corpus: Corpus, folder: Path) -> Trainer:
+    """A model trained as the main job does, or gone on with."""
+    trainer = Trainer(settings, corpus, torch.device("cpu"))
+    folder.mkdir(parents=True, exist_ok=True)
+    resume(trainer, folder / "checkpoint.pt")
+    for _ in tqdm(range(trainer.step, settings.steps), desc=folder.name, unit="step"):
+        trainer.advance()
+        if trainer.step % 100 == 0 or trainer.step == settings.steps:
+            save(trainer, folder / "checkpoint.pt")
+    return trainer
+
+
+def batches(corpus: Corpus, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches without end, the same in every run of a seed."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    while True:
+        yield random_batch(corpus.train, ATTENTION.batch, ATTENTION.context, generator)
+
+
+def converted(name: str, teacher: Trainer, corpus: Corpus, folder: Path) -> dict[str, Any]:
+    """One of CONVERSIONS, of a fresh copy of the attention model."""
+    seed = teacher.settings.seed
+    trainer = Trainer(teacher.settings, corpus, torch.device("cpu"))
+    trainer.model.load_state_dict(teacher.model.state_dict())
+    torch.manual_seed(seed)
+    report = hyena.convert(
+        trainer.model,
+        batches(corpus, seed),
+        filter=partial(HyenaFilter, freq=FREQUENCY),
+        checkpoint=folder,
+        save_every=50,
+        **CONVERSIONS[name],
+    )
+    print(report)
+    return {"validation_loss": trainer.evaluate(), "tokens": report.tokens["total"], "report": report.to_dict()}
+
+
+def run(seed: int, corpus: Corpus, out: Path) -> None:
+    """All runs of a seed that have no result yet."""
+    folder = out / f"seed-{seed}"
+    settings = dataclasses.replace(ATTENTION, seed=seed)
+    teacher = trained(settings, corpus, folder / "attention")
+    tokens = settings.steps * settings.batch * settings.context
+    for name in WORDS:
+        path = folder / f"{name}.json"
+        if path.exists():
+            continue
+        print(f"seed {seed}: {WORDS[name]}", flush=True)
+        if name == "attention":
+            found = {"validation_loss": teacher.evaluate(), "tokens": tokens}
+        elif name == "scratch":
+            hyena_settings = dataclasses.replace(settings, mixer="hyena", steps=STEPS)
+            loss = trained(hyena_settings, corpus, folder / name).evaluate()
+            found = {"validation_loss": loss, "tokens": tokens // SHARE}
+        else:
+            found = converted(name, teacher, corpus, folder / name)
+        print(f"seed {seed}: {WORDS[name]}: validation loss {found['validation_loss']:.4f}", flush=True)
+        path.write_text(json.dumps(found | where(), indent=1) + "\n")
+
+
+def git(*arguments: str) -> str:
+    """What git answers, empty where it has no answer."""
+    done = subprocess.run(["git", "-C", str(HERE), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def where() -> dict[str, Any]:
+    """What made a number."""
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "package": git("rev-parse", "HEAD:src/hyena"),
+        "changed": git("status", "--porcelain", "--untracked-files=no"),
+        "device": "cpu",
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "hyena": hyena.__version__},
+    }
+
+
+def processor() -> str:
+    """The name of the processor, as far as the system says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def collect(out: Path, corpus: Corpus) -> dict[str, Any]:
+    """The results of all seeds, with means and what they are to be within."""
+    seeds: dict[str, dict[str, Any]] = {}
+    for folder in sorted(out.glob("seed-*")):
+        found = {
+            name: json.loads((folder / f"{name}.json").read_text())
+            for name in WORDS
+            if (folder / f"{name}.json").exists()
+        }
+        if found:
+            seeds[folder.name.removeprefix("seed-")] = found
+    losses = {name: {s: runs[name]["validation_loss"] for s, runs in seeds.items() if name in runs} for name in WORDS}
+    over = {
+        name: {s: loss - losses["attention"][s] for s, loss in each.items()}
+        for name, each in losses.items()
+        if name != "attention"
+    }
+    return {
+        "what": "validation loss in nats a character, the whole split in windows that do not overlap",
+        "words": WORDS,
+        "settings": dataclasses.asdict(ATTENTION),
+        "conversions": CONVERSIONS,
+        "filter": {"class": "HyenaFilter", "freq": FREQUENCY},
+        "data": {"file": corpus.path.name, "sha256": corpus.sha256},
+        "validation_loss": {name: summary(each) for name, each in losses.items() if each},
+        "over_attention": {name: summary(each) for name, each in over.items() if each},
+        "seeds": seeds,
+    }
+
+
+def summary(each: dict[str, float]) -> dict[str, Any]:
+    """Mean, least and largest, and each seed's."""
+    values = list(each.values())
+    return {"mean": sum(values) / len(values), "least": min(values), "largest": max(values), "seeds": each}
+
+
+def report(out: Path, results: Path, corpus: Corpus) -> None:
+    """Prints the table, and writes the JSON and the plot."""
+    found = collect(out, corpus)
+    print(f"{'':<55} {'loss':>7}  {'over attention, least to largest':>34}")
+    for name, loss in found["validation_loss"].items():
+        over = found["over_attention"].get(name)
+        spread = "" if over is None else f"{over['mean']:+.4f}  ({over['least']:+.4f} to {over['largest']:+.4f})"
+        print(f"{WORDS[name]:<55} {loss['mean']:>7.4f}  {spread:>34}  {len(loss['seeds'])} seeds")
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    draw(found, results / "results.png")
+    print(f"results  {results / 'results.json'}\nplot     {results / 'results.png'}")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/convert"), help="folder of states and of each run's result"
+    )
+    parser.add_argument("--results", type=Path, default=HERE, help="folder of results.json and results.png")
+    parser.add_argument("--report", action="store_true", help="run nothing, only collect what there is")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    corpus = load_corpus(SHAKESPEARE / "tinyshakespeare.txt", ATTENTION.context)
+    if not options.report:
+        for seed in options.seeds:
+            run(seed, corpus, options.out)
+    report(options.out, options.results, corpus)
+
+
+if __name__ == "__main__":
+    main()
