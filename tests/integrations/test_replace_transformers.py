@@ -220,3 +220,12 @@ def test_a_row_that_is_all_padding_harms_nobody():
     assert out.isfinite().all()
     torch.testing.assert_close(out[:2], want[:2], **EXACT)
     assert isinstance(model.transformer.h[0].attn, TransformersAdapter)
+
+
+def test_t5_does_not_lose_the_positions_that_its_first_layer_computes():
+    config = transformers.T5Config(vocab_size=20, d_model=D, d_kv=4, d_ff=2 * D, num_layers=2, num_heads=4)
+    model = transformers.T5ForConditionalGeneration(config)
+    with pytest.raises(ValueError, match=r"encoder.block.0.*relative positions for encoder.block.1.*keep its first"):
+        replace_attention(model, l_max=L, where=lambda name, module: not name.startswith("encoder.block.1"))
+    report = replace_attention(model, l_max=L, where=lambda name, module: "block.0" not in name)
+    assert len(report) == 2

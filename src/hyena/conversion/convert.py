@@ -100,6 +100,8 @@ def convert(
     """
     if layer_steps is None or logit_steps is None:
         layer_steps, logit_steps = _shared_out(batches, layer_steps, logit_steps, evaluate)
+    if not isinstance(keep, Sequence) or isinstance(keep, str):
+        raise TypeError(f"keep must be indices of layers, got {keep!r}")
     settings = Settings(
         layer_steps=layer_steps,
         logit_steps=logit_steps,
@@ -114,6 +116,7 @@ def convert(
         temperature=temperature,
         label_weight=label_weight,
         objective=objective,
+        save_every=save_every,
     )
     run = Run(
         model,
@@ -122,12 +125,11 @@ def convert(
         forward=forward,
         replacement=replacement,
         folder=None if checkpoint is None else Path(checkpoint),
-        save_every=save_every,
         progress=progress,
     )
     device = next(model.parameters()).device
     run.report.device = str(device)
-    run.report.versions = {"torch": torch.__version__, "hyena": hyena.__version__}
+    run.report.versions = {"torch": str(torch.__version__), "hyena": hyena.__version__}
     held_out = settings.evaluate
     words = f"{held_out} held out to evaluate, {layer_steps} to teach layers and {logit_steps} to train them together"
     source = Batches(batches, held_out + layer_steps + logit_steps, words, device, run.longest)

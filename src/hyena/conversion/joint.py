@@ -46,7 +46,7 @@ class Joint:
         with counted(self.layers) as tokens:
             found = outcome(self.student, batch, self.forward)
         keep = kept(self.student, batch, wanted, self.forward)
-        loss = wanted.new_zeros((), dtype=torch.float32)
+        loss = wanted.new_zeros((), dtype=torch.promote_types(wanted.dtype, torch.float32))
         if s.label_weight < 1:
             loss = loss + (1 - s.label_weight) * distance(found.logits, wanted, keep, s.objective, s.temperature)
         if s.label_weight > 0:

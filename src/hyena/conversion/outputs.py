@@ -116,7 +116,7 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
             f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}: one label for "
             "each vector of logits is needed"
         )
-    return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED)
+    return F.cross_entropy(_wide(logits.flatten(0, -2)), labels.flatten(), ignore_index=IGNORED)
 
 
 def kept(model: nn.Module, batch: Any, logits: Tensor, forward: Forward | None = None) -> Tensor | None:
@@ -164,8 +164,8 @@ def divergence(student: Tensor, teacher: Tensor, keep: Tensor | None, temperatur
     """
     if keep is not None:
         student, teacher = student[keep], teacher[keep]
-    log_p = (teacher.float() / temperature).log_softmax(-1)
-    log_q = (student.float() / temperature).log_softmax(-1)
+    log_p = (_wide(teacher) / temperature).log_softmax(-1)
+    log_q = (_wide(student) / temperature).log_softmax(-1)
     each = (log_p.exp() * (log_p - log_q)).sum(-1)
     return temperature**2 * each.mean()
 
@@ -174,5 +174,10 @@ def relative_error(student: Tensor, teacher: Tensor, keep: Tensor | None) -> Ten
     """``|student - teacher|² / |teacher|²`` over kept positions."""
     if keep is not None:
         student, teacher = student[keep], teacher[keep]
-    teacher = teacher.to(torch.promote_types(teacher.dtype, torch.float32))
+    teacher = _wide(teacher)
     return (student.to(teacher.dtype) - teacher).square().sum() / teacher.square().sum().clamp_min(1e-30)
+
+
+def _wide(t: Tensor) -> Tensor:
+    """In float32 at least, which sums need."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))

@@ -43,7 +43,6 @@ class Run:
         forward: see :func:`hyena.convert`.
         replacement: keywords of ``replace_attention``, for the record.
         folder: of the state, None to keep none.
-        save_every: steps between saves.
         progress: whether to show it.
     """
 
@@ -56,11 +55,10 @@ class Run:
         forward: Forward | None,
         replacement: dict[str, Any],
         folder: Path | None,
-        save_every: int,
         progress: bool,
     ) -> None:
         self.model, self.settings, self.forward = model, settings, forward
-        self.folder, self.save_every, self.progress = folder, save_every, progress
+        self.folder, self.progress = folder, progress
         self.all = layers_of(plan.swaps)
         settings.check_layers(len(self.all))
         self.layers = [layer for layer in self.all if layer.index not in settings.keep]
@@ -198,7 +196,7 @@ class Run:
                 report.seconds[stage] += time.perf_counter() - began
                 report.batches = batches.taken
                 bar.step(f"{'error' if stage == 'layers' else 'objective'} {value:.4f}")
-                if report.steps[stage] % self.save_every == 0 and report.steps[stage] < total:
+                if report.steps[stage] % self.settings.save_every == 0 and report.steps[stage] < total:
                     self._save(batches)
 
     def _optimizer(self, module: nn.Module, lr: float, steps: int, clip: float | None) -> Optimizer:
@@ -206,7 +204,8 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         layers = [layer.name for layer in self.all]
-        return {**self.report.settings, "layers": layers, "model": saved.fingerprint(self.model)}
+        settings = {name: value for name, value in self.report.settings.items() if name != "save_every"}
+        return {**settings, "layers": layers, "model": saved.fingerprint(self.model)}
 
     def _save(self, batches: Batches) -> None:
         if self.folder is None:

@@ -28,6 +28,7 @@ class Settings:
     temperature: float
     label_weight: float
     objective: str
+    save_every: int = 100
 
     def __post_init__(self) -> None:
         """Checks each value.
@@ -36,8 +37,8 @@ class Settings:
             TypeError: something else than numbers.
             ValueError: a value out of range, with what would do.
         """
-        for name in ("layer_steps", "logit_steps", "keep_worst", "evaluate", "start_batches"):
-            value, least = getattr(self, name), 1 if name == "start_batches" else 0
+        for name in ("layer_steps", "logit_steps", "keep_worst", "evaluate", "start_batches", "save_every"):
+            value, least = getattr(self, name), 1 if name in ("start_batches", "save_every") else 0
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an integer, got {value!r}")
             if value < least:
@@ -48,8 +49,10 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise TypeError(f"{name} must be a number, got {value!r}")
-            if not 0 <= value < math.inf or (name == "temperature" and value == 0):
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
+        if self.temperature == 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
         if self.label_weight > 1:
             raise ValueError(f"label_weight must be 0 (no labels) to 1 (labels alone), got {self.label_weight}")
         if self.start is not None and self.start not in STARTS:

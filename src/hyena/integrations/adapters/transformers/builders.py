@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hyena.integrations.adapters.grids import pair, patch_grid
 from hyena.integrations.adapters.transformers import structure
 from hyena.integrations.adapters.transformers.adapter import TransformersAdapter
+from hyena.integrations.adapters.transformers.padding import is_pretrained
 from hyena.integrations.sites import AttentionSite, register_attention
 from hyena.mixers.hyena import HyenaOperator
 
@@ -76,7 +77,7 @@ def check_kept(kept: list[AttentionSite], replaced: list[AttentionSite]) -> None
     """Raises ValueError where attention that stays would lose what a replaced layer computes for it."""
     givers = [site for site in replaced if getattr(site.module, "has_relative_attention_bias", False)]
     for giver in givers:
-        stack = giver.parents[-3] if len(giver.parents) > 2 else giver.parents[0]
+        stack = next((part for part in reversed(giver.parents) if is_pretrained(part)), giver.parents[0])
         losers = [s.name for s in kept if stack in s.parents and hasattr(s.module, "relative_attention_num_buckets")]
         losers = [name for name in losers if "EncDecAttention" not in name]
         if losers:
