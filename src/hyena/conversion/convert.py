@@ -100,7 +100,7 @@ def convert(
     """
     if layer_steps is None or logit_steps is None:
         layer_steps, logit_steps = _shared_out(batches, layer_steps, logit_steps, evaluate)
-    if not isinstance(keep, Sequence) or isinstance(keep, str):
+    if not isinstance(keep, (list, tuple, range)):
         raise TypeError(f"keep must be indices of layers, got {keep!r}")
     settings = Settings(
         layer_steps=layer_steps,

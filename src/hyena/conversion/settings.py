@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from typing import Any
 
 STARTS = ("attention", "filters", "random")
@@ -47,7 +46,7 @@ class Settings:
             raise ValueError("layer_steps=0 and logit_steps=0: nothing would be trained")
         for name in ("lr", "logit_lr", "weight_decay", "temperature", "label_weight"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise TypeError(f"{name} must be a number, got {value!r}")
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {value}")

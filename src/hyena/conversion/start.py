@@ -65,7 +65,7 @@ def _centred(t: Tensor, size: int) -> Tensor:
 
 def why_not(mixer: Any) -> str | None:
     """Why a mixer cannot start from attention, or None if it can."""
-    if type(mixer) is not HyenaOperator:
+    if not isinstance(mixer, HyenaOperator) or type(mixer).forward is not HyenaOperator.forward:
         return f"a {type(mixer).__name__} is no HyenaOperator"
     if mixer.conv.num_filters == 0:
         return f"order={mixer.order} has no long filters"

@@ -80,6 +80,7 @@ def _of_torch(old: nn.MultiheadAttention) -> Values:
         given = signature.bind(*args, **kwargs).arguments
         given |= {"need_weights": True, "average_attn_weights": False}
         weights = old.forward(**given)[1]
+        assert weights is not None
         return weights if weights.dim() == 4 else weights[None]
 
     return Values(old.num_heads, old.in_proj_weight[2 * e :], bias, old.out_proj.weight, old.out_proj.bias, attend)
