@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hyena.integrations.adapter import AttentionAdapter
 from hyena.integrations.adapters.transformers import TransformersAdapter, keywords
 from hyena.integrations.attention import HyenaAttention
 from hyena.integrations.sites import AttentionSite
@@ -82,6 +83,8 @@ def output_of(result: Any) -> Tensor:
 def rows_of(layer: Layer, result: Any) -> Tensor:
     """The output in what attention or its replacement returns, as ``(B, L, D)``."""
     y = output_of(result)
+    if isinstance(layer.new, AttentionAdapter):
+        return y if layer.new.batch_first else y.transpose(0, 1)
     if isinstance(layer.new, HyenaAttention):
         return y[None] if y.dim() == 2 else y if layer.new.batch_first else y.transpose(0, 1)
     return y
@@ -104,12 +107,23 @@ def watched(layers: list[Layer], hook: Hook) -> Iterator[None]:
 
 def _bound(hook: Hook, layer: Layer) -> Callable[..., Any]:
     def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        if isinstance(layer.new, TransformersAdapter):
-            given = keywords.bind(layer.new.parameter_names, args, kwargs)
-            args, kwargs = (), given | {name: None for name in keywords.CACHES if name in given}
+        if isinstance(layer.new, AttentionAdapter):
+            args, kwargs = _without_cache(layer.new, args, kwargs)
         return hook(layer, args, kwargs, result)
 
     return call
+
+
+def _without_cache(
+    new: AttentionAdapter, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments, with None for a cache."""
+    names, caches = new.arguments.order, (new.cache,)
+    if isinstance(new, TransformersAdapter):
+        names, caches = new.parameter_names, keywords.CACHES
+    given = dict(zip(names, args, strict=False)) | kwargs
+    found = [name for name in caches if name is not None and given.get(name) is not None]
+    return ((), given | dict.fromkeys(found)) if found else (args, kwargs)
 
 
 @contextmanager
