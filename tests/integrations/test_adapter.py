@@ -280,6 +280,19 @@ def test_other_masks_raise() -> None:
         model(x, mask=torch.ones(L, 3))
 
 
+def test_false_where_the_default_is_true_asks_for_something() -> None:
+    class Causal(nn.Module):
+        def forward(self, x, is_causal=True, gated=True, need_weights=None):
+            raise AssertionError
+
+    adapter, x = AttentionAdapter(HyenaOperator(D, L), Causal()), torch.randn(2, L, D)
+    assert torch.equal(adapter(x, is_causal=True, gated=True, need_weights=False), adapter(x))
+    with pytest.raises(ValueError, match="is_causal=False was passed to a mixer with causal=True"):
+        adapter(x, is_causal=False)
+    with pytest.raises(TypeError, match="gated=False was passed to AttentionAdapter"):
+        adapter(x, gated=False)
+
+
 def test_declarations_that_do_not_fit() -> None:
     mixer = HyenaOperator(D, L)
     with pytest.raises(TypeError, match=r"declares 'attn_bias', and OwnAttention\.forward has the arguments x, rope"):

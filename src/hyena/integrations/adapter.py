@@ -137,9 +137,10 @@ class AttentionAdapter(nn.Module):
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         given = self.arguments.bind(args, kwargs)
-        if given.get("is_causal") and not self._is_causal:
+        asked = given.get("is_causal")
+        if asked is not None and bool(asked) != self._is_causal:
             raise ValueError(
-                f"is_causal={given['is_causal']} was passed to a mixer with causal=False: replace with causal=True"
+                f"is_causal={asked} was passed to a mixer with causal={self._is_causal}: replace with causal={asked}"
             )
         return given
 

@@ -106,9 +106,9 @@ class Arguments:
         return given
 
     def _asks_nothing(self, name: str, value: Any) -> bool:
-        if value is None or value is False:
-            return True
         default = self.defaults.get(name)
+        if value is None or (value is False and default in (None, False)):
+            return True
         return (
             default is not None and type(value) is type(default) and not isinstance(value, Tensor) and value == default
         )
