@@ -14,12 +14,14 @@ import pytest
 import torch
 
 import hyena
+from helpers.dna import build
+from hyena.checkpoints import save_hyenadna
 from hyena.command import bench, main
 from hyena.command.bench import Row, crossover
 from hyena.command.characters import CharacterTokenizer, load_characters
 from hyena.command.corpus import read_corpus
 from hyena.generation import generate_by_rerun
-from hyena.genomics import score
+from hyena.genomics import generate, score
 from hyena.genomics.records import Record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -222,6 +224,18 @@ def test_text_of_other_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture
     given = ["generate", "--model", str(file), "--length", "3", "--prompt", "ab", "--letters", "c", "--quiet"]
     assert main([*given, "--output", str(out)]) == 0
     assert out.read_text().splitlines()[1].split("\t")[-1] == "ccc"
+
+
+def test_dna_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model = build("dna", torch.float32)
+    save_hyenadna(model, tmp_path)
+    given = ["generate", "--model", str(tmp_path), "--prompt", "ACGT", "--length"]
+    assert main([*given, "7", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == "ACGT" + generate(model.eval(), ["ACGT"], 7, temperature=0)[0] + "\n"
+    limit = model.config.l_max
+    assert f"l_max={limit}" in error(capsys, [*given, limit])
+    assert main([*given, str(limit), "--window", "8"]) == 0  # beyond the context, as asked for
+    assert re.fullmatch(rf"ACGT[ACGT]{{{limit}}}\n", capsys.readouterr().out)
 
 
 def test_what_cannot_be_written(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
