@@ -41,7 +41,7 @@ check: $(VENV)/.has-dev
 	$(RUN) -m mypy
 
 docs: $(VENV)/.has-docs
-	$(RUN) -m sphinx -W --keep-going -n -q -j auto -d out/doctrees docs out/docs $(ARGS)
+	$(RUN) -m sphinx -W --keep-going -n -q -d out/doctrees docs out/docs $(ARGS)
 	@echo "out/docs/index.html"
 
 clean:

@@ -116,8 +116,9 @@ def name_page(room: str, name: str, thing: Any) -> str:
             "   :show-inheritance:",
         ]
         directive = [f".. auto{what}:: {room}.{name}", *options]
+    context = [] if kind == "Constants" else [f".. currentmodule:: {room}", ""]
     head = ["---", "orphan: true", "---", "", f"# {name}", "", f"[{room}]({room}.md)", ""]
-    return "\n".join([*head, "```{eval-rst}", f".. currentmodule:: {room}", "", *directive, "```", ""])
+    return "\n".join([*head, "```{eval-rst}", *context, *directive, "```", ""])
 
 
 def _comment_on(room: str, name: str) -> list[str]:

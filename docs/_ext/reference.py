@@ -5,6 +5,7 @@ stand in the sidebar and names in their tables: with all names there, drawing si
 """
 
 import functools
+import inspect
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -70,7 +71,8 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nod
     whole, _, member = target.rpartition(".")
     for owner, rest in ((find(target), ""), (find(whole), f".{member}")):
         place = _by_identity().get(id(owner))
-        if owner is not None and place is not None and find(target) is not None:
+        is_member = rest == "" or inspect.isclass(owner)
+        if owner is not None and place is not None and is_member and find(target) is not None:
             name = ".".join(place)
             uri = app.builder.get_relative_uri(str(node.get("refdoc", env.docname)), f"api/{name}")
             return nodes.reference("", "", content, internal=True, refuri=f"{uri}#{name}{rest}")
