@@ -43,7 +43,7 @@ def tensor_parallel(
     Weights are plain parameters of fewer channels, under the names of the plain model. Call it before
     ``fully_shard``, ``DistributedDataParallel``, :func:`hyena.distributed.context_parallel` and optimizers, and
     :func:`hyena.distributed.clip_grad_norm_` instead of torch's. :func:`hyena.distributed.full_state_dict` and
-    :func:`hyena.distributed.save_checkpoint` give whole weights. States are made and stepped as ever.
+    :func:`hyena.distributed.checkpoint_state` give whole weights. States are made and stepped as ever.
 
     Args:
         model: of :class:`hyena.mixers.Mixer` layers that have ``units`` (heads, or channels) as many as a multiple of
