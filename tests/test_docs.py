@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -66,6 +69,21 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             block.run(names)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def test_scaling_out_runs_on_two_processes(tmp_path: Path) -> None:
+    """The page's blocks are a script, which compares itself with one process."""
+    page = DOCS / "tutorials" / "scale-out.md"
+    script = tmp_path / "train.py"
+    script.write_text("\n".join(block.code for block in code(page) if block.language == "python"))
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script.name]
+    paths = os.pathsep.join([str(Path(hyena.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert "processes: 2\n" in ran.stdout
+    assert "step 40: loss" in ran.stdout
 
 
 def test_outputs_are_compared() -> None:
