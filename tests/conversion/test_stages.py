@@ -132,7 +132,7 @@ def test_evaluation_reports_what_a_swapped_model_gives() -> None:
     layers = layers_of(plan.swaps)
     batches = pairs(2)
     before = weights(model)
-    evaluation = Evaluation(model, batches, None, "kl")
+    evaluation = Evaluation(batches, None, "kl")
     swapped, one = evaluation.swapped(model, layers), evaluation.swapped(model, layers[1:2])
     errors, tokens = evaluation.errors(model, layers)
     assert tokens == 2 * 4 * L

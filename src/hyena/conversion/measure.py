@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -43,41 +43,45 @@ def distance(student: Tensor, teacher: Tensor, keep: Tensor | None, objective: s
 
 
 class Evaluation:
-    """Held-out batches, and what the attention model makes of them.
+    """Measurements on held-out batches.
 
     Args:
-        model: with attention.
-        batches: on its device.
+        batches: on the model's device.
         forward: see :func:`hyena.convert`.
         objective: "kl" or "mse".
     """
 
-    def __init__(self, model: nn.Module, batches: list[Any], forward: Forward | None, objective: str) -> None:
+    def __init__(self, batches: list[Any], forward: Forward | None, objective: str) -> None:
         self.batches, self.forward, self.objective = batches, forward, objective
-        self.teacher: list[Tensor] = []
-        losses = []
-        with evaluating(model), torch.no_grad():
-            for batch in batches:
-                found = outcome(model, batch, forward)
-                self.teacher.append(found.logits.detach().clone())
-                losses.append(found.loss)
-        self.attention = Losses(_mean(losses), 0.0)
 
-    @torch.no_grad()
-    def losses(self, model: nn.Module) -> Losses:
-        """Of a model, or of one inside ``substituted``."""
-        losses, away = [], []
-        with evaluating(model):
-            for batch, teacher in zip(self.batches, self.teacher, strict=True):
-                found = outcome(model, batch, self.forward)
-                losses.append(found.loss)
-                away.append(distance(found.logits, teacher, kept(model, batch, teacher, self.forward), self.objective))
-        return Losses(_mean(losses), float(torch.stack(away).double().mean()))
+    def attention(self, model: nn.Module) -> Losses:
+        """Of the model with attention."""
+        with evaluating(model), torch.no_grad():
+            return Losses(_mean([outcome(model, batch, self.forward).loss for batch in self.batches]), 0.0)
+
+    def converted(self, model: nn.Module, teacher: nn.Module) -> Losses:
+        """Of a converted model."""
+        return self._compared(model, teacher, nullcontext)
 
     def swapped(self, model: nn.Module, layers: list[Layer]) -> Losses:
-        """Of an attention model that computes with these replacements."""
-        with substituted(layers), evaluating(*(layer.new for layer in layers)):
-            return self.losses(model)
+        """Of a model with attention, if it computed with these replacements."""
+        with evaluating(*(layer.new for layer in layers)):
+            return self._compared(model, model, lambda: substituted(layers))
+
+    @torch.no_grad()
+    def _compared(
+        self, student: nn.Module, teacher: nn.Module, computing: Callable[[], AbstractContextManager[None]]
+    ) -> Losses:
+        losses, away = [], []
+        with evaluating(student, teacher):
+            for batch in self.batches:
+                wanted = outcome(teacher, batch, self.forward).logits
+                with computing():
+                    found = outcome(student, batch, self.forward)
+                losses.append(found.loss)
+                keep = kept(student, batch, wanted, self.forward)
+                away.append(distance(found.logits, wanted, keep, self.objective))
+        return Losses(_mean(losses), float(torch.stack(away).double().mean()))
 
     @torch.no_grad()
     def errors(self, model: nn.Module, layers: list[Layer]) -> tuple[list[float], int]:

@@ -38,7 +38,7 @@ class LayerReport:
 
 @dataclass
 class Losses:
-    """A model on the held-out batches.
+    """A model on the held-out batches, the mean over them.
 
     Attributes:
         loss: of the true labels, None without labels.

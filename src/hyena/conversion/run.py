@@ -93,9 +93,7 @@ class Run:
         identity = None if self.folder is None else self._identity()
         state = None if self.folder is None else saved.load(self.folder, identity or {})
         self.identity = identity
-        self.evaluation = Evaluation(self.model, held_out, self.forward, self.settings.objective)
-        if self.settings.label_weight > 0 and self.settings.logit_steps > 0 and self.evaluation.attention.loss is None:
-            raise ValueError(no_labels(self.settings.label_weight))
+        self.evaluation = Evaluation(held_out, self.forward, self.settings.objective)
         try:
             if state is None:
                 self._begin(batches)
@@ -113,7 +111,9 @@ class Run:
 
     def _begin(self, batches: Batches) -> None:
         report, s = self.report, self.settings
-        report.attention = self.evaluation.attention
+        report.attention = self.evaluation.attention(self.model)
+        if s.label_weight > 0 and s.logit_steps > 0 and report.attention.loss is None:
+            raise ValueError(no_labels(s.label_weight))
         if s.start != "random":
             seen = batches.peek(s.start_batches)
             found = begin(self.model, self.layers, seen, self.forward, s.start or "attention")
@@ -171,7 +171,7 @@ class Run:
             assert self.optimizer is not None
             joint = Joint(self.model, self.teacher, self.layers, self.forward, s, self.optimizer)
             self._steps(batches, s.logit_steps, joint.step)
-        self.report.converted = self.evaluation.losses(self.model)
+        self.report.converted = self.evaluation.converted(self.model, self.teacher)
         self.stage = "done"
         self._save(batches)
         if self.folder is not None:
