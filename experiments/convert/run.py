@@ -1,10 +1,11 @@
 """Attention of the Shakespeare character model turned into Hyena, and what it is compared with.
 
-    python experiments/convert/run.py --seeds 1 2 3      # several minutes a seed; killed, it goes on where it was
+    python experiments/convert/run.py --seeds 1 2 3      # ten minutes of a core a seed; killed, it goes on
     python experiments/convert/run.py --report           # the table, JSON and plot of the runs there are
 
 The attention model is that of ``examples/shakespeare/train.py --mixer attention``. Every other run gets a fifth of its
-training tokens: conversions from each start, one that keeps a layer, and the same architecture without a conversion.
+training tokens: conversions from each start, one that keeps a layer, the same architecture without a conversion, and
+attention itself trained on.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import torch
 from tqdm import tqdm
 
 import hyena
+from hyena.conversion.optimizer import Optimizer
+from hyena.conversion.run import CLIP
 from hyena.filters import HyenaFilter
 
 HERE = Path(__file__).resolve().parent
@@ -36,19 +39,7 @@ from plot import draw  # noqa: E402
 from settings import FREQUENCY, Settings  # noqa: E402
 from trainer import Trainer  # noqa: E402
 
-ATTENTION = Settings(mixer="attention")
 SHARE = 5  # of the attention model's training tokens, one in this many
-STEPS = ATTENTION.steps // SHARE
-TAUGHT = STEPS // 4  # steps of them for the layers one by one
-
-# What each run is, and the keywords of hyena.convert.
-CONVERSIONS: dict[str, dict[str, Any]] = {
-    "converted": {"start": "attention", "layer_steps": TAUGHT, "logit_steps": STEPS - TAUGHT},
-    "hybrid": {"start": "attention", "layer_steps": TAUGHT, "logit_steps": STEPS - TAUGHT, "keep_worst": 1},
-    "random": {"start": "random", "layer_steps": TAUGHT, "logit_steps": STEPS - TAUGHT},
-    "swapped": {"start": "random", "layer_steps": 0, "logit_steps": STEPS, "label_weight": 1.0},
-    "filters": {"start": "filters", "layer_steps": TAUGHT, "logit_steps": STEPS - TAUGHT},
-}
 WORDS = {
     "attention": "the attention model",
     "converted": "converted, started from attention",
@@ -57,6 +48,7 @@ WORDS = {
     "random": "converted, random start",
     "swapped": "swapped for random Hyena, trained on the labels alone",
     "scratch": "Hyena from scratch",
+    "continued": "the attention model, trained on",
 }
 
 
@@ -72,38 +64,68 @@ def trained(settings: Settings, corpus: Corpus, folder: Path) -> Trainer:
     return trainer
 
 
-def batches(corpus: Corpus, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def conversions(steps: int) -> dict[str, dict[str, Any]]:
+    """Runs by name, and the keywords of hyena.convert, for an attention model that was trained for ``steps``."""
+    given = steps // SHARE
+    taught = given // 4  # the layers one by one
+    both = {"layer_steps": taught, "logit_steps": given - taught}
+    return {
+        "converted": {"start": "attention", **both},
+        "hybrid": {"start": "attention", **both, "keep_worst": 1},
+        "random": {"start": "random", **both},
+        "swapped": {"start": "random", "layer_steps": 0, "logit_steps": given, "label_weight": 1.0},
+        "filters": {"start": "filters", **both},
+    }
+
+
+def batches(corpus: Corpus, settings: Settings) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches without end, the same in every run of a seed."""
-    generator = torch.Generator().manual_seed(1000 + seed)
+    generator = torch.Generator().manual_seed(1000 + settings.seed)
     while True:
-        yield random_batch(corpus.train, ATTENTION.batch, ATTENTION.context, generator)
+        yield random_batch(corpus.train, settings.batch, settings.context, generator)
 
 
 def converted(name: str, teacher: Trainer, corpus: Corpus, folder: Path) -> dict[str, Any]:
     """One of CONVERSIONS, of a fresh copy of the attention model."""
-    seed = teacher.settings.seed
-    trainer = Trainer(teacher.settings, corpus, torch.device("cpu"))
-    trainer.model.load_state_dict(teacher.model.state_dict())
-    torch.manual_seed(seed)
+    trainer = copied(teacher)
+    torch.manual_seed(teacher.settings.seed)
     report = hyena.convert(
         trainer.model,
-        batches(corpus, seed),
+        batches(corpus, teacher.settings),
         filter=partial(HyenaFilter, freq=FREQUENCY),
         checkpoint=folder,
         save_every=50,
-        **CONVERSIONS[name],
+        **conversions(teacher.settings.steps)[name],
     )
     print(report)
     return {"validation_loss": trainer.evaluate(), "tokens": report.tokens["total"], "report": report.to_dict()}
 
 
-def run(seed: int, corpus: Corpus, out: Path) -> None:
-    """All runs of a seed that have no result yet."""
+def copied(teacher: Trainer) -> Trainer:
+    """A fresh copy of the attention model."""
+    trainer = Trainer(teacher.settings, teacher.corpus, torch.device("cpu"))
+    trainer.model.load_state_dict(teacher.model.state_dict())
+    return trainer
+
+
+def continued(teacher: Trainer, corpus: Corpus) -> float:
+    """The loss of the attention model after as many steps more, on the labels, with the optimizer of a conversion."""
+    trainer, steps = copied(teacher), teacher.settings.steps // SHARE
+    optimizer = Optimizer(trainer.model, 1e-3, 0.0, steps, CLIP)
+    given = batches(corpus, teacher.settings)
+    for _ in tqdm(range(steps), desc="continued", unit="step"):
+        trainer.model.loss(*next(given)).backward()
+        optimizer.step()
+    return trainer.evaluate()
+
+
+def run(settings: Settings, corpus: Corpus, out: Path, names: list[str]) -> None:
+    """The runs of a seed that have no result yet."""
+    seed = settings.seed
     folder = out / f"seed-{seed}"
-    settings = dataclasses.replace(ATTENTION, seed=seed)
     teacher = trained(settings, corpus, folder / "attention")
     tokens = settings.steps * settings.batch * settings.context
-    for name in WORDS:
+    for name in ["attention", *names]:
         path = folder / f"{name}.json"
         if path.exists():
             continue
@@ -111,9 +133,11 @@ def run(seed: int, corpus: Corpus, out: Path) -> None:
         if name == "attention":
             found = {"validation_loss": teacher.evaluate(), "tokens": tokens}
         elif name == "scratch":
-            hyena_settings = dataclasses.replace(settings, mixer="hyena", steps=STEPS)
+            hyena_settings = dataclasses.replace(settings, mixer="hyena", steps=settings.steps // SHARE)
             loss = trained(hyena_settings, corpus, folder / name).evaluate()
             found = {"validation_loss": loss, "tokens": tokens // SHARE}
+        elif name == "continued":
+            found = {"validation_loss": continued(teacher, corpus), "tokens": tokens // SHARE}
         else:
             found = converted(name, teacher, corpus, folder / name)
         print(f"seed {seed}: {WORDS[name]}: validation loss {found['validation_loss']:.4f}", flush=True)
@@ -148,7 +172,7 @@ def processor() -> str:
         return platform.processor()
 
 
-def collect(out: Path, corpus: Corpus) -> dict[str, Any]:
+def collect(out: Path, settings: Settings, corpus: Corpus) -> dict[str, Any]:
     """The results of all seeds, with means and what they are to be within."""
     seeds: dict[str, dict[str, Any]] = {}
     for folder in sorted(out.glob("seed-*")):
@@ -168,8 +192,8 @@ def collect(out: Path, corpus: Corpus) -> dict[str, Any]:
     return {
         "what": "validation loss in nats a character, the whole split in windows that do not overlap",
         "words": WORDS,
-        "settings": dataclasses.asdict(ATTENTION),
-        "conversions": CONVERSIONS,
+        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k != "seed"},
+        "conversions": conversions(settings.steps),
         "filter": {"class": "HyenaFilter", "freq": FREQUENCY},
         "data": {"file": corpus.path.name, "sha256": corpus.sha256},
         "validation_loss": {name: summary(each) for name, each in losses.items() if each},
@@ -184,9 +208,9 @@ def summary(each: dict[str, float]) -> dict[str, Any]:
     return {"mean": sum(values) / len(values), "least": min(values), "largest": max(values), "seeds": each}
 
 
-def report(out: Path, results: Path, corpus: Corpus) -> None:
+def report(out: Path, results: Path, settings: Settings, corpus: Corpus) -> None:
     """Prints the table, and writes the JSON and the plot."""
-    found = collect(out, corpus)
+    found = collect(out, settings, corpus)
     print(f"{'':<55} {'loss':>7}  {'over attention, least to largest':>34}")
     for name, loss in found["validation_loss"].items():
         over = found["over_attention"].get(name)
@@ -202,6 +226,9 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    runs = [name for name in WORDS if name != "attention"]
+    parser.add_argument("--runs", nargs="+", choices=runs, default=runs, metavar="RUN", help=f"of {', '.join(runs)}")
+    parser.add_argument("--steps", type=int, default=2000, help="steps of the attention model; the rest get a fifth")
     parser.add_argument(
         "--out", type=Path, default=Path("out/convert"), help="folder of states and of each run's result"
     )
@@ -210,11 +237,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    corpus = load_corpus(SHAKESPEARE / "tinyshakespeare.txt", ATTENTION.context)
+    settings = Settings(mixer="attention", steps=options.steps)
+    corpus = load_corpus(SHAKESPEARE / "tinyshakespeare.txt", settings.context)
     if not options.report:
         for seed in options.seeds:
-            run(seed, corpus, options.out)
-    report(options.out, options.results, corpus)
+            run(dataclasses.replace(settings, seed=seed), corpus, options.out, options.runs)
+    report(options.out, options.results, settings, corpus)
 
 
 if __name__ == "__main__":
