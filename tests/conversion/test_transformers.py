@@ -129,6 +129,14 @@ def test_starts_from_attention() -> None:
     assert all(a < 0.8 * r for a, r in zip(errors["attention"], errors["random"], strict=True))
 
 
+def test_values_of_another_width_give_filters_alone() -> None:
+    """Gemma's heads may be wider than the model, as its first size has them."""
+    model = KINDS["gemma"].make(head_dim=8).float()
+    report = hyena.convert(model, batches(4, "left", True), layer_steps=1, logit_steps=1, **FILTER, **QUIET)
+    assert {layer.start for layer in report.layers} == {"filters"}
+    assert "32 channels, and the mixer is 16 wide" in report.layers[0].note
+
+
 def test_t5_cannot_keep_its_worst() -> None:
     """Its first layer computes positions for the rest: said before anything is trained."""
     model = KINDS["t5"].make().float()

@@ -16,13 +16,20 @@ from hyena.mixers import Attention
 D, M, L = 16, 4, 11  # not a multiple of the channels of a head
 
 
+def whole(values: Values, args: tuple, kwargs: dict) -> Tensor:
+    """The map ``(B, M, L, L)`` from its columns, which come in order."""
+    columns = list(values.attend(args, kwargs))
+    assert [start for start, _ in columns] == list(range(0, columns[0][1].size(1), columns[0][1].size(3)))
+    return torch.cat([block for _, block in columns], dim=3).transpose(1, 2)
+
+
 def found(model: nn.Module, run, **replacement) -> list[tuple[Values | None, Tensor | None, tuple, dict, object]]:
     """Of each attention call: its values, map, arguments and result."""
     seen = []
 
     def look(layer, args, kwargs, result) -> None:
         values = find_values(layer.sites[0], args, kwargs)
-        seen.append((values, None if values is None else values.attend(args, kwargs), args, kwargs, result))
+        seen.append((values, None if values is None else whole(values, args, kwargs), args, kwargs, result))
 
     with torch.no_grad(), watched(layers_of(plan_replacement(model, **replacement).swaps), look):
         run(model)

@@ -83,7 +83,8 @@ def begin(model: nn.Module, layers: list[Layer], batches: list[Any], forward: Fo
             reasons[i] = f"how a {type(layer.old).__name__} makes its values is not found"
             return
         _, _, mask = layer.call(args, kwargs)
-        diagonals[i].add(found.attend(args, kwargs), mask)
+        for first, columns in found.attend(args, kwargs):
+            diagonals[i].add(columns, first, mask)
 
     parts = (layer.new for layer in layers)
     with evaluating(model, *parts), torch.no_grad(), watched(layers, look):
@@ -93,8 +94,12 @@ def begin(model: nn.Module, layers: list[Layer], batches: list[Any], forward: Fo
     for layer in layers:
         reason, found = reasons[layer.index], values.get(layer.index)
         if reason is None and found is not None:
-            means = diagonals[layer.index].means(layer.mixer.causal)
-            begun.append((start, "", start_from(layer.mixer, found, means, projections=start == "attention")))
+            means, mixer = diagonals[layer.index].means(layer.mixer.causal), layer.mixer
+            begins, note = start, ""
+            if start == "attention" and found.weight.size(0) != mixer.width:
+                begins = "filters"
+                note = f"the values have {found.weight.size(0)} channels, and the mixer is {mixer.width} wide"
+            begun.append((begins, note, start_from(mixer, found, means, projections=begins == "attention")))
         else:
             begun.append(("random", reason or "its attention was not called", None))
     return begun

@@ -120,8 +120,8 @@ class Run:
             refused = [f"{layer.name}: {note}" for layer, (_, note, _) in zip(self.layers, found, strict=True) if note]
             if s.start is not None and refused:
                 raise ValueError(
-                    f"start={s.start!r} is not possible for {'; '.join(refused)}: pass start='random', or start=None "
-                    "to start from attention where that is possible"
+                    f"start={s.start!r} is not possible for {'; '.join(refused)}: pass another start, or None, which "
+                    "takes from attention what is possible"
                 )
             for layer, (start, note, error) in zip(self.layers, found, strict=True):
                 entry = report.layers[layer.index]

@@ -32,17 +32,23 @@ class Diagonals:
         self._sums: Tensor | None = None  # (M, 2 l - 1), lags -(l-1) … l-1
         self._pairs: Tensor | None = None
 
-    def add(self, attention: Tensor, keep: Tensor | None) -> None:
-        """Adds maps ``(B, M, L, L)``; of positions that ``keep`` ``(B, L)`` leaves out nothing counts."""
-        length = attention.size(-1)
-        both = attention.new_ones(attention.size(0), length, length, dtype=torch.bool)
-        if keep is not None:
-            both = keep[:, :, None] & keep[:, None, :]
+    def add(self, attention: Tensor, start: int, keep: Tensor | None) -> None:
+        """Adds some columns of maps.
+
+        Args:
+            attention: ``(B, L, M, n)``, of each query the weights of the keys from ``start`` on.
+            start: the first of those.
+            keep: ``(B, L)``; of positions that it leaves out nothing counts.
+        """
+        length, columns = attention.size(1), attention.size(3)
+        keep = attention.new_ones(attention.shape[:2], dtype=torch.bool) if keep is None else keep
+        both = keep[:, :, None] & keep[:, None, start : start + columns]  # (B, L, n)
         at = torch.arange(length, device=attention.device)
-        lag = (at[:, None] - at + length - 1).flatten()
-        found = attention.double().masked_fill(~both[:, None], 0.0).sum(0).flatten(1)  # (M, L L)
+        lag = (at[:, None] - at[start : start + columns] + length - 1).flatten()
+        found = attention.masked_fill(~both[:, :, None], 0.0).sum(0, dtype=torch.float64)  # (L, M, n)
+        found = found.transpose(0, 1).flatten(1)
         sums = found.new_zeros(found.size(0), 2 * length - 1).index_add_(1, lag, found)
-        pairs = found.new_zeros(2 * length - 1).index_add_(0, lag, both.double().sum(0).flatten())
+        pairs = found.new_zeros(2 * length - 1).index_add_(0, lag, both.sum(0, dtype=torch.float64).flatten())
         if self._sums is None or self._pairs is None:
             self._sums, self._pairs = sums, pairs
             return
@@ -83,7 +89,7 @@ def start_from(mixer: HyenaOperator, values: Values, means: Tensor, projections:
         mixer: changed in place.
         values: of the attention.
         means: ``(M, K)`` of :meth:`Diagonals.means`.
-        projections: also its value and output projections, where widths agree, and gates near one.
+        projections: also its value and output projections, whose widths have to agree, and gates near one.
 
     Returns:
         How far the filters are from ``means``, relative l2.
@@ -109,14 +115,15 @@ def _copy_projections(mixer: HyenaOperator, values: Values) -> None:
     if short.bias is not None:
         short.bias.zero_()
     start[:gates] = one
-    if values.weight.size(0) == mixer.width:
-        weight[gates:] = values.weight
-        if bias is not None and values.bias is not None:
-            bias[gates:] += values.bias
-        if values.out_weight is not None and out.weight is not None:
-            out.weight.copy_(values.out_weight)
-            if out.bias is not None:
-                out.bias.zero_() if values.out_bias is None else out.bias.copy_(values.out_bias)
+    if mixer.order % 2 == 1:  # with heads too, what multiplies the output alone is no half of a pair
+        start[: mixer.width] = 1
+    weight[gates:] = values.weight
+    if bias is not None and values.bias is not None:
+        bias[gates:] += values.bias
+    if values.out_weight is not None and out.weight is not None:
+        out.weight.copy_(values.out_weight)
+        if out.bias is not None:
+            out.bias.zero_() if values.out_bias is None else out.bias.copy_(values.out_bias)
 
 
 def fit_filters(mixer: HyenaOperator, means: Tensor) -> float:

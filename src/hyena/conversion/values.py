@@ -10,7 +10,7 @@ them), d channels of a head, F features of the projection that makes the values.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +30,8 @@ class Values(NamedTuple):
         bias: ``(I,)`` or None.
         out_weight: ``(D, I)`` of the output projection; None if the module has none.
         out_bias: ``(D,)`` or None.
-        attend: the map ``(B, M, L, L)`` of a call, from its arguments.
+        attend: the map of a call, from its arguments: pairs of a first position ``s`` and columns ``(B, L, M, n)`` for
+            the keys ``s … s + n - 1``, a few at a time.
     """
 
     heads: int
@@ -38,7 +39,7 @@ class Values(NamedTuple):
     bias: Tensor | None
     out_weight: Tensor | None
     out_bias: Tensor | None
-    attend: Callable[[tuple[Any, ...], dict[str, Any]], Tensor]
+    attend: Callable[[tuple[Any, ...], dict[str, Any]], Iterator[tuple[int, Tensor]]]
 
 
 @torch.no_grad()
@@ -76,12 +77,14 @@ def _of_torch(old: nn.MultiheadAttention) -> Values:
     bias = None if old.in_proj_bias is None else old.in_proj_bias[2 * e :]
     signature = inspect.signature(old.forward)
 
-    def attend(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def attend(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[int, Tensor]]:
         given = signature.bind(*args, **kwargs).arguments
         given |= {"need_weights": True, "average_attn_weights": False}
         weights = old.forward(**given)[1]
         assert weights is not None
-        return weights if weights.dim() == 4 else weights[None]
+        weights = weights if weights.dim() == 4 else weights[None]
+        for start in range(0, weights.size(-1), old.head_dim):
+            yield start, weights[..., start : start + old.head_dim].transpose(1, 2)
 
     return Values(old.num_heads, old.in_proj_weight[2 * e :], bias, old.out_proj.weight, old.out_proj.bias, attend)
 
@@ -163,43 +166,40 @@ def _rows_first(projection: Any, rows: Tensor | None) -> tuple[Tensor, Tensor | 
 
 
 class _Probe:
-    """The map of a call, d positions at a time: channel ``j`` of each head has values of one at position ``s + j``."""
+    """Columns of the map of a call, d at a time: channel ``j`` of each head has values of one at position ``s + j``."""
 
     def __init__(self, old: Any, source: nn.Module, out: nn.Module | None, rows: Tensor, heads: int) -> None:
         self.old, self.source, self.out, self.rows, self.heads = old, source, out, rows, heads
 
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[int, Tensor]]:
+        size, start = self.rows.numel() // self.heads, 0
+        length: int | None = None
+        while length is None or start < length:
+            columns = self._columns(start, size, args, kwargs)
+            length = columns.size(1)
+            yield start, columns[..., : length - start]
+            start += size
+
     @torch.no_grad()
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        size = self.rows.numel() // self.heads
+    def _columns(self, start: int, size: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         slot = torch.arange(self.rows.numel(), device=self.rows.device) % size
-        columns = []
-        at, caught = 0, []
+        caught: list[Tensor] = []
 
         def put(module: nn.Module, inputs: Any, y: Tensor) -> Tensor:
             y = y.clone()
             y[..., self.rows] = 0
-            ends = min(at + size, y.size(-2))
-            for s in range(at, ends):
-                y[..., s, self.rows[slot == s - at]] = 1
+            for s in range(start, min(start + size, y.size(-2))):
+                y[..., s, self.rows[slot == s - start]] = 1
             return y
-
-        def catch(module: nn.Module, inputs: Any) -> None:
-            caught.append(inputs[0])
 
         handles = [self.source.register_forward_hook(put)]
         if self.out is not None:
-            handles.append(self.out.register_forward_pre_hook(catch))
-        length: int | None = None
+            handles.append(self.out.register_forward_pre_hook(lambda m, inputs: caught.append(inputs[0])))
         try:
-            while length is None or at < length:
-                result = self.old.forward(*args, **kwargs)
-                if self.out is None:
-                    caught.append(result[0] if isinstance(result, (tuple, list)) else result)
-                c = caught.pop().unflatten(-1, (self.heads, size))  # (B, L, M, d)
-                length = c.size(1)
-                columns.append(c)
-                at += size
+            result = self.old.forward(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
-        return torch.cat(columns, dim=3)[..., :length].permute(0, 2, 1, 3)  # (B, M, L, L)
+        if self.out is None:
+            caught.append(result[0] if isinstance(result, (tuple, list)) else result)
+        return caught[0].unflatten(-1, (self.heads, size))  # (B, L, M, d)
