@@ -1,0 +1,1 @@
+from hyena.export.decompose import decompose
