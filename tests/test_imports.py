@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 BELOW_THE_TOP = set(ALLOWED)
 ALLOWED |= {"conversion": BELOW_THE_TOP | {"integrations"}}
-TOP = {"checkpoints", "integrations", "distributed", "genomics"}
+TOP = {"checkpoints", "export", "integrations", "distributed", "genomics"}
 # Programs, which nothing imports.
 ALLOWED |= {"command": BELOW_THE_TOP | {"checkpoints", "genomics"}, "__main__": {"command"}}
 

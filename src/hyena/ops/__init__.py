@@ -21,7 +21,7 @@ from hyena.ops.gated_conv import gated_conv
 from hyena.ops.implicit_filter import implicit_filter
 from hyena.ops.project import LinearWithoutBias, project, project_without_bias
 from hyena.ops.recurrence import recurrence
-from hyena.ops.report import backend_report
+from hyena.ops.report import backend_report, library_file, op_names
 from hyena.ops.short_conv import check_short_conv, short_conv
 from hyena.ops.spectrum import filter_spectrum, move_spectrum, spectrum_room
 from hyena.ops.steps import gated_modal_step_, gated_window_step_, modal_step_, short_step_, window_step_
@@ -55,10 +55,12 @@ __all__ = [
     "is_direct",
     "is_hooked",
     "is_plain",
+    "library_file",
     "longest_row",
     "map_rows",
     "modal_step_",
     "move_spectrum",
+    "op_names",
     "project",
     "project_without_bias",
     "recurrence",

@@ -24,6 +24,7 @@ class Extension:
             where it is not in use.
         reason: why it is or is not in use, for :func:`hyena.backend_report`.
         has_cuda: whether it was built with CUDA kernels.
+        file: where the library is; None where it is not in use.
         library: the library itself, for its functions that are no ops; None where it is not in use.
         fast_linear: whether ``hyena::project_backward`` is faster than torch's matrix products on this CPU.
     """
@@ -31,6 +32,7 @@ class Extension:
     def __init__(self) -> None:
         self.instructions: str | None = None
         self.reason = "not loaded"
+        self.file: Path | None = None
         self.library: ctypes.CDLL | None = None
         self.fast_linear = False
         self._cuda_takes: Callable[[int, int], int] | None = None
@@ -54,6 +56,7 @@ class Extension:
         except OSError as error:
             self._go_without(f"{file} does not load with torch {torch.__version__}: {error}")
             return
+        self.file = file
         self.library = library = ctypes.CDLL(str(file))
         name = library.hyena_cpu_kernels
         name.restype = ctypes.c_char_p

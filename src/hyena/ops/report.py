@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from hyena.ops._extension import EXTENSION
@@ -25,6 +27,16 @@ def backend_report() -> str:
         tiers = [_tier(name, torch.device(kind)) for kind in ("cpu", "cuda")]
         lines.append(f"{name:28}{tiers[0]:12}{tiers[1]:12}")
     return "\n".join(lines)
+
+
+def library_file() -> Path | None:
+    """The shared library with the compiled kernels, None where it is not in use."""
+    return EXTENSION.file
+
+
+def op_names() -> tuple[str, ...]:
+    """The name of every op that kernels may implement, without the namespace."""
+    return tuple(OP_NAMES)
 
 
 def _tier(name: str, device: torch.device) -> str:
