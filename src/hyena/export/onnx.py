@@ -47,6 +47,8 @@ def to_onnx(
     args: tuple[Any, ...] | None = None,
     *,
     mask: bool = False,
+    stored_taps: bool = False,
+    min_length: int = 1,
     dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -61,8 +63,11 @@ def to_onnx(
     Args:
         model: to write.
         path: of the file, ``.onnx``.
-        args: inputs to trace any other module with; then the next three but ``mask`` are its own too.
+        args: inputs to trace any other module with; then ``dynamic_shapes`` and names are its own too.
         mask: whether there is a second input ``mask`` ``(B, L)`` bool, True = keep.
+        stored_taps: whether all taps up to ``l_max`` are in the file, not the network that makes them: larger, and less
+            to compute. Filters that are no :class:`hyena.filters.HyenaFilter` always are.
+        min_length: the shortest row. Two-sided operators are traced from 3 on. Shorter rows are errors when it runs.
         dynamic_shapes, input_names, output_names: as in ``torch.onnx.export``.
         opset: version of ONNX's operators, 18 or later.
 
@@ -81,12 +86,12 @@ def to_onnx(
     given = [name for name, value in own.items() if value is not None]
     if args is None and given:
         raise ValueError(f"{', '.join(given)} came without args, the inputs that they are of")
-    if args is not None and mask:
-        raise ValueError("mask=True came with args: put the mask among them")
+    if args is not None and (mask or stored_taps or min_length != 1):
+        raise ValueError("mask, stored_taps and min_length are for models that need no args, which came too")
     path = Path(path)
     with eval_mode(model):
         if args is None:
-            inputs = inputs_of(model, mask)
+            inputs = inputs_of(model, mask, stored_taps, min_length)
         else:
             names = (None if names is None else list(names) for names in (input_names, output_names))
             inputs = Inputs(model, args, dynamic_shapes, *names)

@@ -83,6 +83,8 @@ def to_package(
     args: tuple[Any, ...] | None = None,
     *,
     mask: bool = False,
+    stored_taps: bool = False,
+    min_length: int = 1,
     dynamic_shapes: Any = None,
     plain: bool = False,
 ) -> Package:
@@ -96,6 +98,9 @@ def to_package(
         folder: made if it is missing.
         args: inputs to trace any other module with.
         mask: whether there is a second input, ``(B, L)`` bool, True = keep.
+        stored_taps: whether all taps up to ``l_max`` are in the file, not the network that makes them: larger, and less
+            to compute. Filters that are no :class:`hyena.filters.HyenaFilter` always are.
+        min_length: the shortest row. Two-sided operators are traced from 3 on. Shorter rows are errors when it runs.
         dynamic_shapes: of ``args``, as in ``torch.export.export``.
         plain: without this library's ops (:func:`hyena.export.decompose`): no library to load, several times slower.
 
@@ -109,13 +114,15 @@ def to_package(
     """
     if args is None and dynamic_shapes is not None:
         raise ValueError("dynamic_shapes came without args, the inputs that they are of")
-    if args is not None and mask:
-        raise ValueError("mask=True came with args: put the mask among them")
+    if args is not None and (mask or stored_taps or min_length != 1):
+        raise ValueError("mask, stored_taps and min_length are for models that need no args, which came too")
     kernels = None if plain else library()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with eval_mode(model):
-        inputs = inputs_of(model, mask) if args is None else Inputs(model, args, dynamic_shapes)
+        inputs = (
+            inputs_of(model, mask, stored_taps, min_length) if args is None else Inputs(model, args, dynamic_shapes)
+        )
         program = program_of(inputs, plain=plain)
         with torch.no_grad():
             written = torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "model.pt2"))

@@ -1,11 +1,12 @@
 """Long convolutions in real matrix products, for runtimes without a fast Fourier transform of any length.
 
 A causal convolution of ``L`` positions is the real part of a product modulo ``z^P = i`` with ``P >= L`` (the
-right-angle convolution; docs/maths.md): what wraps around is multiplied by ``i``. Its transform evaluates at
-``P`` points, ``X_k = sum_t x_t exp(-2 pi i t (k - 1/4) / P)``, and with ``P = R S``, ``t = S a + b``, ``k = c + R d`` that
-is two matrix products with a factor between (Gentleman and Sande 1966; Bailey 1990 has it as "four steps")::
+right-angle convolution; docs/maths.md): what wraps around is multiplied by ``i``. Its transform evaluates at ``P``
+points, ``X_k = sum_t x_t w_P^(t (k - 1/4))`` with ``w_n = exp(-2 pi i / n)``, and with ``P = R S``, ``t = S a + b``,
+``k = c + R d`` that is two matrix products with a factor between (Gentleman and Sande 1966; Bailey 1990 has it as "four
+steps")::
 
-    X_{c + R d} = sum_b exp(-2 pi i b d / S)  exp(-2 pi i b (c - 1/4) / P)  sum_a exp(-2 pi i a (c - 1/4) / R) x_{S a + b}
+    X_{c + R d} = sum_b w_S^(b d)  w_P^(b (c - 1/4))  sum_a w_R^(a (c - 1/4)) x_{S a + b}
 
 ``R`` is a constant and ``S = ceil(L / R)``, so that any length goes, in graphs that do not know it. Sequences stay
 ``(B, L, C)``: both products are over a middle axis, and nothing is transposed. The first product has a real input, the
@@ -23,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# (longest row, R): the first that holds a length, or its bound where it is dynamic. R is a power of two near the root of
-# twice the length, where 2 R + 4 S is least; shorter rows than the bound then cost at most 2 R each.
+# (longest row, R): the first that holds a length, or its bound where it is dynamic. R is a power of two near the root
+# of twice the length, where 2 R + 4 S is least; shorter rows than the bound then cost little more than 2 R each.
 _RADICES = ((256, 16), (1024, 32), (4096, 64), (16384, 128), (65536, 256))
 _LARGEST = 512
 
