@@ -51,7 +51,7 @@ LENGTHS = (1, 17, 1000, 4096, 8209)
 
 
 def test_operator(tmp_path: Path) -> None:
-    m = HyenaOperator(D, L_MAX, order=3)
+    m = HyenaOperator(D, L_MAX)
     file = to_onnx(m, tmp_path / "m.onnx")
     assert m.training
     assert file.inputs == {"u": ("batch", "length", D)}

@@ -27,6 +27,8 @@ _TRACED = 19
 class Bounded(nn.Module):
     """A model that fails where a row is longer or shorter than it takes, in every runtime."""
 
+    room: Tensor
+
     def __init__(self, model: nn.Module, l_max: int, min_length: int = 1) -> None:
         super().__init__()
         self.model, self.min_length = model, min_length

@@ -93,8 +93,8 @@ def to_onnx(
         if args is None:
             inputs = inputs_of(model, mask, stored_taps, min_length)
         else:
-            names = (None if names is None else list(names) for names in (input_names, output_names))
-            inputs = Inputs(model, args, dynamic_shapes, *names)
+            names, outputs = (None if names is None else list(names) for names in (input_names, output_names))
+            inputs = Inputs(model, args, dynamic_shapes, names, outputs)
         program = program_of(inputs, plain=True)
         written = torch.onnx.export(
             program,

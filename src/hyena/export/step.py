@@ -100,6 +100,9 @@ class StepModel(nn.Module):
         state_names: a name for each tensor of the state.
     """
 
+    model: Any
+    room: Tensor
+
     def __init__(self, model: Decoder | Mixer, batch: int, max_length: int | None) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).eval().requires_grad_(False)  # a program of it has no backward pass
