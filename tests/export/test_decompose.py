@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from helpers import oracle
 from helpers.cases import make_mask, offsets, rand
 from helpers.operators import CONFIGS, D, build, expected
-from hyena import HyenaOperator, functional
+from hyena import HyenaOperator, functional, ops
 from hyena.export import decompose
 
 ANY = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
@@ -86,11 +85,50 @@ def test_functions() -> None:
         torch.testing.assert_close(got, want)
 
 
+class Ops(nn.Module):
+    """Ops that a trace of modules takes only where their weights are plain tensors."""
+
+    def __init__(self, value_filter: bool) -> None:
+        super().__init__()
+        self.filters = 2 if value_filter else 1
+
+    def forward(self, z: Tensor, features: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        layers = [(rand(6, 5), rand(6, seed=1)), (rand(6, 6, seed=2), rand(6, seed=3))]
+        out, deltas = rand(4 * self.filters, 6, seed=4), rand(4 * self.filters, seed=5)
+        time = torch.linspace(0, 1, features.size(0), dtype=features.dtype)
+        h = ops.implicit_filter(features, time, layers, rand(6, seed=6), out, deltas, 0.1, self.filters)
+        spectrum = ops.filter_spectrum(h, ops.transform_length(z.size(1)))
+        weight, bias, d = rand(12, 3, seed=7), rand(12, seed=8), rand(self.filters, 4, seed=9)
+        y = ops.recurrence(z, weight, bias, spectrum, d, mask, None, rand(12, seed=10))
+        return h, y, torch.ops.hyena.project(y, rand(3, 4, seed=11), None)
+
+
+@pytest.mark.parametrize("value_filter", [False, True])
+def test_fused_ops(value_filter: bool) -> None:
+    z, features, mask = rand(2, 22, 12), rand(22, 5, seed=1), make_mask("random", 2, 22)
+    m = Ops(value_filter)
+    program = torch.export.export(m, (z, features, mask))
+    own = {str(node.target) for node in program.graph.nodes if "hyena" in str(node.target)}
+    assert {"hyena.recurrence.default", "hyena.implicit_filter.default", "hyena.project.default"} <= own
+    plain = decompose(program)
+    assert namespaces(plain) <= {"aten", "python"}
+    h, y, out = plain.module()(z, features, mask)
+    t = torch.linspace(0, 1, 22, dtype=h.dtype)
+    x = torch.sin(rand(6, seed=6) * (features @ rand(6, 5).T + rand(6, seed=1)))
+    x = torch.sin(rand(6, seed=6) * (x @ rand(6, 6, seed=2).T + rand(6, seed=3)))
+    window = torch.exp(-t[:, None] * rand(4 * m.filters, seed=5).abs()) + 0.1
+    torch.testing.assert_close(h, ((x @ rand(4 * m.filters, 6, seed=4).T) * window).view(22, -1, 4).transpose(0, 1))
+    zc = oracle.short_conv(z + rand(12, seed=10), rand(12, 3, seed=7), rand(12, seed=8), mask)
+    want = oracle.recurrence(list(zc.chunk(3, dim=2)), h, rand(m.filters, 4, seed=9))
+    torch.testing.assert_close(y, want)
+    torch.testing.assert_close(out, want @ rand(3, 4, seed=11).T)
+
+
 def test_what_has_no_plain_form_is_named() -> None:
     m = HyenaOperator(D, 64).eval()
     rows = offsets([5, 17])
     packed = torch.export.export(m, (rand(1, 22, D).float(), None, rows, 17))
-    with pytest.raises(ValueError, match=r"hyena::recurrence of packed rows \(cu_seqlens\)"):
+    with pytest.raises(ValueError, match=r"hyena::short_conv of packed rows \(cu_seqlens\)"):
         decompose(packed)
 
     class Steps(nn.Module):
@@ -99,7 +137,7 @@ def test_what_has_no_plain_form_is_named() -> None:
             self.m, self.state = m, m.init_state(1)
 
         def forward(self, u: Tensor) -> Tensor:
-            return self.m(u, state=copy.deepcopy(self.state))
+            return self.m(u, state=self.state.clone())
 
     with torch.no_grad(), pytest.raises(ValueError, match=r"hyena.extend_tiles_.default.*step_model"):
         decompose(torch.export.export(Steps(), (rand(1, 1, D).float(),)))
