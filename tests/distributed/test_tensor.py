@@ -31,7 +31,7 @@ def test_on_four_processes(tmp_path: Path) -> None:
         4,
         [
             ({"tp": 4}, alone),
-            ({"cp": 2, "tp": 2}, both),
+            ({"cp": 2, "tp": 2}, [*both, "spread-tied"]),
             ({"dp": 2, "tp": 2}, [*both, "spread-tied"]),
             ({"dp": 2, "cp": 2}, ["model-dna"]),
         ],
