@@ -14,6 +14,7 @@ from torch import Tensor
 from helpers.filters import CASES, CHANNELS, ENDING, FILTERS, L_MAX, SETTINGS, build, exported
 from hyena import HyenaOperator
 from hyena.filters import Filter
+from hyena.filters.narrow import narrow
 
 FILTER = pytest.mark.parametrize(
     ("name", "causal"), SETTINGS, ids=lambda x: x if isinstance(x, str) else ("two-sided", "causal")[x]
@@ -88,6 +89,29 @@ def test_the_support(name: str, causal: bool) -> None:
     last = (h.support or L_MAX) - 1
     taps = padded(h, L_MAX)
     assert (taps[:, last if causal else L_MAX - 1 + last] != 0).any()
+
+
+@FILTER
+def test_some_channels_alone(name: str, causal: bool) -> None:
+    """Their taps, modes and gradients, from the whole filter's weights."""
+    whole = build(name, causal, dtype=torch.float64)
+    with torch.no_grad():
+        for p in whole.parameters():
+            p.add_(0.1 * rand(*p.shape))
+    twin, channels = copy.deepcopy(whole), range(1, 3)
+    part = narrow(twin, channels, CHANNELS)
+    want, got = whole(13)[..., 1:3], part(13)
+    torch.testing.assert_close(got, want)
+    weight = rand(*want.shape)
+    (want * weight).sum().backward()
+    (got * weight).sum().backward()
+    for p, q in zip(whole.parameters(), twin.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None:
+            torch.testing.assert_close(q.grad, p.grad)
+    modes = whole.modes()
+    if modes is not None:
+        torch.testing.assert_close(tuple(part.modes()), tuple(t[:, 1:3] for t in modes))
 
 
 @FILTER

@@ -99,17 +99,21 @@ def same_as_one_process(
     whole = make()
     model = spread(copy.deepcopy(whole), mesh, **options)
     packing = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens, "max_seqlen": int(cu_seqlens.diff().max())}
+    x = x.clone().requires_grad_(x.is_floating_point())
+    given = mine(x.detach().clone().requires_grad_(x.requires_grad), mesh)
     want = whole(x, mask=mask, **packing)
     weight = torch.randn(want.shape, dtype=want.dtype, generator=torch.Generator().manual_seed(2))
     kept = weight if mask is None else torch.where(mask[..., None], weight, 0.0)
     (want * kept).sum().backward()
-    y = model(mine(x, mesh), mask=mine(mask, mesh), **packing)
+    y = model(given, mask=mine(mask, mesh), **packing)
     # fully_shard takes the mean over its processes
     ((y * mine(kept, mesh)).sum() * (mesh["dp"].size() if "dp" in mesh else 1)).backward()
     if "cp" in mesh:
         sum_gradients(model, mesh["cp"])
     got = whole_output(y, mesh)
     close(got if mask is None else got[mask], want.detach() if mask is None else want.detach()[mask], "outputs", bound)
+    if x.requires_grad:
+        close(given.grad, x.grad, "gradient of the input", bound)
     found = gradients(model)
     for name, p in whole.named_parameters():
         assert (p.grad is None) == (found[name] is None), name

@@ -47,6 +47,9 @@ class DiagonalFilter(Filter):
     linear: str
     """The weight that taps are proportional to: it is scaled when the filter is initialised."""
 
+    by_channel: tuple[str, ...] = ()
+    """The weights ``(R, G, …)``; others all channels share."""
+
     _names: tuple[str, ...]
 
     def __init__(self, channels: int, l_max: int, num_filters: int, modes: int, *, causal: bool) -> None:
@@ -99,6 +102,10 @@ class DiagonalFilter(Filter):
         weights = self._weights()
         with ops.without_autocast(weights[self.linear].device):
             return self._both_directions(response(*self._terms(weights), n).transpose(1, 2))
+
+    def channel_axes(self) -> dict[str, int]:
+        """See :meth:`Filter.channel_axes`."""
+        return {name: 1 for name in self._names if name in self.by_channel}
 
     def modes(self) -> Modes | None:
         """Poles and residues, float64 if the weights are, else float32; None of two-sided, cut and

@@ -39,6 +39,7 @@ class DLR(DiagonalFilter):
     """
 
     linear = "C"
+    by_channel = ("C",)
     dynamics = ("log_decay", "frequency")
     log_decay: Tensor
     frequency: Tensor

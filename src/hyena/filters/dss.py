@@ -61,6 +61,7 @@ class DSS(DiagonalFilter):
     """
 
     linear = "W"
+    by_channel = ("log_dt", "W")
     stretch_keeps_sums = True
     dynamics = ("log_dt", "decay", "frequency")
     log_dt: Tensor

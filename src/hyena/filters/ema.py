@@ -37,6 +37,7 @@ class EMA(DiagonalFilter):
     """
 
     linear = "gamma"
+    by_channel = ("delta", "alpha", "beta", "gamma")
 
     def __init__(
         self,

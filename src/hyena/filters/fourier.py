@@ -107,6 +107,10 @@ class FourierFilter(Filter):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
+    def channel_axes(self) -> dict[str, int]:
+        """See :meth:`Filter.channel_axes`."""
+        return {"R": 1}
+
     def extend(self, l_max: int, mode: str = "continue") -> None:
         """See :meth:`Filter.extend`. ``"continue"`` repeats the period; ``"stretch"`` makes it longer."""
         check_extension(l_max, mode)

@@ -69,6 +69,11 @@ class PairedFilter(HyenaFilter):
         behind = getattr(self, "behind", None)  # not yet, in the first half of the constructor
         return super()._ffns() + ([] if behind is None else [behind])
 
+    def channel_axes(self) -> dict[str, int]:
+        """See :meth:`Filter.channel_axes`."""
+        found = super().channel_axes()
+        return found | {"behind.out.weight": 0} if found and self.behind is not None else found
+
     def forward(self, length: int) -> Tensor:
         """Taps ``(F, length, C)``, two-sided ``(F, 2 * length - 1, C)``; see :meth:`HyenaFilter.forward`."""
         ahead = self.one_side(length)

@@ -146,6 +146,10 @@ class S4(TiedToLength):
         re, im = (torch.linalg.solve(next(rings), _row(c), left=False) @ next(rings))[:, 0].chunk(2, dim=1)
         fill(self.C, (0.5 * torch.stack([re, -im], dim=-1)).view_as(self.C).to(self.C.dtype))
 
+    def channel_axes(self) -> dict[str, int]:
+        """See :meth:`Filter.channel_axes`."""
+        return {"log_dt": 1, "C": 1}
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, modes={self.num_modes}"
 

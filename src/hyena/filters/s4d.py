@@ -56,6 +56,7 @@ class S4D(DiagonalFilter):
     """
 
     linear = "C"
+    by_channel = ("log_dt", "log_decay", "frequency", "C")
     stretch_keeps_sums = True
     dynamics = ("log_dt", "log_decay", "frequency")
     log_dt: Tensor

@@ -81,6 +81,10 @@ class ShiftSSM(Filter):
             h = torch.fft.irfft(spectrum, n=room)[..., : min(length, states)]
         return self._both_directions(h.transpose(1, 2))
 
+    def channel_axes(self) -> dict[str, int]:
+        """See :meth:`Filter.channel_axes`."""
+        return {"B": 1, "C": 1}
+
     def extend(self, l_max: int, mode: str = "continue") -> None:
         """See :meth:`Filter.extend`. States are places: ``"stretch"`` is not possible."""
         check_extension_of_taps(self, l_max, mode)

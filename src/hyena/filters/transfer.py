@@ -105,6 +105,10 @@ class TransferFunctionFilter(TiedToLength):
             b += a[..., j - 1 : j] * h.roll(j, dims=-1)[..., : self.order + 1]
         fill(self.b, b.to(self.b.dtype))
 
+    def channel_axes(self) -> dict[str, int]:
+        """See :meth:`Filter.channel_axes`."""
+        return {"a": 1, "b": 1}
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, order={self.order}"
 
