@@ -25,14 +25,13 @@ def test_on_two_processes(tmp_path: Path) -> None:
 
 def test_on_four_processes(tmp_path: Path) -> None:
     alone = ["HyenaOperator", "model-tied", "spread-tied", "bytes", "disagreement", "refusals"]
-    both = ["model-hyena", "model-dna"]
     check(
         tmp_path,
         4,
         [
             ({"tp": 4}, alone),
-            ({"cp": 2, "tp": 2}, [*both, "spread-tied"]),
-            ({"dp": 2, "tp": 2}, [*both, "spread-tied"]),
+            ({"cp": 2, "tp": 2}, ["model-dna", "spread-tied"]),
+            ({"dp": 2, "tp": 2}, ["model-dna", "spread-tied"]),
             ({"dp": 2, "cp": 2}, ["model-dna"]),
         ],
     )

@@ -25,4 +25,4 @@ def test_on_two_processes(tmp_path: Path) -> None:
 
 
 def test_on_four_processes(tmp_path: Path) -> None:
-    check(tmp_path, 4, [({"dp": 2, "tp": 2}, ["ddp", "precision", "meta", "recomputed"])])
+    check(tmp_path, 4, [({"dp": 2, "tp": 2}, ["ddp", "precision", "meta"])])

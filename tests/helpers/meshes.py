@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from helpers import split
 from hyena.distributed import Checkpoints, full_state_dict, sum_gradients
 
-MODELS = ("tied", "dna", "striped")
+MODELS = ("tied", "striped")
 
 
 def built(name: str, axes: dict[str, int], seed: int = 1) -> tuple[nn.Module, torch.optim.Optimizer, split.Mesh]:
