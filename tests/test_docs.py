@@ -74,6 +74,13 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         torch.distributed.destroy_process_group()
 
 
+def test_every_page_is_in_the_sidebar() -> None:
+    """In a toctree of the front page."""
+    trees = "\n".join(block.code for block in blocks(DOCS / "index.md") if block.language == "{toctree}").splitlines()
+    pages = [ids(page).removesuffix(".md") for page in PAGES if DOCS in page.parents and page.name != "index.md"]
+    assert sorted(set(pages) | {"api/index"}) == sorted(line for line in trees if line and not line.startswith(":"))
+
+
 def test_scaling_out_runs_on_two_processes(tmp_path: Path) -> None:
     """The page's blocks are a script, which compares itself with one process."""
     page = DOCS / "tutorials" / "scale-out.md"

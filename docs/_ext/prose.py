@@ -2,6 +2,7 @@
 
 - A property's first line may have a colon; what is before it is not a type.
 - A line may describe several attributes at once: ``old, new: class names.``
+- A dataclass's default that a factory makes, ``<factory>``, is no Python, and a signature with it is not understood.
 - A letter and a full stop, ``d_model: D.``, is not the first item of a list.
 """
 
@@ -34,8 +35,16 @@ def after(_app: Sphinx, _what: str, name: str, _thing: object, _options: object,
     lines[:] = _kept.pop(name, lines)
 
 
+def signature(
+    _app: Sphinx, _what: str, _name: str, _thing: object, _options: object, arguments: str | None, returns: str | None
+) -> tuple[str, str | None] | None:
+    """Writes ``...`` for defaults that a factory makes."""
+    return None if arguments is None else (arguments.replace("<factory>", "..."), returns)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx; napoleon has priority 500."""
     app.connect("autodoc-process-docstring", before, priority=400)
     app.connect("autodoc-process-docstring", after, priority=600)
+    app.connect("autodoc-process-signature", signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

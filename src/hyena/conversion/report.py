@@ -56,7 +56,7 @@ class Losses:
 
 @dataclass
 class ConversionReport:
-    """What :func:`hyena.convert` did: ``print`` it, or :meth:`save` it.
+    """What :func:`hyena.convert` did: ``print`` it, or ``save`` it.
 
     Attributes:
         layers: every layer that could be replaced.
