@@ -23,6 +23,8 @@ _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 # Entries of a training checkpoint that hold the state dict itself.
 _STATE_ENTRIES = ("state_dict", "model_state_dict", "model")
 _WEIGHT_FILES = ("model.safetensors", "weights.ckpt", "pytorch_model.bin")
+# What names the shards of a checkpoint in several files.
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _EXPECTED = f"a .safetensors file, a file of torch.save, or a folder with one of {', '.join(_WEIGHT_FILES)}"
 # How a file of torch.save began before it was a zip archive (before PyTorch 1.6).
 _OLD_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
@@ -156,7 +158,7 @@ def weights_file(source: str | os.PathLike) -> Path:
     """
     path = _path(source, "a checkpoint")
     if path.is_dir():
-        found = [path / name for name in _WEIGHT_FILES if (path / name).is_file()]
+        found = [path / name for name in (*_WEIGHT_FILES, *_INDICES) if (path / name).is_file()]
         if not found:
             raise FileNotFoundError(
                 f"none of {', '.join(_WEIGHT_FILES)} is in {path}; pass the path of the file itself if it is another"
@@ -183,16 +185,44 @@ def safetensors_package(path: Path) -> Any:
     return safetensors
 
 
+def load_shards(index: Path, find: Callable[[str], Path]) -> dict[str, Any]:
+    """What the shards of a checkpoint hold, on the CPU.
+
+    Args:
+        index: the ``.index.json`` that says which tensor is in which file.
+        find: the path of a shard, by its name in the index.
+
+    Raises:
+        ValueError: an index that is none, or that does not fit its shards.
+        FileNotFoundError: a shard that is not there.
+    """
+    where = read_config(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise ValueError(f"{index} is no index of shards: it has no weight_map from names to files")
+    found: dict[str, Any] = {}
+    for name in sorted(set(where.values())):
+        path = find(name)
+        if not path.is_file():
+            raise FileNotFoundError(f"{index} names {name}, which is not there")
+        found |= load_file(path)
+    if lost := sorted(set(where) - set(found)):
+        raise ValueError(f"{index} names tensors that its shards do not hold: {listed(lost)}")
+    return found
+
+
 def load_file(path: Path, *, mapped: bool = False) -> Mapping[str, Any]:
     """What a file of weights holds, on the CPU.
 
     Args:
-        path: a ``.safetensors`` file, or one of ``torch.save``, which is read with ``weights_only``.
+        path: a ``.safetensors`` file, an index of shards, or a file of ``torch.save``, which is read with
+            ``weights_only``.
         mapped: leave the tensors of the latter on disk until they are used, if its format allows.
 
     Raises:
         ValueError: it is damaged, of another kind, or has more than tensors in it.
     """
+    if path.name.endswith(".index.json"):
+        return load_shards(path, lambda name: path.parent / name)
     if path.suffix == ".safetensors":
         package = safetensors_package(path)
         try:

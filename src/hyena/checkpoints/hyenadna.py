@@ -40,8 +40,8 @@ def load_hyenadna(
 
     Args:
         state_dict_or_path: a state dict, a checkpoint that holds one under ``"state_dict"``, or the path of a
-            ``.safetensors`` file, of one that ``torch.load`` reads with ``weights_only``, or of a folder with one of
-            them. Names may have prefixes (``model.``, ``module.``, ``hyena.``, ``backbone.``) and the ``.layer.`` of
+            ``.safetensors`` file, of one that ``torch.load`` reads with ``weights_only``, of an index of shards, or of a
+            folder with one of them. Names may have prefixes (``model.``, ``module.``, ``hyena.``, ``backbone.``) and the ``.layer.`` of
             activation checkpointing.
         config: the settings as a dict, or the path of the ``config.json``; found beside the weights if missing.
             ``num_labels`` and ``id2label`` of an ``-hf`` config count with ``head="classes"`` only.

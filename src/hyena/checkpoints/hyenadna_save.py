@@ -47,14 +47,7 @@ def save_hyenadna(model: HyenaDNA, folder: str | os.PathLike) -> None:
         raise ModuleNotFoundError(
             "saving a model needs the safetensors package: pip install safetensors", name="safetensors"
         ) from error
-    c = model.config
-    parts = [_Mixer(f"blocks.{i}.mixer", block.mixer, model) for i, block in enumerate(model.blocks)]
-    if any(part.keywords != parts[0].keywords for part in parts):
-        raise ValueError("the released formats have one set of settings for all layers, and these differ")
-    is_hf = _is_hf(c, parts[0])
-    config = _hf_config(c, parts[0]) if is_hf else _original_config(c, parts[0])
-    tensors = _tensors(model, parts, "hyena." if is_hf else "")
-    _check(model, load_hyenadna(tensors, config))
+    config, tensors = released_form(model)
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     for name, write in (
@@ -64,6 +57,23 @@ def save_hyenadna(model: HyenaDNA, folder: str | os.PathLike) -> None:
         new = place / f".{name}.tmp"
         write(new)
         os.replace(new, place / name)
+
+
+def released_form(model: HyenaDNA) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The settings and the tensors that :func:`save_hyenadna` writes, read back and compared.
+
+    Raises:
+        ValueError: a model that the released formats cannot describe, with the reason.
+    """
+    c = model.config
+    parts = [_Mixer(f"blocks.{i}.mixer", block.mixer, model) for i, block in enumerate(model.blocks)]
+    if any(part.keywords != parts[0].keywords for part in parts):
+        raise ValueError("the released formats have one set of settings for all layers, and these differ")
+    is_hf = _is_hf(c, parts[0])
+    config = _hf_config(c, parts[0]) if is_hf else _original_config(c, parts[0])
+    tensors = _tensors(model, parts, "hyena." if is_hf else "")
+    _check(model, load_hyenadna(tensors, config))
+    return config, tensors
 
 
 class _Mixer:

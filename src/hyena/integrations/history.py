@@ -33,7 +33,9 @@ class MixerHistory:
         self._restart: tuple[int, Any] | None = None
         self._was_cropped = False
 
-    def extend(self, mixer: Any, x: Tensor, keep: Tensor | None, mask: Tensor | None = None) -> Tensor:
+    def extend(
+        self, mixer: Any, x: Tensor, keep: Tensor | None, mask: Tensor | None = None, *, continues: bool = True
+    ) -> Tensor:
         """The mixer's outputs ``(B, L, D)`` for its next inputs.
 
         Args:
@@ -41,6 +43,8 @@ class MixerHistory:
             x: ``(B, L, D)``.
             keep: ``(B, S)`` bool, True = keep, of the positions before as well; None = all.
             mask: the tensor that ``keep`` was made from, to check it once for all layers.
+            continues: whether something will follow. Otherwise the first positions cost what they cost without a
+                state, which is made if something follows all the same.
 
         Raises:
             ValueError: a two-sided mixer that has seen something, a mixer that cannot step, more positions than its
@@ -48,7 +52,8 @@ class MixerHistory:
         """
         before, total = self.length, self.length + x.size(1)
         self._check(mixer, x, keep, mask)
-        if torch.compiler.is_compiling() or mixer.training or _wants_gradient(mixer, x, self._inputs):
+        at_once = torch.compiler.is_compiling() or mixer.training or (before == 0 and not continues)
+        if at_once or _wants_gradient(mixer, x, self._inputs):
             inputs = x if self._inputs is None else torch.cat([self._inputs[:, :before], x], dim=1)
             y = mixer(inputs, keep)[:, before:]
             self._inputs, self._state, self._restart = inputs, None, None

@@ -202,5 +202,9 @@ class Block(nn.Module):
         With a ``state`` among it, ``x`` holds the next positions: every part but the mixer sees each position alone.
         """
         # A residual stream may be of a higher precision than the weights; what is added to it then leaves it so.
-        x = x + self.dropout(self.mixer(self.norm1(x.to(self.norm1.weight.dtype)), **mixing))
+        x = x + self.dropout(self.mix(self.norm1(x.to(self.norm1.weight.dtype)), **mixing))
         return x + self.dropout(self.mlp(self.norm2(x.to(self.norm2.weight.dtype))))
+
+    def mix(self, u: Tensor, **mixing: Any) -> Tensor:
+        """Calls the mixer: what a block that keeps its state elsewhere does in another way."""
+        return self.mixer(u, **mixing)

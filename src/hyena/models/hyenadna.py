@@ -19,6 +19,7 @@ from hyena.mixers import HyenaOperator
 from hyena.models.blocks import Block
 from hyena.models.config import ModelConfig
 from hyena.models.decoder import Decoder, ModelState, learned_positions
+from hyena.models.pooling import pool
 from hyena.models.sharding import whole_parameters
 
 # Of the released models: standard deviation of the initial weights, what the filters' window decays to, and the
@@ -214,8 +215,7 @@ class HyenaDNA(Decoder):
         if state is not None or last:
             self.check_can_decode(needs_logits=False)
         assert self.head is not None
-        pool = _mean if self.config.pooling == "mean" else _last
-        return self.head(pool(self.hidden_states(tokens, mask), mask))
+        return self.head(pool(self.hidden_states(tokens, mask), mask, self.config.pooling))
 
     def embed(self, tokens: Tensor, at: Tensor | None) -> Tensor:
         """See :meth:`hyena.models.Decoder.embed`."""
@@ -251,19 +251,3 @@ def _reset(layer: nn.Linear, std: float) -> None:
     nn.init.normal_(layer.weight, std=std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-
-
-def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the kept positions: ``(B, L, D) -> (B, D)``."""
-    if mask is None:
-        return x.mean(1)
-    keep = mask.bool()[..., None]
-    return torch.where(keep, x, torch.zeros((), dtype=x.dtype, device=x.device)).sum(1) / keep.sum(1).clamp_min(1)
-
-
-def _last(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The last kept position of each row: ``(B, L, D) -> (B, D)``."""
-    if mask is None:
-        return x[:, -1]
-    at = mask.size(1) - 1 - mask.int().flip(1).argmax(1)  # (B,): argmax is the first of several largest
-    return x[torch.arange(x.size(0), device=x.device), at]
