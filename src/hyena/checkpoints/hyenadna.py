@@ -40,9 +40,9 @@ def load_hyenadna(
 
     Args:
         state_dict_or_path: a state dict, a checkpoint that holds one under ``"state_dict"``, or the path of a
-            ``.safetensors`` file, of one that ``torch.load`` reads with ``weights_only``, of an index of shards, or of a
-            folder with one of them. Names may have prefixes (``model.``, ``module.``, ``hyena.``, ``backbone.``) and the ``.layer.`` of
-            activation checkpointing.
+            ``.safetensors`` file, of one that ``torch.load`` reads with ``weights_only``, of an index of shards, or of
+            a folder with one of them. Names may have prefixes (``model.``, ``module.``, ``hyena.``, ``backbone.``) and
+            the ``.layer.`` of activation checkpointing.
         config: the settings as a dict, or the path of the ``config.json``; found beside the weights if missing.
             ``num_labels`` and ``id2label`` of an ``-hf`` config count with ``head="classes"`` only.
         head: what the model returns: None for hidden states, ``"lm"`` for next-token logits, ``"classes"`` for class
@@ -77,7 +77,8 @@ def load_hyenadna(
             raise ValueError(f"num_labels={num_labels} is of head='classes', not of head={head!r}")
     values = read_config(config_beside(state_dict_or_path) if config is None else config)
     tensors = _canonical(read_weights(state_dict_or_path))
-    if head == "auto" and (num_labels is not None or "score.weight" in tensors):
+    of_tokens = "ForTokenClassification" in str(values.get("architectures"))
+    if head == "auto" and not of_tokens and (num_labels is not None or "score.weight" in tensors):
         head = "classes"
     model_config, settings = read_settings(values, head, layout)
     if num_labels is not None:

@@ -191,6 +191,11 @@ def _hf(config: Mapping[str, Any], head: str | None, layout: str) -> tuple[Hyena
         raise ValueError(f"architectures={architectures!r} cannot be loaded: it must be a list of names")
     if head == "auto":
         named = " ".join(architectures)
+        if "ForTokenClassification" in named:
+            raise ValueError(
+                f"architectures={architectures!r} cannot be loaded: a HyenaDNA here has no classes of tokens; "
+                "hyena.integrations.auto has, through AutoModelForTokenClassification"
+            )
         head = "lm" if "ForCausalLM" in named else "classes" if "ForSequenceClassification" in named else None
     return (
         _model_config(

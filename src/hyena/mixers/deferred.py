@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class InitializedByTransformers:
@@ -32,7 +32,7 @@ def initialize_missing(module: Any, name: str = "") -> None:
     Raises:
         ValueError: a part of which the checkpoint had some tensors and not others.
     """
-    loaded = [getattr(t, "_is_hf_initialized", False) for t in (*module.parameters(), *module.buffers())]
+    loaded = [_has_values(t) for t in (*module.parameters(), *module.buffers())]
     if all(loaded):
         return
     reset = getattr(module, "reset_parameters", None)
@@ -40,7 +40,7 @@ def initialize_missing(module: Any, name: str = "") -> None:
         reset()
         return
     own = dict((*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)))
-    missing = [f"{name}{key}" for key, t in own.items() if not getattr(t, "_is_hf_initialized", False)]
+    missing = [f"{name}{key}" for key, t in own.items() if not _has_values(t)]
     if missing:
         raise ValueError(
             f"the checkpoint holds a part of a {type(module).__name__} and not {', '.join(missing)}: it was saved by "
@@ -49,3 +49,8 @@ def initialize_missing(module: Any, name: str = "") -> None:
     for key, child in module.named_children():
         if isinstance(child, nn.Module):
             initialize_missing(child, f"{name}{key}.")
+
+
+def _has_values(t: Tensor) -> bool:
+    """Whether the checkpoint had a tensor; what is still on the meta device by then is offloaded to a disk."""
+    return getattr(t, "_is_hf_initialized", False) or t.is_meta

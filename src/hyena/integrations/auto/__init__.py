@@ -4,7 +4,7 @@
 """
 
 try:
-    import transformers as _transformers
+    import transformers  # noqa: F401  # to say what is missing
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "hyena.integrations.auto needs transformers 5.0 or later: pip install 'hyena[transformers]'", name=error.name

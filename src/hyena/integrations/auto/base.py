@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import warnings
 from typing import Any, ClassVar
 
 import torch
@@ -51,6 +52,8 @@ def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | Non
     """
     if past_key_values is not None and cache is not None:
         raise ValueError("pass one cache, as cache= or as past_key_values=, which is its earlier name")
+    if past_key_values is not None and _CACHE == "cache":
+        warnings.warn("`past_key_values` is deprecated in transformers, pass `cache`", FutureWarning, stacklevel=4)
     return cache if past_key_values is None else past_key_values
 
 
@@ -79,30 +82,29 @@ class HyenaLayer(Block, GradientCheckpointingLayer):
             init_linear_layers(self, *self.std)
         self.__dict__["_initialized_by_transformers"] = value
 
-    def mix(
-        self,
-        u: Tensor,
-        *,
-        mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: Tensor | None = None,
-        continues: bool = True,
-    ) -> Tensor:
-        """Calls the mixer, from the state in the cache if there is one."""
-        if past_key_values is None:
+    def mix(self, u: Tensor, **mixing: Any) -> Tensor:
+        """Calls the mixer, from the state in the cache if there is one.
+
+        Args:
+            u: ``(B, L, D)``.
+            **mixing: ``mask`` ``(B, S)``; ``past_key_values``, a cache, with the ``attention_mask`` that ``mask`` was
+                made from and whether something ``continues`` what comes now.
+        """
+        cache, mask = mixing.get("past_key_values"), mixing.get("mask")
+        if cache is None:
             return self.mixer(u, mask=mask)
-        past = history(past_key_values, self.layer_idx)
-        return past.extend(self.mixer, u, mask, attention_mask, continues=continues)
+        past = history(cache, self.layer_idx)
+        return past.extend(self.mixer, u, mask, mixing["attention_mask"], continues=mixing["continues"])
 
 
 class HyenaPreTrainedModel(PreTrainedModel):
     """Base of the models here: how they are made, initialised, saved and loaded."""
 
-    config_class = HyenaConfig
+    config_class: Any = HyenaConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["HyenaLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = list(CACHES)
+    _no_split_modules = ["HyenaLayer"]  # noqa: RUF012  # as in the base
+    _skip_keys_device_placement = list(CACHES)  # noqa: RUF012
     accepts_loss_kwargs = True
     # What the model does if the config does not say.
     two_sided: ClassVar[bool] = False
@@ -115,8 +117,9 @@ class HyenaPreTrainedModel(PreTrainedModel):
         super().__init__(config, **kwargs)
         if torch.get_default_dtype() in (torch.float16, torch.bfloat16):
             self._keep_in_fp32_modules_strict = [_SINGLE]
-            if hasattr(self, "dtype_plan"):  # transformers before 5.2 read the class's list, in the constructor
-                self.dtype_plan[_SINGLE] = torch.float32
+            plan: Any = getattr(self, "dtype_plan", None)
+            if plan is not None:  # the first releases read the class's list, in the constructor
+                plan[_SINGLE] = torch.float32
 
     @property
     def causal(self) -> bool:
@@ -143,13 +146,6 @@ class HyenaBackbone(HyenaPreTrainedModel):
     def __init__(self, config: Any, **build: Any) -> None:
         super().__init__(config)
         self.build(**build)
-        directions = {getattr(layer.mixer, "causal", None) for layer in self.blocks}
-        if directions - {self.causal, None}:
-            which, other = ("causal", "two-sided") if self.causal else ("two-sided", "causal")
-            raise ValueError(
-                f"{self.config.mixer} is {other}, and a {type(self).__name__} with causal={self.config.causal} is "
-                f"{which}: choose another mixer, or causal={not self.causal}"
-            )
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -221,7 +217,7 @@ class HyenaBackbone(HyenaPreTrainedModel):
             raise ValueError("use_cache=True: a two-sided model changes earlier outputs with every new position")
         if use_cache and cache is None:
             cache = DynamicCache()
-        before = 0 if cache is None else cache.get_seq_length()
+        before = 0 if cache is None else history(cache, 0).length
         total = before + x.size(1)
         if total > self.config.l_max:
             raise ValueError(f"{before} positions and {x.size(1)} more are longer than l_max={self.config.l_max}")
@@ -252,7 +248,7 @@ class HyenaBackbone(HyenaPreTrainedModel):
                 f"attention_mask must be {(batch, total)}, 0 or False where a position of a row (those in the cache "
                 f"included) is padding, got {shape}"
             )
-        return keep_from_tokenizer(mask.bool() if mask.is_floating_point() else mask, mask.shape)
+        return keep_from_tokenizer(mask.bool() if mask.is_floating_point() else mask, torch.Size((batch, total)))
 
 
 class HyenaModel(HyenaBackbone):

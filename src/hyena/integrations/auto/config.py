@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -54,6 +53,8 @@ class HyenaConfig(PretrainedConfig):
         "intermediate_size": "d_inner",
     }
 
+    d_model: int
+
     def __init__(
         self,
         vocab_size: int = 256,
@@ -74,7 +75,7 @@ class HyenaConfig(PretrainedConfig):
         pad_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
-        given = {"l_max": l_max, "d_model": d_model, "num_layers": num_layers, "d_inner": d_inner}
+        given: dict[str, Any] = {"l_max": l_max, "d_model": d_model, "num_layers": num_layers, "d_inner": d_inner}
         given = standard_names(self.attribute_map, given, kwargs)
         check_known(type(self), kwargs)
         inner = CausalLMConfig(
@@ -107,16 +108,13 @@ class HyenaConfig(PretrainedConfig):
         """Returns what builds the mixer of a block, called with ``(d_model, l_max)``, ``device`` and ``dtype``.
 
         Raises:
-            ValueError: unknown names and options, and a direction that the mixer does not have.
+            ValueError: unknown names and options, or a mixer that takes no ``causal``.
         """
         if "causal" in self.mixer_options:
             raise ValueError(f"mixer_options has causal={self.mixer_options['causal']}: pass causal= to the config")
         sizes = {name: getattr(self, name) for name in _SIZES}
-        factory = CausalLMConfig(**sizes, mixer=self.mixer, mixer_options=self.mixer_options).mixer_factory()
-        parameters = inspect.signature(factory).parameters.values()
-        if any(p.name == "causal" or p.kind is p.VAR_KEYWORD for p in parameters):
-            return functools.partial(factory, causal=causal)
-        return factory  # of one direction: the model looks which
+        options = {**self.mixer_options, "causal": causal}
+        return CausalLMConfig(**sizes, mixer=self.mixer, mixer_options=options).mixer_factory()
 
     @property
     def initial_std(self) -> float:
@@ -129,9 +127,7 @@ class HyenaConfig(PretrainedConfig):
         return keep_foreign(cls, super().from_dict, config_dict, kwargs)
 
 
-def standard_names(
-    names: dict[str, str], given: dict[str, Any], kwargs: dict[str, Any]
-) -> dict[str, Any]:
+def standard_names(names: dict[str, str], given: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Takes transformers' standard names out of ``kwargs`` into what was given by ours."""
     return {**given, **{ours: kwargs.pop(theirs) for theirs, ours in names.items() if theirs in kwargs}}
 
@@ -185,7 +181,7 @@ def base_names() -> frozenset[str]:
         | {
             "_attn_implementation", "_commit_hash", "_experts_implementation", "_name_or_path", "attn_implementation",
             "auto_map", "base_model_tp_plan", "custom_pipelines", "dtype", "experts_implementation", "finetuning_task",
-            "is_decoder", "model_type", "name_or_path", "output_attentions", "quantization_config", "task_specific_params",
-            "tie_encoder_decoder", "torch_dtype", "torchscript", "transformers_version",
+            "is_decoder", "model_type", "name_or_path", "output_attentions", "quantization_config",
+            "task_specific_params", "tie_encoder_decoder", "torch_dtype", "torchscript", "transformers_version",
         }
     )  # fmt: skip

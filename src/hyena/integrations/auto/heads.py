@@ -5,6 +5,7 @@ Dimensions: B batch, L length, V vocabulary, D channels.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import torch
@@ -26,9 +27,16 @@ from hyena.integrations.auto.base import (
     one_cache,
     with_cache,
 )
+from hyena.integrations.auto.config import HyenaConfig
+from hyena.models import CausalLM, CausalLMConfig, Decoder
 from hyena.models.pooling import pool
 
 IGNORED = -100  # labels that do not count, as everywhere in transformers
+
+
+def _like_generation_mixin(method: Any) -> Any:
+    """Gives a method the signature in which ``generate`` looks for what a model takes."""
+    return functools.wraps(GenerationMixin.prepare_inputs_for_generation)(method)
 
 
 class _WithBackbone(HyenaPreTrainedModel):
@@ -59,7 +67,7 @@ class _WithBackbone(HyenaPreTrainedModel):
 class _WithOutputLayer(_WithBackbone):
     """Base of the heads that predict tokens, with an output layer that may be the embedding."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embedding.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.embedding.weight"}  # noqa: RUF012  # as in the base
 
     def add_head(self) -> None:
         """See the base."""
@@ -72,7 +80,7 @@ class _WithOutputLayer(_WithBackbone):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replaces the output layer."""
-        self.lm_head = new_embeddings  # type: ignore[assignment]
+        self.lm_head = new_embeddings
 
 
 class HyenaForCausalLM(_WithOutputLayer, GenerationMixin):
@@ -83,8 +91,37 @@ class HyenaForCausalLM(_WithOutputLayer, GenerationMixin):
             raise ValueError(f"a {type(self).__name__} predicts the next token, and causal=False sees it")
         super().__init__(config, **build)
 
+    def to_hyena(self) -> Decoder:
+        """Returns a :class:`hyena.models.CausalLM` with copies of the weights."""
+        c = self.config
+        config = CausalLMConfig(
+            c.vocab_size, c.l_max, c.d_model, c.num_layers, c.mixer, {**c.mixer_options}, c.d_inner, c.dropout,
+            tie_embeddings=c.tie_word_embeddings,
+        )  # fmt: skip
+        state = {key.removeprefix("model."): t for key, t in self.state_dict().items() if key != "lm_head.weight"}
+        model = CausalLM(config, device=self.device, dtype=self.dtype)
+        model.load_state_dict({**state, "head.weight": self.lm_head.weight})
+        return model.train(self.training)
+
+    @classmethod
+    def from_hyena(cls, model: CausalLM) -> HyenaForCausalLM:
+        """Returns a model with copies of the weights of a :class:`hyena.models.CausalLM`, to save or to train on.
+
+        Raises:
+            ValueError: a mixer that a saved config cannot name.
+        """
+        values = model.config.to_dict()
+        values.pop("gradient_checkpointing")
+        tied = values.pop("tie_embeddings")
+        config = HyenaConfig(**values, tie_word_embeddings=tied)
+        made = cls(config).to(device=model.device, dtype=model.embedding.weight.dtype)
+        state = {f"model.{key}": t for key, t in model.state_dict().items() if key != "head.weight"}
+        made.load_state_dict({**state, "lm_head.weight": model.head.weight})
+        return made.train(model.training)
+
+    @_like_generation_mixin
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """See ``GenerationMixin``; the first releases count positions for models that cannot."""
+        # Releases before 5.3 number the positions for models that cannot count.
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         inputs.pop("cache_position", None)
         return inputs
@@ -107,8 +144,8 @@ class HyenaForCausalLM(_WithOutputLayer, GenerationMixin):
         """Computes logits ``(B, L, V)`` for the token after each one; arguments as :meth:`HyenaModel.forward`.
 
         Args:
-            input_ids, attention_mask, past_key_values, cache, inputs_embeds, use_cache, output_hidden_states: see there.
-            output_attentions: see there.
+            input_ids, attention_mask, past_key_values, cache, inputs_embeds, use_cache: see there.
+            output_hidden_states, output_attentions: see there.
             labels: ``(B, L)``, the ``input_ids`` again (they are shifted here), -100 where nothing is to be predicted.
                 Those at padding, and right after it, do not count either.
             logits_to_keep: only the logits of so many last positions (0: all), or of these positions.
@@ -195,7 +232,7 @@ class _WithClasses(_WithBackbone):
 
     def add_head(self) -> None:
         """See the base."""
-        self.num_labels = self.config.num_labels
+        self.num_labels = int(self.config.num_labels)
         self.dropout = nn.Dropout(self.config.classifier_dropout)
         self.score = nn.Linear(self.config.d_model, self.num_labels, bias=self.score_bias)
 

@@ -64,24 +64,27 @@ class HyenaDNAPreTrainedModel(HyenaPreTrainedModel):
             state = {key if key in _HEADS else f"model.{key}": t for key, t in state.items()}
         expected = _HEADS_OF.get(next((c for c in cls.__mro__ if c in _HEADS_OF), cls), ())
         state = {key: t for key, t in state.items() if key not in _HEADS or key in expected}
+        frozen = [[key for key, p in mixer.named_parameters() if not p.requires_grad] for mixer in mixers]
         found = super().from_pretrained(None, *args, config=config, state_dict=state, mixers=mixers, **kwargs)
         model = found[0] if isinstance(found, tuple) else found
-        for layer, mixer in zip(model.backbone_blocks, mixers, strict=True):
-            for key, p in mixer.named_parameters():
-                layer.mixer.get_parameter(key).requires_grad_(p.requires_grad)
+        for layer, keys in zip(model.backbone_model.blocks, frozen, strict=True):
+            for key in keys:
+                layer.mixer.get_parameter(key).requires_grad_(False)
         model.name_or_path = model.config.name_or_path = str(name)
         if model.can_generate() and (generation := folders.find(name, "generation_config.json", where)):
             model.generation_config = GenerationConfig.from_pretrained(os.path.dirname(generation))
         return found
 
-    def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
         """Writes a folder as the published ones are, which ``load_hyenadna`` reads as well.
 
         Raises:
             ValueError: what the published format cannot say, as :func:`hyena.checkpoints.save_hyenadna`.
         """
         if getattr(self, "_hf_peft_config_loaded", False):  # then only the adapter is saved
-            super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+            super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
             return
         if getattr(self, "hf_quantizer", None) is not None:
             raise ValueError(
@@ -91,7 +94,7 @@ class HyenaDNAPreTrainedModel(HyenaPreTrainedModel):
         for name, value in config.items():
             if name in self.config.released() and name != "tie_word_embeddings":
                 setattr(self.config, name, value)
-        super().save_pretrained(save_directory, *args, state_dict=tensors, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, tensors, *args, **kwargs)
 
     def released(self, state_dict: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Settings and tensors by their published names; of ``state_dict``, if given, in place of the weights here."""
@@ -108,23 +111,19 @@ class HyenaDNAPreTrainedModel(HyenaPreTrainedModel):
         config, _ = self.config.read(head)
         config = dataclasses.replace(config, tie_embeddings=self.config.tie_word_embeddings)
         part = self.backbone_model
-        model = HyenaDNA(config, [layer.mixer for layer in part.blocks], device="meta")
+        layers: list[Any] = list(part.blocks)
+        model = HyenaDNA(config, [layer.mixer for layer in layers], device="meta")
         model.embedding, model.norm, model.dropout = part.embedding, part.norm, part.dropout
-        for block, layer in zip(model.blocks, part.blocks, strict=True):
+        for block, layer in zip(model.blocks, layers, strict=True):
             block.norm1, block.norm2, block.mlp = layer.norm1, layer.norm2, layer.mlp
         if head == "lm":
-            model.head = self.get_output_embeddings()  # type: ignore[assignment]
+            model.head = self.get_output_embeddings()
         return model.train(self.training)
 
     @property
     def backbone_model(self) -> HyenaDNAModel:
         """The model without a head."""
         return self if isinstance(self, HyenaDNAModel) else self.model
-
-    @property
-    def backbone_blocks(self) -> nn.ModuleList:
-        """Its blocks."""
-        return self.backbone_model.blocks
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -156,6 +155,8 @@ class HyenaDNAModel(HyenaDNAPreTrainedModel, HyenaBackbone):
         if mixers is None:
             operator = ReleasedOperator(settings, "standalone", goes_on=True)
             mixers = [_new(operator) for _ in range(c.num_layers)]
+        for mixer in mixers:
+            mixer.to(torch.get_default_dtype())  # that of the model around them
         std = self.config.initial_std
         self.embedding = nn.Embedding(c.padded_vocab_size, c.d_model)
         self.register_module("positions", None)
@@ -234,7 +235,7 @@ def _from_released(
     state = dict(model.state_dict())
     if head == "lm":
         state["lm_head.weight"] = state.pop("head.weight")
-    mixers = [copy.deepcopy(block.mixer).to("meta") for block in model.blocks]
+    mixers: list[Any] = [block.mixer.to("meta") for block in model.blocks]
     return {**state, **classes}, mixers
 
 
@@ -243,7 +244,7 @@ def _take_released(model: Any, state_dict: dict[str, Any], prefix: str, *rest: A
     if not any(key.startswith((f"{prefix}hyena.backbone.", f"{prefix}backbone.")) for key in state_dict):
         return
     given = {key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
-    learned = isinstance(model.backbone_blocks[0].mixer.conv.filter.encoding, LearnedEncoding)
+    learned = isinstance(model.backbone_model.blocks[0].mixer.conv.filter.encoding, LearnedEncoding)
     state, _ = _from_released(given, model.config, learned)
     inner = "" if isinstance(model, HyenaBackbone) else "model."
     own = model.state_dict().keys()

@@ -125,11 +125,6 @@ class HyenaDNAConfig(PretrainedConfig):
         return True
 
     @property
-    def mixer(self) -> str:
-        """For messages."""
-        return "HyenaOperator"
-
-    @property
     def pooling(self) -> str:
         """Classes of a sequence are read from its last kept position."""
         return "last"

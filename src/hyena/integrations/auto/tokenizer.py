@@ -5,7 +5,7 @@ Dimensions: L length.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -29,8 +29,8 @@ class HyenaDNATokenizer(PreTrainedTokenizerFast):
         **kwargs: of ``PreTrainedTokenizerFast``.
     """
 
-    vocab_files_names: ClassVar[dict[str, str]] = {"tokenizer_file": "tokenizer.json"}
-    model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]
+    vocab_files_names = {"tokenizer_file": "tokenizer.json"}  # noqa: RUF012  # as in the base
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
     padding_side = "left"
 
     def __init__(

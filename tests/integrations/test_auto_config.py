@@ -1,0 +1,152 @@
+"""Config of the models for Auto classes: names, checks, and what is not known."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from helpers.auto_models import build, config, tokens
+from hyena import HyenaOperator
+from hyena.filters import ExplicitFilter
+from hyena.integrations import auto
+from hyena.models import CausalLM, CausalLMConfig
+
+
+def test_both_kinds_of_names(tmp_path: Path):
+    ours = auto.HyenaConfig(vocab_size=30, l_max=50, d_model=8, num_layers=3, d_inner=20)
+    theirs = auto.HyenaConfig(
+        vocab_size=30, max_position_embeddings=50, hidden_size=8, num_hidden_layers=3, intermediate_size=20
+    )
+    assert ours.to_dict() == theirs.to_dict()
+    assert (ours.max_position_embeddings, ours.hidden_size, ours.num_hidden_layers, ours.intermediate_size) == (
+        50,
+        8,
+        3,
+        20,
+    )
+    ours.save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert again.to_dict() | {"_name_or_path": ""} == ours.to_dict() | {"_name_or_path": ""}
+    assert AutoConfig.from_pretrained(tmp_path, hidden_size=16, num_labels=4).d_model == 16
+
+
+def test_filters_and_mixers_as_classes(tmp_path: Path):
+    """What hyena exports is saved by its name."""
+    few = functools.partial(ExplicitFilter, taps=4)
+    made = auto.HyenaConfig(
+        30, 50, 8, 1, mixer=functools.partial(HyenaOperator, order=3), mixer_options={"filter": few}
+    )
+    assert made.mixer == "HyenaOperator"
+    assert made.mixer_options == {"order": 3, "filter": {"class": "ExplicitFilter", "taps": 4}}
+    model = AutoModel.from_config(made)
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    assert type(again.blocks[0].mixer.conv.filter) is ExplicitFilter
+    assert torch.equal(
+        again(tokens()[:, :5] % 30).last_hidden_state, model.eval()(tokens()[:, :5] % 30).last_hidden_state
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"d_modle": 8}, TypeError, "HyenaConfig has no keyword 'd_modle'; did you mean d_model"),
+        ({"nonsense": 8}, TypeError, "no keyword 'nonsense'; it has vocab_size, l_max"),
+        ({"vocab_size": 0}, ValueError, "vocab_size must be at least 1, got 0"),
+        ({"l_max": 2.5}, ValueError, r"l_max must be an integer, got 2\.5"),
+        ({"hidden_size": -1}, ValueError, "d_model must be at least 1, got -1"),
+        ({"dropout": 1.5}, ValueError, r"dropout must be a number in \[0, 1\), got 1\.5"),
+        ({"mixer": "Hyen"}, ValueError, "hyena.mixers exports no Mixer 'Hyen', only"),
+        ({"mixer": lambda d, n: None}, ValueError, "cannot be saved"),
+        ({"mixer_options": {"ordr": 2}}, ValueError, "HyenaOperator has no option 'ordr'"),
+        ({"mixer_options": {"causal": False}}, ValueError, "pass causal= to the config"),
+        ({"causal": "yes"}, ValueError, "causal must be True, False or None, got 'yes'"),
+        ({"pooling": "max"}, ValueError, "pooling must be 'last' or 'mean', got 'max'"),
+        ({"classifier_dropout": 2}, ValueError, r"classifier_dropout must be a number in \[0, 1\), got 2"),
+        ({"pad_token_id": 500}, ValueError, "pad_token_id=500 is not below vocab_size=256"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_wrong_is_named(wrong: dict[str, Any], error: type, message: str):
+    with pytest.raises(error, match=message):
+        auto.HyenaConfig(**wrong)
+    if error is ValueError and "mixer" not in wrong:
+        changed = auto.HyenaConfig()
+        for name, value in wrong.items():
+            setattr(changed, name, value)
+        with pytest.raises(ValueError, match=message):
+            auto.HyenaModel(changed)
+
+
+def test_directions_that_contradict():
+    with pytest.raises(ValueError, match="HyenaForMaskedLM sees both sides"):
+        auto.HyenaForMaskedLM(config(causal=True))
+    with pytest.raises(ValueError, match="HyenaForCausalLM predicts the next token"):
+        auto.HyenaForCausalLM(config(causal=False))
+    shared = config()
+    assert auto.HyenaForMaskedLM(shared).config.causal is False
+    assert shared.causal is None  # the caller's stays as it was
+
+
+def test_folders_that_are_none(tmp_path: Path):
+    with pytest.raises((OSError, ValueError), match=r"config\.json"):
+        AutoModel.from_pretrained(tmp_path)
+    build("HyenaForCausalLM", torch.float32).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, "model_type": "hyenna"}))
+    with pytest.raises(ValueError, match="hyenna"):
+        AutoModel.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**values, "mixer": "Transformer"}))
+    with pytest.raises(ValueError, match="exports no Mixer 'Transformer'"):
+        AutoModel.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**values, "num_layers": 3}))
+    _, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert any("blocks.2." in key for key in found["missing_keys"])
+
+
+def test_what_other_tools_write_is_kept(tmp_path: Path):
+    build("HyenaForCausalLM", torch.float32).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, "tool_version": "3"}))
+    with pytest.warns(UserWarning, match="HyenaConfig reads no tool_version"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.config.tool_version == "3"
+    with pytest.warns(UserWarning, match="tool_version"):
+        assert AutoConfig.from_pretrained(tmp_path).to_dict()["tool_version"] == "3"
+    with pytest.raises(TypeError, match="hidden_sze"), pytest.warns(UserWarning, match="tool_version"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, hidden_sze=3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_to_and_from_the_library(tied: bool, tmp_path: Path):
+    made = CausalLMConfig(
+        40, 64, 16, 2, tie_embeddings=tied, mixer_options={"filter": {"class": "HyenaFilter", "width": 8}}
+    )
+    ours = CausalLM(made, dtype=torch.float64).eval()
+    model = auto.HyenaForCausalLM.from_hyena(ours)
+    assert torch.equal(model(tokens()).logits, ours(tokens()))
+    model.save_pretrained(tmp_path)
+    back = AutoModelForCausalLM.from_pretrained(tmp_path).to_hyena()
+    assert torch.equal(back(tokens()), ours(tokens()))
+    assert back.config == made
+
+
+def test_hyena_imports_no_transformers():
+    code = "import sys, hyena, hyena.integrations; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_transformers(monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in sys.modules if name.startswith("hyena.integrations.auto")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'hyena\[transformers\]'"):
+        pass
