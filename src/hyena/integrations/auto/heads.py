@@ -114,7 +114,8 @@ class HyenaForCausalLM(_WithOutputLayer, GenerationMixin):
         values.pop("gradient_checkpointing")
         tied = values.pop("tie_embeddings")
         config = HyenaConfig(**values, tie_word_embeddings=tied)
-        made = cls(config).to(device=model.device, dtype=model.embedding.weight.dtype)
+        made: Any = cls(config)
+        made.to(device=model.device, dtype=model.embedding.weight.dtype)
         state = {f"model.{key}": t for key, t in model.state_dict().items() if key != "head.weight"}
         made.load_state_dict({**state, "lm_head.weight": model.head.weight})
         return made.train(model.training)
@@ -122,7 +123,8 @@ class HyenaForCausalLM(_WithOutputLayer, GenerationMixin):
     @_like_generation_mixin
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         # Releases before 5.3 number the positions for models that cannot count.
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        prepare: Any = super().prepare_inputs_for_generation
+        inputs = prepare(*args, **kwargs)
         inputs.pop("cache_position", None)
         return inputs
 
@@ -232,9 +234,10 @@ class _WithClasses(_WithBackbone):
 
     def add_head(self) -> None:
         """See the base."""
-        self.num_labels = int(self.config.num_labels)
+        self.num_labels = self.config.num_labels or 0
         self.dropout = nn.Dropout(self.config.classifier_dropout)
-        self.score = nn.Linear(self.config.d_model, self.num_labels, bias=self.score_bias)
+        width: Any = self.config.d_model
+        self.score = nn.Linear(width, self.num_labels, bias=self.score_bias)
 
 
 class HyenaForSequenceClassification(_WithClasses):
