@@ -37,8 +37,7 @@ def test_found_by_auto_classes(name: str):
     assert type(transformers.AutoConfig.for_model(model.config.model_type)) is type(model.config)
 
 
-@pytest.mark.parametrize("shard", ["5GB", "4KB"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "shard"), [*((n, "5GB") for n in NAMES), *((n, "4KB") for n in NAMES[1::5])])
 def test_saved_and_loaded(name: str, shard: str, tmp_path: Path):
     model = build(name, torch.float32)
     model.save_pretrained(tmp_path, max_shard_size=shard)
@@ -197,8 +196,7 @@ def test_every_parameter_learns(name: str):
     assert unused == []
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "reentrant"), [*((n, False) for n in NAMES), *((n, True) for n in NAMES[1::5])])
 def test_gradient_checkpointing(name: str, reentrant: bool):
     model = build(name).train()
     ids, inner = tokens(name), getattr(model, "model", model)
@@ -301,7 +299,7 @@ def test_dtypes(name: str, dtype: torch.dtype, tmp_path: Path):
     assert small.get_input_embeddings().weight.dtype == dtype
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[1::5])
 def test_devices(name: str, tmp_path: Path):
     pytest.importorskip("accelerate")
     model, ids = build(name, torch.float32), tokens(name)
@@ -355,7 +353,7 @@ def test_a_new_head_on_old_weights(tmp_path: Path):
     assert again.score.weight.shape == (5, 16)
     assert again.score.bias.eq(0).all()
     assert torch.equal(again.model(tokens()).last_hidden_state, model.model(tokens()).last_hidden_state)
-    with pytest.raises((ValueError, RuntimeError), match=r"mismatch|size"):
+    with pytest.raises((ValueError, RuntimeError), match=r"mismatch|size|holds a part of"):
         transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, config=config("HyenaForMaskedLM", d_model=8))
 
 

@@ -32,6 +32,8 @@ def initialize_missing(module: Any, name: str = "") -> None:
     Raises:
         ValueError: a part of which the checkpoint had some tensors and not others.
     """
+    if any(_is_quantised(p) for p in module.parameters(recurse=False)):
+        return
     loaded = [_has_values(t) for t in (*module.parameters(), *module.buffers())]
     if all(loaded):
         return
@@ -54,3 +56,8 @@ def initialize_missing(module: Any, name: str = "") -> None:
 def _has_values(t: Tensor) -> bool:
     """Whether the checkpoint had a tensor; what is still on the meta device by then is offloaded to a disk."""
     return getattr(t, "_is_hf_initialized", False) or t.is_meta
+
+
+def _is_quantised(p: Tensor) -> bool:
+    """Whether a parameter is of a class of a quantiser's: made from the checkpoint, with what stands beside it."""
+    return type(p) is not nn.Parameter and not hasattr(p, "full_tensor")  # which a DTensor has

@@ -26,8 +26,8 @@ from hyena.models import Block, options
 from hyena.models.decoder import learned_positions
 from hyena.models.initial import init_linear_layers
 
-# Filters keep float32 weights in a model of half precision, as everywhere in this library.
-_SINGLE = r"(^|\.)filter\."
+# Filters keep float32 weights in a model of half precision, as everywhere in this library, and are not quantised.
+_SINGLE = r"(.*\.)?filter\..*"
 
 # What releases of transformers call a cache: the first before 5.20.
 CACHES = ("past_key_values", "cache")
@@ -115,6 +115,7 @@ class HyenaPreTrainedModel(PreTrainedModel):
             config = copy.deepcopy(config)
             config.causal = False
         super().__init__(config, **kwargs)
+        self._keep_in_fp32_modules = [_SINGLE]  # which quantisers leave alone
         if torch.get_default_dtype() in (torch.float16, torch.bfloat16):
             self._keep_in_fp32_modules_strict = [_SINGLE]
             plan: Any = getattr(self, "dtype_plan", None)

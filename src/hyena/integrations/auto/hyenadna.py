@@ -63,6 +63,8 @@ class HyenaDNAPreTrainedModel(HyenaPreTrainedModel):
         if not issubclass(cls, HyenaBackbone):
             state = {key if key in _HEADS else f"model.{key}": t for key, t in state.items()}
         expected = _HEADS_OF.get(next((c for c in cls.__mro__ if c in _HEADS_OF), cls), ())
+        if config.tie_word_embeddings:  # then the embedding's is enough, and the first releases would not tie two
+            expected = tuple(key for key in expected if key != "lm_head.weight")
         state = {key: t for key, t in state.items() if key not in _HEADS or key in expected}
         frozen = [[key for key, p in mixer.named_parameters() if not p.requires_grad] for mixer in mixers]
         found = super().from_pretrained(None, *args, config=config, state_dict=state, mixers=mixers, **kwargs)
@@ -191,6 +193,16 @@ class HyenaDNAForCausalLM(HyenaDNAPreTrainedModel, HyenaForCausalLM):
         rows = self.lm_head.out_features
         if rows > config.vocab_size:
             self.generation_config.suppress_tokens = list(range(config.vocab_size, rows))
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """See ``GenerationMixin``."""
+        size = self.config.vocab_size
+        # The first releases take logits to be as wide as the vocabulary, and beams apart by it.
+        self.config.vocab_size = self.lm_head.out_features
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            self.config.vocab_size = size
 
 
 class HyenaDNAForSequenceClassification(HyenaDNAPreTrainedModel, HyenaForSequenceClassification):
