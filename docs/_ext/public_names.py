@@ -109,12 +109,10 @@ def name_page(room: str, name: str, thing: Any) -> str:
         directive = [f".. autofunction:: {room}.{name}"]
     else:
         what = "exception" if kind == "Errors" else "class"
-        options = [
-            "   :members:",
-            f"   :inherited-members: {_FOREIGN_BASES}",
-            "   :special-members: __call__",
-            "   :show-inheritance:",
-        ]
+        options = ["   :members:", "   :special-members: __call__", "   :show-inheritance:"]
+        # What transformers' classes have from their many bases is transformers' to document.
+        if not any(base.__module__.startswith("transformers.") for base in thing.__mro__):
+            options.insert(1, f"   :inherited-members: {_FOREIGN_BASES}")
         directive = [f".. auto{what}:: {room}.{name}", *options]
     context = [] if kind == "Constants" else [f".. currentmodule:: {room}", ""]
     head = ["---", "orphan: true", "---", "", f"# {name}", "", f"[{room}]({room}.md)", ""]

@@ -256,7 +256,7 @@ class HyenaModel(HyenaBackbone):
     """The decoder without a head."""
 
     def build(self) -> None:
-        """See :class:`HyenaBackbone`."""
+        """See the base."""
         c = self.config
         mixer = c.mixer_factory(causal=self.causal)
         self.embedding = nn.Embedding(c.vocab_size, c.d_model)
