@@ -34,6 +34,13 @@ class Team:
         self._where = where
         self._store.set(f"at/{self.rank}", f"{time.time()} {where}")
 
+    def mesh(self, **axes: int) -> DeviceMesh:
+        """A mesh of all processes, whose groups wait as long as they do."""
+        mesh = init_device_mesh(self.device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
+        for group in mesh.get_all_groups():  # else torch's default timeout, half an hour
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.timeout), group)
+        return mesh
+
     def explain(self, error: BaseException) -> str:
         """One line or a few: which process failed first, or where each was last seen if none said anything."""
         mine = f"rank {self.rank} of {self.size}, {self._where}"
@@ -141,10 +148,7 @@ def make_mesh(team: Team, dp: int, cp: int, tp: int) -> DeviceMesh:
             f"--dp {dp} x --cp {cp} x --tp {tp} is {dp * cp * tp} processes, and there {_are(team.size)}: torchrun "
             f"--nproc-per-node {max(1, dp) * cp * tp} starts as many"
         )
-    mesh = init_device_mesh(team.device.type, (dp, cp, tp), mesh_dim_names=("dp", "cp", "tp"))
-    for group in mesh.get_all_groups():  # groups of a mesh have torch's default timeout, not that of the processes
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=team.timeout), group)
-    return mesh
+    return team.mesh(dp=dp, cp=cp, tp=tp)
 
 
 def _are(number: int) -> str:

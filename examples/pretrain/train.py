@@ -4,7 +4,7 @@
     python examples/pretrain/train.py --data examples/dna/*.fa.gz      # a chromosome
     torchrun --nproc-per-node 4 --max-restarts 3 examples/pretrain/train.py --dp 2 --cp 2
 
-Axes of the mesh: --dp spreads rows and weights, --cp positions. Killed and started again with the same
+Axes of the mesh: --dp spreads rows, --cp positions; weights are spread over both. Killed and started again with the same
 options, on as many processes or others, it goes on from the last whole checkpoint; under torchrun by itself.
 Leaves in --out: checkpoints/, metrics.jsonl, data-<rank>.jsonl (which blocks a process saw in which step), loss.png.
 """

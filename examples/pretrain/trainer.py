@@ -23,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from hyena import param_groups
-from hyena.distributed import clip_grad_norm_, context_parallel, shard, sum_gradients
+from hyena.distributed import clip_grad_norm_, context_parallel, shard
 from hyena.models import CausalLM, CausalLMConfig
 from hyena.models.causal_lm import IGNORED
 
@@ -45,7 +45,7 @@ class Trainer:
         if s.start_length < cp:
             raise ValueError(f"--start-length {s.start_length} is shorter than --cp {cp}: one position each at least")
         self.settings, self.mesh, self.team = settings, mesh, team
-        self.model = spread(build(settings).to(team.device).train(), mesh)
+        self.model = spread(build(settings).to(team.device).train(), mesh, team)
         self.optimizer = torch.optim.AdamW(param_groups(self.model, s.lr, s.weight_decay), betas=(0.9, 0.95))
         then = notes or {"step": 0, "tokens": 0, "epoch": 0, "taken": 0}
         self.step, self.tokens = then["step"], then["tokens"]
@@ -66,8 +66,7 @@ class Trainer:
         targets = sum(block.targets for block in batch)
         tokens, wanted = rows(self.mine, s.length, length, self.team.device)  # (B, L)
         loss = self._loss(shard(tokens, self.mesh["cp"]), shard(wanted, self.mesh["cp"])) / targets
-        (loss * self.mesh["dp"].size()).backward()  # fully_shard takes the mean over its processes
-        sum_gradients(self.model, self.mesh["cp"])
+        (loss * self.mesh["dp"].size() * self.mesh["cp"].size()).backward()  # fully_shard takes the mean of these
         norm = clip_grad_norm_(self.model, s.clip or math.inf)
         total = loss.detach().double()
         dist.all_reduce(total)
@@ -118,13 +117,15 @@ def build(settings: Settings) -> CausalLM:
     return CausalLM(config, dtype=torch.float64 if settings.dtype == "float64" else torch.float32)
 
 
-def spread(model: CausalLM, mesh: DeviceMesh) -> CausalLM:
-    """Weights over dp, positions over cp."""
-    if mesh["dp"].size() > 1:
+def spread(model: CausalLM, mesh: DeviceMesh, team: Team) -> CausalLM:
+    """Positions over cp, and weights over dp and cp together: a process of either has gradients of its own."""
+    dp, cp, tp = mesh.shape
+    if dp * cp > 1:
+        data = team.mesh(data=dp * cp, tp=tp)["data"]
         for block in model.blocks:
-            fully_shard(block, mesh=mesh["dp"])
-        fully_shard(model, mesh=mesh["dp"])
-    if mesh["cp"].size() > 1:
+            fully_shard(block, mesh=data)
+        fully_shard(model, mesh=data)
+    if cp > 1:
         context_parallel(model, mesh["cp"])
     return model
 
