@@ -27,6 +27,26 @@ def cut(folder: Path, step: int) -> None:
         beside.replace(path)
 
 
+def claim(folder: Path, identity: dict[str, Any], begun: bool) -> None:
+    """Writes down whose folder this is, or checks it if a run has begun there.
+
+    Raises:
+        ValueError: it is of a run with other settings, which are named.
+    """
+    path, mine = folder / "run.json", json.loads(json.dumps(identity))
+    if begun and path.exists():
+        then = json.loads(path.read_text())
+        if differing := [f"{k} {then.get(k)} (now {v})" for k, v in mine.items() if then.get(k) != v]:
+            raise ValueError(
+                f"{folder} has a run with other settings: {', '.join(differing)}. Choose another --out, or --restart"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(json.dumps(mine, indent=1) + "\n")
+    beside.replace(path)
+
+
 class Lines:
     """A file that each step adds a line of JSON to."""
 

@@ -1,12 +1,13 @@
-"""Trains a language model of text or DNA on one process or many: data and context parallel, elastic.
+"""Trains a language model of text or DNA on one process or many: data, context and tensor parallel, elastic.
 
     python examples/pretrain/train.py                                  # one CPU process, tinyshakespeare
     python examples/pretrain/train.py --data examples/dna/*.fa.gz      # a chromosome
     torchrun --nproc-per-node 4 --max-restarts 3 examples/pretrain/train.py --dp 2 --cp 2
 
-Axes of the mesh: --dp spreads rows, --cp positions; weights are spread over both. Killed and started again with the same
-options, on as many processes or others, it goes on from the last whole checkpoint; under torchrun by itself.
-Leaves in --out: checkpoints/, metrics.jsonl, data-<rank>.jsonl (which blocks a process saw in which step), loss.png.
+Axes of the mesh: --dp spreads rows, --cp positions, both of them weights too; --tp spreads channels. Killed and started
+again with the same options, on as many processes or others, it goes on from the last whole checkpoint; under torchrun
+by itself. Leaves in --out: checkpoints/, metrics.jsonl, loss.png, and data-<rank>.jsonl, which blocks of the data a
+process saw in which step.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ try:
     from tqdm import tqdm
     from trainer import Trainer, ids
 
-    from checkpoints import Checkpoints
+    from hyena.distributed import Checkpoints
+
 except ImportError as e:
     sys.exit(f'{e}. Install what this example needs with: pip install "hyena[train]", or ".[train]" in the repository')
 
@@ -44,6 +46,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{f.name.replace('_', '-')}", default=f.default, help=text, **more)
     parser.add_argument("--dp", type=int, default=0, help="processes that rows are spread over (default: all others)")
     parser.add_argument("--cp", type=int, default=1, help="processes that positions are spread over (default: 1)")
+    parser.add_argument("--tp", type=int, default=1, help="processes that channels are spread over (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("out/pretrain"), help="folder (default: out/pretrain)")
     parser.add_argument("--save-every", type=int, default=50, help="steps between checkpoints (default: 50)")
     parser.add_argument("--keep", type=int, default=2, help="checkpoints that are kept (default: 2)")
@@ -66,29 +69,33 @@ def main(arguments: list[str] | None = None) -> None:
 def run(options: argparse.Namespace, team: Team) -> None:
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(Settings)}
     settings = Settings(**{**fields, "data": tuple(options.data)})
-    if options.save_every < 1:
-        raise ValueError(f"--save-every must be at least 1, got {options.save_every}")
-    mesh = make_mesh(team, options.dp, options.cp, 1)
+    for name in ("save_every", "keep"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    mesh = make_mesh(team, options.dp, options.cp, options.tp)
     if options.restart and team.rank == 0 and options.out.exists():
         shutil.rmtree(options.out)
-    checkpoints = Checkpoints(options.out / "checkpoints", options.keep, team)
-    path, notes = checkpoints.latest(settings.identity()) or (None, None)
-    trainer = Trainer(settings, mesh, team, notes)
-    if path is not None:
-        checkpoints.load(path, trainer.model, trainer.optimizer)
+    trainer = Trainer(settings, mesh, team)
+    folder = options.out / "checkpoints"
+    checkpoints = Checkpoints(folder, trainer.model, trainer.optimizer, keep=options.keep)
+    if team.rank == 0:
+        report.claim(options.out, settings.identity(), begun=bool(checkpoints.steps()))
+    dist.barrier()  # nobody loads what is of another run
+    step, notes = checkpoints.load() or (0, None)
+    trainer.begin(notes)
     if team.rank == 0:
         report.cut(options.out, trainer.step)
         parameters = sum(p.numel() for p in trainer.model.parameters())
         print(f"{settings.mixer}, {parameters:,} parameters; mesh {dict(zip(mesh.mesh_dim_names, mesh.shape))}")
-        if path is not None:
-            print(f"going on from {path} after step {trainer.step} of {settings.steps}", flush=True)
+        if step > 0:
+            print(f"going on from {checkpoints.path(step)} after step {trainer.step} of {settings.steps}", flush=True)
     dist.barrier()  # nobody writes lines before the old ones are cut
     train(trainer, checkpoints, options.save_every, options.out, team)
     if team.rank == 0:
         last = report.read(options.out / report.METRICS)[-1]
         picture = report.plot(options.out, f"{settings.mixer}, {settings.layers} layers of width {settings.width}")
         print(f"loss {last['loss']:.4f} after {last['tokens']:,} tokens")
-        for what, where in (("checkpoint", checkpoints.whole()[-1]), ("loss curve", picture)):
+        for what, where in (("checkpoint", checkpoints.path(trainer.step)), ("loss curve", picture)):
             print(f"{what:<10} {where}")
 
 
@@ -111,11 +118,10 @@ def train(trainer: Trainer, checkpoints: Checkpoints, save_every: int, out: Path
                 f"loss {said['loss']:.3f}, rows of {said['length']}, {rate:,.0f} tokens/s", refresh=False
             )
             bar.update()
-            checkpoints.look()
             if trainer.step == steps or trainer.step % save_every == 0:
-                checkpoints.save(trainer.step, trainer.model, trainer.optimizer, trainer.notes())
+                checkpoints.save(trainer.step, trainer.notes(), asynchronous=True)
     team.at("writing the last checkpoint")
-    checkpoints.finish()
+    checkpoints.wait()
     dist.barrier()
 
 

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from hyena import param_groups
-from hyena.distributed import clip_grad_norm_, context_parallel, shard
+from hyena.distributed import clip_grad_norm_, context_parallel, shard, tensor_parallel
 from hyena.models import CausalLM, CausalLMConfig
 from hyena.models.causal_lm import IGNORED
 
@@ -35,10 +35,9 @@ class Trainer:
         settings: of the run.
         mesh: of the axes dp, cp and tp.
         team: the processes.
-        notes: :meth:`notes` of the run that this one goes on with.
     """
 
-    def __init__(self, settings: Settings, mesh: DeviceMesh, team: Team, notes: dict[str, Any] | None = None) -> None:
+    def __init__(self, settings: Settings, mesh: DeviceMesh, team: Team) -> None:
         s, dp, cp = settings, mesh["dp"].size(), mesh["cp"].size()
         if s.batch % dp:
             raise ValueError(f"--batch {s.batch} blocks do not divide by --dp {dp}")
@@ -47,11 +46,14 @@ class Trainer:
         self.settings, self.mesh, self.team = settings, mesh, team
         self.model = spread(build(settings).to(team.device).train(), mesh, team)
         self.optimizer = torch.optim.AdamW(param_groups(self.model, s.lr, s.weight_decay), betas=(0.9, 0.95))
-        then = notes or {"step": 0, "tokens": 0, "epoch": 0, "taken": 0}
+        self.step, self.tokens, self.sampler = 0, 0, None
+
+    def begin(self, notes: dict[str, Any] | None) -> None:
+        """Begins with the data, or goes on where :meth:`notes` were taken."""
+        s, then = self.settings, notes or {"step": 0, "tokens": 0, "epoch": 0, "taken": 0}
         self.step, self.tokens = then["step"], then["tokens"]
-        self.sampler = Sampler(
-            partial(blocks, s.data, s.length), s.shuffle, s.seed, Place(then["epoch"], then["taken"])
-        )
+        place = Place(then["epoch"], then["taken"])
+        self.sampler = Sampler(partial(blocks, s.data, s.length), s.shuffle, s.seed, place)
 
     def advance(self) -> dict[str, Any]:
         """One step; returns what there is to say of it, the same on every process."""
@@ -89,18 +91,10 @@ class Trainer:
         logits = logits.float() if low else logits
         return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
-    def notes(self) -> dict[str, Any]:
+    def notes(self) -> dict[str, int]:
         """What a checkpoint has besides weights and the optimizer."""
         place = self.sampler.place
-        return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "epoch": place.epoch,
-            "taken": place.taken,
-            "mesh": dict(zip(self.mesh.mesh_dim_names, self.mesh.shape)),
-            "identity": self.settings.identity(),
-            "model": self.model.config.to_dict(),
-        }
+        return {"step": self.step, "tokens": self.tokens, "epoch": place.epoch, "taken": place.taken}
 
 
 def build(settings: Settings) -> CausalLM:
@@ -118,8 +112,10 @@ def build(settings: Settings) -> CausalLM:
 
 
 def spread(model: CausalLM, mesh: DeviceMesh, team: Team) -> CausalLM:
-    """Positions over cp, and weights over dp and cp together: a process of either has gradients of its own."""
+    """Channels over tp, positions over cp, weights over dp and cp: a process of either has gradients of its own."""
     dp, cp, tp = mesh.shape
+    if tp > 1:
+        tensor_parallel(model, mesh["tp"])
     if dp * cp > 1:
         data = team.mesh(data=dp * cp, tp=tp)["data"]
         for block in model.blocks:

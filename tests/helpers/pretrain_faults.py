@@ -4,8 +4,8 @@
 
 ``step`` counts the optimizer's steps of an attempt for ``kill``, ``raise`` and ``sleep``, which happen between the
 backward pass and the update; for the others it is that of the checkpoint. ``half`` cuts off what the process has
-written of it and kills, ``data`` kills when that is whole, ``name`` when all is written but the folder has not got its
-name.
+written of it and kills, ``data`` kills when that is whole, ``name`` when all is written but the file that says so has
+not got its name.
 """
 
 from __future__ import annotations
@@ -53,23 +53,23 @@ def at_update(what: str, step: int) -> None:
 
 
 def at_writing(what: str, step: int) -> None:
-    write, rename = FileSystemWriter.write_data, Path.rename
+    write, finish = FileSystemWriter.write_data, FileSystemWriter.finish
+    folder = f"step-{step:09d}"
 
     def write_data(self: FileSystemWriter, *args: Any) -> Any:
         out = write(self, *args)
-        if f"{step:08d}.partial" in str(self.path) and what in ("half", "data"):
+        if folder in str(self.path) and what in ("half", "data"):
             for file in Path(self.path).glob("*.distcp") if what == "half" else ():
                 os.truncate(file, file.stat().st_size // 2)
             die()
         return out
 
-    def renamed(self: Path, target: Any) -> Path:
-        if what == "name" and f"{step:08d}.partial" in self.name:
-            assert (self / ".metadata").exists()
-            die()
-        return rename(self, target)
+    def finished(self: FileSystemWriter, **kwargs: Any) -> Any:
+        if folder in str(self.path) and what == "name":
+            self.fs.rename = lambda *_: die()
+        return finish(self, **kwargs)
 
-    FileSystemWriter.write_data, Path.rename = write_data, renamed  # type: ignore[method-assign]
+    FileSystemWriter.write_data, FileSystemWriter.finish = write_data, finished  # type: ignore[method-assign]
 
 
 def run(faults: str, options: list[str]) -> None:
