@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from helpers.live_memory import LiveBytes
 
 HEADS = 4
-MIXERS = {"hyena": ("HyenaOperator", {}), "attention": ("Attention", {"num_heads": HEADS})}
+MIXERS = {"hyena": ("HyenaOperator", {}), "attention": ("Attention", {"num_heads": HEADS, "rotary_base": 1e4})}
 
 
 class SentBytes(TorchDispatchMode):

@@ -190,12 +190,14 @@ def _memory(mesh: DeviceMesh) -> None:
     for kind in kinds:
         ratios = _memory_ratios(mesh, {"filter": {"class": kind}})
         assert max(ratios) <= 1.2 / mesh.size(), (kind, ratios)
+    ratios = _memory_ratios(mesh, {"num_heads": 4}, "Attention")  # no process holds a matrix of all pairs
+    assert max(ratios) <= 1.2 / mesh.size(), ratios
 
 
-def _memory_ratios(mesh: DeviceMesh, options: dict[str, Any]) -> list[float]:
+def _memory_ratios(mesh: DeviceMesh, options: dict[str, Any], mixer: str = "HyenaOperator") -> list[float]:
     torch.manual_seed(1)
     sizes: dict[str, Any] = {"vocab_size": V, "l_max": 1024, "d_model": 64, "num_layers": 2}
-    whole = CausalLM(CausalLMConfig(**sizes, mixer_options=options))
+    whole = CausalLM(CausalLMConfig(**sizes, mixer=mixer, mixer_options=options))
     spread = context_parallel(copy.deepcopy(whole), mesh, check=False)
     tokens = torch.randint(V, (2, 1024), generator=torch.Generator().manual_seed(0))
     bytes_of = []

@@ -23,7 +23,7 @@ class Work:
         rows: B, over all processes.
         d_model: D.
         num_layers: of blocks.
-        mixer: ``"hyena"``, or ``"attention"``: causal, with as many heads of keys as of queries.
+        mixer: ``"hyena"``, or ``"attention"``: causal, rotary positions, as many heads of keys as of queries.
         order: N.
         num_heads: of attention.
         d_inner: inner width of the MLP, ``4 * D`` if missing.
@@ -85,8 +85,7 @@ class Work:
     @property
     def parameters(self) -> int:
         """Of the model, whose output layer has the embedding's weight."""
-        positions = self.length * self.d_model if self.mixer == "attention" else 0
-        return self.num_layers * self.layer_parameters + (self.vocab_size + 2) * self.d_model + positions
+        return self.num_layers * self.layer_parameters + (self.vocab_size + 2) * self.d_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +146,16 @@ class Cost:
     tp: float
 
 
-def cost(work: Work, mesh: Mesh, *, itemsize: int = 2, weight_itemsize: int = 2, recompute: bool = False) -> Cost:
-    """Counts a training step. Sizes that do not divide are counted as if they did.
+def cost(
+    work: Work,
+    mesh: Mesh,
+    *,
+    itemsize: int = 2,
+    weight_itemsize: int = 2,
+    recompute: bool = False,
+    chunks: int = 2,
+) -> Cost:
+    """Counts a training step. Positions and channels that do not divide are counted as if they did.
 
     Args:
         work: the model and its batch.
@@ -156,12 +163,14 @@ def cost(work: Work, mesh: Mesh, *, itemsize: int = 2, weight_itemsize: int = 2,
         itemsize: s, bytes of an activation.
         weight_itemsize: bytes of a weight or gradient as it is sent.
         recompute: keep only the blocks' inputs and do the forward pass again.
+        chunks: of :func:`hyena.distributed.context_parallel`, each of which runs the filters' FFN.
 
     Raises:
-        ValueError: more processes than rows, positions, channels or heads; a ring of Hyena.
+        ValueError: rows that do not divide by dp; more processes than positions, channels or heads; a ring of Hyena.
     """
     _check(work, mesh)
     w, layers, runs = work, work.num_layers, 2 if recompute else 1
+    chunks = chunks if mesh.cp > 1 else 1
     positions = w.rows * w.length / (mesh.dp * mesh.cp)  # of this process
     shared = w.length * w.rows / mesh.dp  # whole rows of its cp group
     mine = w.d_model / (mesh.cp * mesh.tp)  # channels that it mixes
@@ -175,20 +184,20 @@ def cost(work: Work, mesh: Mesh, *, itemsize: int = 2, weight_itemsize: int = 2,
     data = mesh.dp * mesh.cp
     gathered = layers * block * 2 + (whole - layers * block)  # blocks forward and backward, the rest once
     return Cost(
-        matmul=layers * (dense + _filter_flops(w, mine)) + head,
+        matmul=layers * (dense + _filter_flops(w, mine, chunks)) + head,
         mixing=layers * _mixing_flops(w, mesh, mine),
         mixed=layers * shared * mine,
         weights=16 * whole / data + (2 * block + whole - layers * block) * weight_itemsize * (data > 1),
-        kept=_kept_bytes(w, mesh, positions, mine, itemsize, recompute),
+        kept=_kept_bytes(w, mesh, positions, mine, itemsize, recompute, chunks),
         dp=(gathered + whole) * weight_itemsize * _share(data),
         cp=layers * (there * runs + back),
-        tp=layers * along_tp * (runs + 1) + ends,
+        tp=layers * (along_tp * (runs + 1) + 2 * _shared(w) * weight_itemsize * _share(mesh.tp)) + ends,
     )
 
 
 def _check(work: Work, mesh: Mesh) -> None:
-    if mesh.dp > work.rows:
-        raise ValueError(f"{work.rows} rows cannot be spread over dp={mesh.dp} processes")
+    if work.rows % mesh.dp:
+        raise ValueError(f"{work.rows} rows do not divide by dp={mesh.dp}")
     if mesh.cp > work.length:
         raise ValueError(f"{work.length} positions cannot be spread over cp={mesh.cp} processes")
     if mesh.context == "ring" and work.mixer == "hyena":
@@ -208,12 +217,18 @@ def _context_bytes(w: Work, mesh: Mesh, itemsize: int) -> tuple[float, float]:
     return each, each
 
 
-def _filter_flops(w: Work, channels: float) -> float:
+def _filter_flops(w: Work, channels: float, chunks: int) -> float:
     """Of the filters' FFN for all lags: its hidden layers on every process, its last for the channels of this one."""
     if w.mixer != "hyena":
         return 0.0
     hidden = FEATURES * FILTER_WIDTH + HIDDEN * FILTER_WIDTH**2
-    return 2 * w.length * (hidden + FILTER_WIDTH * channels * (w.order - 1))
+    return 2 * w.length * (hidden * chunks + FILTER_WIDTH * channels * (w.order - 1))
+
+
+def _shared(w: Work) -> int:
+    """Weights of a block's filters that tp does not split, and whose gradients are summed."""
+    ffn = (FEATURES + 1) * FILTER_WIDTH + HIDDEN * (FILTER_WIDTH**2 + FILTER_WIDTH) + FILTER_WIDTH
+    return ffn if w.mixer == "hyena" else 0
 
 
 def _mixing_flops(w: Work, mesh: Mesh, channels: float) -> float:
@@ -225,16 +240,19 @@ def _mixing_flops(w: Work, mesh: Mesh, channels: float) -> float:
     return (w.order - 1) * channels * (transform * (2 * rows + 1) + 6 * w.length * rows)
 
 
-def _kept_bytes(w: Work, mesh: Mesh, positions: float, channels: float, itemsize: int, recompute: bool) -> float:
+def _kept_bytes(
+    w: Work, mesh: Mesh, positions: float, channels: float, itemsize: int, recompute: bool, chunks: int
+) -> float:
     """Of one process: norms' inputs and outputs, z, the mixed values, the MLP before and after GELU."""
     D, tp = w.d_model, mesh.tp
     outside = 4 * D + 4  # both norms' inputs and outputs, whole on every process of tp; their statistics
     inside = (w.parts * D + D + 2 * w.inner) / tp
     block = positions * (outside + inside)
-    if w.mixer == "hyena":  # taps, their features, and a complex spectrum
-        block += w.length * (w.order - 1) * (3 * channels) + w.length * (FEATURES + 1)
-    else:
-        block += positions * w.num_heads / tp
+    if w.mixer == "hyena":  # taps and a complex spectrum; the FFN's features and its weights, side by side
+        block += w.length * (w.order - 1) * (3 * channels)
+        block += chunks * (w.length * (FEATURES + 1) + HIDDEN * FILTER_WIDTH**2)
+    else:  # sums of exponentials; queries and keys that are turned
+        block += positions * (w.num_heads + 3 * D) / tp
     ends = positions * (2 * D + 2 + w.vocab_size)  # the last norm; log-probabilities
     layers = w.num_layers * block
     if recompute:

@@ -156,7 +156,10 @@ class Attention(Mixer):
         """Query ``(B, M, L, D/M)``, key and value ``(B, H, L, D/M)``."""
         size = self.head_dim
         rows = [heads * size for heads in (self.num_heads, self.num_kv_heads, self.num_kv_heads)]
-        q, k, v = (p.unflatten(2, (-1, size)).transpose(1, 2) for p in self.in_proj(u).split(rows, dim=2))
+        z = self.in_proj(u)
+        if z.stride(2) != 1:  # as it comes from other processes; torch's fused attention would not take it
+            z = z.contiguous()
+        q, k, v = (p.unflatten(2, (-1, size)).transpose(1, 2) for p in z.split(rows, dim=2))
         if self.rotary is None or at is None:
             return q, k, v
         table = self.rotary.table(at, ops.compute_dtype(q))
