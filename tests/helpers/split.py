@@ -296,6 +296,21 @@ def _explicit(*args: Any, **kwargs: Any) -> nn.Module:
     return ExplicitFilter(*args, **kwargs)
 
 
+def _context_first(mesh: Mesh) -> None:
+    """The two in the other order."""
+    torch.manual_seed(1)
+    whole = MODELS["tied"]()
+    model = tensor_parallel(context_parallel(copy.deepcopy(whole), mesh["cp"]), mesh["tp"])
+    want, got = whole(tokens()), model(mine(tokens(), mesh))
+    close(whole_output(got, mesh), want.detach(), "outputs", 1e-10)
+    want.square().sum().backward()
+    got.square().sum().backward()
+    sum_gradients(model, mesh["cp"])
+    found = gradients(model)
+    for name, p in whole.named_parameters():
+        close(found[name], p.grad, name, 1e-10)
+
+
 def _disagreement(mesh: Mesh) -> None:
     """Every process raises, and says which ranks differ."""
     tp, last = mesh["tp"], mesh["tp"].get_local_rank() == mesh["tp"].size() - 1
@@ -358,6 +373,7 @@ CHECKS: dict[str, Check] = {
     "drop-in": _attention_drop_in,
     "sizes": _sizes,
     "bytes": _bytes,
+    "context first": _context_first,
     "disagreement": _disagreement,
     "refusals": _refusals,
 }
@@ -389,3 +405,18 @@ def run_checks(rank: int, processes: int, folder: str, runs: Runs, checks: dict[
     finally:
         (Path(folder) / f"failed-{rank}.txt").write_text("\n".join(failed))
         dist.destroy_process_group()
+
+
+def run_beside_one_that_stops(rank: int, processes: int, folder: str) -> None:
+    """The last process ends before the call; the others say so, and do not wait."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=rank, world_size=processes)
+    mesh = init_device_mesh("cpu", (processes,), mesh_dim_names=("tp",))
+    torch.manual_seed(0)
+    op = tensor_parallel(HyenaOperator(D, 40), mesh, check=False)
+    dist.barrier()
+    if rank < processes - 1:
+        stopped = f"an all-reduce of a layer failed on rank {rank} of {processes}: another process has stopped"
+        with pytest.raises(RuntimeError, match=stopped):
+            op(torch.randn(1, 3, D))
+    dist.destroy_process_group()

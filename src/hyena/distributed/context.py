@@ -181,7 +181,9 @@ class Context:
         for piece, some, arriving in zip(pieces, channels, coming, strict=True):
             core: Any = mixer.core(piece[self.rank])
             # Its class before it was spread; without hooks, which belong to the whole mixer.
-            y = type(mixer).__mro__[2].forward(core, arriving.wait(), mask=keep, **packing)  # type: ignore[attr-defined]
+            classes = type(mixer).__mro__
+            before: Any = classes[classes.index(_MixesChannels) + 1]
+            y = before.forward(core, arriving.wait(), mask=keep, **packing)
             going.append(ToPositions(y, some, lengths, self.group, name))
         back = [piece.wait() for piece in going]
         y = torch.cat([piece[rank] for rank in range(self.size) for piece in back], dim=2)
