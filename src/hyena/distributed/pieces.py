@@ -70,12 +70,12 @@ class Pieces(Tensor):
         return self._views[self._offsets.index(tuple(index.offset or ()))]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if func is torch.ops.aten.detach.default:
             return args[0]
         if func is torch.ops.aten.new_empty.default:  # for an asynchronous checkpoint, which fills in the views then
             return cls._of(args[0].shape, torch.empty(0, dtype=args[0].dtype))
         raise TypeError(f"{func} on a weight of which a process holds pieces: it is for checkpoints alone")
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Pieces({tuple(self.shape)} at {self._offsets})"

@@ -307,6 +307,7 @@ class HyenaOperator(Gated, Mixer):
             return None
         if not (ops.is_plain(self.short, ShortConv) and ops.is_plain(self.conv, LongConv)):
             return None
+        weight: Tensor
         dtype, weight, bias = state.short.dtype, self.short.weight, self.short.bias
         if not z.dtype == weight.dtype == dtype:
             z, weight, bias = z.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
