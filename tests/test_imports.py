@@ -26,7 +26,7 @@ TOP = {"checkpoints", "export", "integrations", "distributed", "genomics"}
 # Reads published folders for other people's classes: between the two, which do not know each other.
 ALLOWED["integrations/auto"] = BELOW_THE_TOP | {"checkpoints", "genomics", "integrations"}
 # Programs, which nothing imports.
-ALLOWED |= {"command": BELOW_THE_TOP | {"checkpoints", "genomics"}, "__main__": {"command"}}
+ALLOWED |= {"command": BELOW_THE_TOP | {"checkpoints", "genomics", "integrations"}, "__main__": {"command"}}
 
 
 def room_of(path: Path) -> str:

@@ -226,6 +226,37 @@ def test_text_of_other_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture
     assert out.read_text().splitlines()[1].split("\t")[-1] == "ccc"
 
 
+def test_text_of_a_pretrained_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """What Trainer leaves: a model for the Auto classes, and a tokenizer of pieces of words and of bytes."""
+    pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    from transformers import PreTrainedTokenizerFast
+
+    from hyena.integrations.auto import HyenaConfig, HyenaForCausalLM
+
+    words = tokenizers.Tokenizer(tokenizers.models.BPE())
+    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    words.train_from_iterator([TEXT], tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    torch.manual_seed(0)
+    model = HyenaForCausalLM(HyenaConfig(vocab_size=len(tokenizer), l_max=64, d_model=16, num_layers=1)).eval()
+    model.save_pretrained(tmp_path)
+    given = ["generate", "--model", str(tmp_path), "--prompt", "the quick ", "--length", "12", "--temperature", "0"]
+    assert "no tokenizer (tokenizer.json" in error(capsys, given)
+    tokenizer.save_pretrained(tmp_path)
+    ids = tokenizer("the quick ", return_tensors="pt").input_ids
+    want = tokenizer.decode(model.generate(ids, max_new_tokens=12, min_new_tokens=12, do_sample=False)[0])
+    capsys.readouterr()
+    assert main(given) == 0
+    assert capsys.readouterr().out == want + "\n"
+    assert "give --prompt" in error(capsys, [*given[:3], "--length", "3"])
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace("HyenaForCausalLM", "HyenaForMaskedLM"))
+    assert "text is written by a HyenaForCausalLM" in error(capsys, given)
+
+
 def test_dna_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     model = build("dna", torch.float32)
     save_hyenadna(model, tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from torch import Tensor
 from hyena.checkpoints.files import load_file
 from hyena.generation import stream
 from hyena.genomics import Record
-from hyena.genomics.tokenizers import LetterError, Tokenizer
+from hyena.genomics.tokenizers import ByteTokenizer, DNATokenizer, LetterError, Tokenizer
 from hyena.genomics.writing import Writing
 from hyena.models import CausalLM, CausalLMConfig
 
 CHECKPOINT = "checkpoint.pt"
 """The file in the folder of a run."""
 _ENTRIES = ("config", "model", "vocabulary")
+_BEFORE = 4  # tokens that new ones are decoded with
 
 
 class CharacterTokenizer(Tokenizer):
@@ -115,7 +116,7 @@ def write_text(given: argparse.Namespace, model: Any, tokenizer: Tokenizer, reco
     )
     limit, number = model.config.l_max, 0
     window = given.window
-    if window is None and isinstance(tokenizer, CharacterTokenizer):
+    if window is None and not isinstance(tokenizer, (ByteTokenizer, DNATokenizer)):
         window = max(1, limit // 2)
     for record in records:
         try:
@@ -129,7 +130,25 @@ def write_text(given: argparse.Namespace, model: Any, tokenizer: Tokenizer, reco
                 print(f"== {record.name}, {sample} of {given.samples}", file=sys.stderr, flush=True)
             tokens = stream(writing.writer, [prompt], given.length, window=window, seed=given.seed + number, **sampling)
             print(record.sequence.lstrip("\n"), end="", flush=True)
-            for token in tokens:
-                print(tokenizer.decode(token.cpu()), end="", flush=True)
+            for text in _as_they_come(tokenizer, prompt, tokens):
+                print(text, end="", flush=True)
             print()
             number += 1
+
+
+def _as_they_come(tokenizer: Tokenizer, prompt: Tensor, tokens: Iterable[Tensor]) -> Iterator[str]:
+    """Yields the text of new tokens, decoded with some before them: pieces of words join to what none gives alone.
+
+    What ends in the middle of a character waits for the rest of it.
+    """
+    drawn = prompt.tolist()
+    shown = len(drawn)
+    for token in tokens:
+        drawn.append(int(token))
+        first = max(shown - _BEFORE, 0)
+        known, text = (tokenizer.decode(drawn[first:end]) for end in (shown, len(drawn)))
+        if not text.endswith("\ufffd"):
+            yield text[len(known) :]
+            shown = len(drawn)
+    if shown < len(drawn):
+        yield tokenizer.decode(drawn[shown:])

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import hyena
-from hyena.command.characters import CharacterTokenizer, find_checkpoint, load_characters, write_text
+from hyena.command.characters import find_checkpoint, load_characters, write_text
 from hyena.command.inputs import Inputs
 from hyena.command.models import check_exists, device_of, dtype_of, fingerprint, open_model
+from hyena.command.pretrained import is_pretrained, load_pretrained
 from hyena.genomics import Record
 from hyena.genomics.batches import groups
 from hyena.genomics.classifying import Classifying
@@ -57,7 +58,7 @@ def run(given: argparse.Namespace) -> None:
         OSError: files that cannot be read or written.
         ModuleNotFoundError: Parquet without pyarrow.
     """
-    found = _characters(given)
+    found = _language_model(given)
     inputs = _inputs(given)
     survey = inputs.survey()
     if found is None:
@@ -95,16 +96,19 @@ def run(given: argparse.Namespace) -> None:
         print(f"{given.output}: {survey.records * job.each * samples} rows, complete", file=sys.stderr)
 
 
-def _characters(given: argparse.Namespace) -> tuple[Any, CharacterTokenizer] | None:
-    """The model and tokenizer of characters that --model may be; sets the defaults of arguments for it or for DNA."""
+def _language_model(given: argparse.Namespace) -> tuple[Any, Tokenizer] | None:
+    """The model of text and its tokenizer that --model may be; sets the defaults of arguments for it or for DNA."""
     check_exists(given.model)
     file = find_checkpoint(given.model) if given.config is None else None
-    given.alphabet = given.alphabet or ("ACGTN" if file is None else "any")
-    if file is None:
+    pretrained = file is None and given.config is None and is_pretrained(given.model)
+    is_text = file is not None or pretrained
+    given.alphabet = given.alphabet or ("any" if is_text else "ACGTN")
+    if not is_text:
         if given.command == "generate":
             given.letters = given.letters or "ACGT"
         return None
-    model, tokenizer = load_characters(file, device_of(given.device), dtype_of(given.dtype))
+    at = device_of(given.device), dtype_of(given.dtype)
+    model, tokenizer = load_pretrained(given.model, *at) if file is None else load_characters(file, *at)
     if given.command == "generate" and not given.prompt and not given.fasta:
         given.prompt = [tokenizer.start]
     return model, tokenizer
