@@ -80,6 +80,8 @@ def load_pretrained(path: str, device: torch.device, dtype: torch.dtype | None) 
         OSError: no weights, or no tokenizer, in the folder.
     """
     try:
+        import transformers
+
         from hyena.integrations.auto import HyenaForCausalLM
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
@@ -90,6 +92,7 @@ def load_pretrained(path: str, device: torch.device, dtype: torch.dtype | None) 
     if made and "HyenaForCausalLM" not in made:
         raise ValueError(f"{path} holds a {', '.join(made)}: text is written by a HyenaForCausalLM")
     tokenizer = PretrainedTokenizer(folder)
+    transformers.utils.logging.disable_progress_bar()  # of loading, between the text
     model = HyenaForCausalLM.from_pretrained(
         folder, local_files_only=True, **({} if dtype is None else {"dtype": dtype})
     )
