@@ -17,8 +17,11 @@ PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 OF_TORCH = {"typing_extensions"}  # torch's own dependencies
 EXTRAS = {
     "matplotlib",
+    "onnx_ir",
+    "peft",
     "pyarrow",
     "safetensors",
+    "tokenizers",
     "tqdm",
     "transformers",
     "yaml",
