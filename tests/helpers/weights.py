@@ -9,7 +9,7 @@ import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from helpers import split
+from helpers import split, split_checks
 from helpers.split import Check, Mesh, Runs, close, gradients, tokens
 from hyena.conv import cache, watch
 from hyena.distributed import full_state_dict, tensor_parallel
@@ -137,7 +137,7 @@ CHECKS: dict[str, Check] = {
     "meta": _meta,
     "cache": _cache,
     "compiled": _compiled,
-    "recomputed": lambda mesh: split.CHECKS["model-recomputed"](mesh),
+    "recomputed": lambda mesh: split_checks.CHECKS["model-recomputed"](mesh),
 }
 
 
