@@ -120,7 +120,7 @@ def name_page(room: str, name: str, thing: Any) -> str:
 
 
 def _comment_on(room: str, name: str) -> list[str]:
-    """The string under a constant, where that is defined."""
+    """The string under a constant, where that is defined; its value if there is none."""
     for module, found in list(sys.modules.items()):
         if module.startswith(room):
             body = ast.parse(inspect.getsource(found)).body
@@ -129,7 +129,7 @@ def _comment_on(room: str, name: str) -> list[str]:
                 named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
                 if named and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                     return inspect.cleandoc(str(after.value.value)).splitlines()
-    raise LookupError(f"{room}.{name} is public, and no string under its definition says what it is")
+    return [f"``{getattr(rooms()[room], name)!r}``"]
 
 
 def find(full_name: str) -> Any:

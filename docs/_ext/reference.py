@@ -5,7 +5,6 @@ stand in the sidebar and names in their tables: with all names there, drawing si
 """
 
 import functools
-import inspect
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -71,12 +70,11 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nod
     whole, _, member = target.rpartition(".")
     for owner, rest in ((find(target), ""), (find(whole), f".{member}")):
         place = _by_identity().get(id(owner))
-        is_member = rest == "" or inspect.isclass(owner)
-        if owner is not None and place is not None and is_member and find(target) is not None:
-            name = ".".join(place)
+        name = "" if owner is None or place is None else ".".join(place)
+        if name and f"{name}{rest}" in env.domains.python_domain.objects:
             uri = app.builder.get_relative_uri(str(node.get("refdoc", env.docname)), f"api/{name}")
             return nodes.reference("", "", content, internal=True, refuri=f"{uri}#{name}{rest}")
-    return content if find(target) is not None else None  # not public: there, and without a page
+    return content if find(target) is not None else None  # it is there, and has no place on a page
 
 
 def public_bases(_app: Sphinx, _name: str, _thing: object, _options: object, bases: list[type]) -> None:

@@ -41,6 +41,7 @@ class Machine:
 # step: 96 ms for 768 rows of 1M on an H200 (benchmarks/results/gpu-nvidia-h200.json), times 4.26 / 3.0, the two cards'
 # copy rates. Links at 0.8 of 450 GB/s (NVLink 4, one way) and of 400 Gb/s.
 H100 = Machine("H100 SXM, NVLink, 400 Gb/s a GPU", 72e9, 495e12, 346e12, 1.7e-10, 3.0e12, 360e9, 40e9, 8)
+"""A node of eight H100s with NVLink, and 400 Gb/s for each of them to the others."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,7 +147,7 @@ class StepModel(nn.Module):
         Args:
             x: the next token of each row ``(B,)``, of a mixer its next input ``(B, D)``.
             position: ``(1,)`` int64, how many came before.
-            rows: the rest of the state, see :attr:`state_names`.
+            rows: the rest of the state, see ``state_names``.
 
         Returns:
             Logits ``(B, V)``, of a mixer ``(B, D)``; then the next state, in the order of the old one.
