@@ -26,7 +26,7 @@ from hyena.models import Block, options
 from hyena.models.decoder import learned_positions
 from hyena.models.initial import init_linear_layers
 
-# Filters keep float32 weights in a model of half precision, as everywhere in this library, and are not quantised.
+# Filters keep float32 weights in a model of half precision, which they see to themselves; quantisers go by this.
 _SINGLE = r"(.*\.)?filter\..*"
 
 # What releases of transformers call a cache: the first before 5.20.
@@ -116,11 +116,6 @@ class HyenaPreTrainedModel(PreTrainedModel):
             config.causal = False
         super().__init__(config, **kwargs)
         self._keep_in_fp32_modules = [_SINGLE]  # which quantisers leave alone
-        if torch.get_default_dtype() in (torch.float16, torch.bfloat16):
-            self._keep_in_fp32_modules_strict = [_SINGLE]
-            plan: Any = getattr(self, "dtype_plan", None)
-            if plan is not None:  # the first releases read the class's list, in the constructor
-                plan[_SINGLE] = torch.float32
 
     @property
     def causal(self) -> bool:
