@@ -41,6 +41,9 @@ def test_as_published(tmp_path: Path):
     mask = torch.ones_like(TOKENS)
     mask[0, :7] = 0
     assert torch.equal(model(TOKENS, attention_mask=mask).logits, ours(TOKENS, mask))
+    for dtype in ("auto", torch.float32, "float32"):
+        again = auto.HyenaDNAForCausalLM.from_pretrained(folder, dtype=dtype)
+        assert torch.equal(again(TOKENS).logits, ours(TOKENS))
     assert model.config.name_or_path == model.name_or_path == str(folder)
     assert (model.config.hidden_size, model.config.num_hidden_layers) == (32, 2)
     want = torch.stack(ours.generate(TOKENS[:, :30], 5, temperature=0))

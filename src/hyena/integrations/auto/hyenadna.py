@@ -58,7 +58,9 @@ class HyenaDNAPreTrainedModel(HyenaPreTrainedModel):
         config = kwargs.pop("config", None)
         if not isinstance(config, HyenaDNAConfig):
             source = name if config is None else config
+            dtype = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs}  # not the config's
             config, kwargs = HyenaDNAConfig.from_pretrained(source, return_unused_kwargs=True, **where, **kwargs)
+            kwargs |= dtype
         state, mixers = _from_released(folders.weights(name, where), config)
         if not issubclass(cls, HyenaBackbone):
             state = {key if key in _HEADS else f"model.{key}": t for key, t in state.items()}
