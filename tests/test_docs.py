@@ -100,6 +100,7 @@ def test_outputs_are_compared() -> None:
     assert agree("loss 1.50, 1,024 rows\n", "loss 1.55, 1024 rows")
     assert not agree("loss 1.50", "loss 1.80")
     assert not agree("loss 1.50", "cost 1.50")
+    assert not agree("(16, 10)", "(16, 11)")
     assert not agree("a b", "a")
     with pytest.raises(AssertionError, match="prints\n2"):
         Block("page", "python", "print(2)", prints="3").run({})

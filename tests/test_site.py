@@ -14,6 +14,8 @@ import pytest
 
 import hyena
 
+pytest.importorskip("transformers", reason="a room of the package needs it")
+
 ROOT = Path(__file__).parent.parent
 BUILT = ROOT / "out" / "docs"  # by make docs
 sys.path.append(str(ROOT / "docs" / "_ext"))

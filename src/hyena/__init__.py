@@ -56,7 +56,7 @@ Where things are:
 - ``hyena.genomics``: DNA: tokenizers, FASTA files, scores, embeddings, classes, generation (to be imported by name);
   ``hyena.command``: the same from a shell;
 - ``hyena.export``: ONNX files, programs in plain aten, compiled packages (to be imported by name);
-- ``hyena.distributed``: rows spread over processes (to be imported by name);
+- ``hyena.distributed``: rows and channels spread over processes (to be imported by name);
 - ``param_groups``: learning rates and weight decay for an optimizer;
 - ``backend_report()``: whether the compiled kernels are in use here, and if not, why.
 """

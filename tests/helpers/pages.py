@@ -1,7 +1,7 @@
 """Code blocks of Markdown pages: found, run in order, and compared with what a page says that they print.
 
 A block that cannot run has ``<!-- not run: why -->`` right above it. A ``text`` block right after a Python block is
-what that prints; numbers in it may be off by a tenth, for they depend on the machine.
+what that prints; decimals in it may be off by a tenth, for they depend on the machine.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def blocks(page: Path) -> list[Block]:
 
 
 def agree(shown: str, printed: str) -> bool:
-    """Whether two outputs have the same words, and numbers within a tenth of each other."""
+    """Whether two outputs have the same words and integers, and decimals within a tenth of each other."""
     if _NUMBER.sub("#", shown).split() != _NUMBER.sub("#", printed).split():
         return False
-    pairs = zip(*([float(n.replace(",", "")) for n in _NUMBER.findall(text)] for text in (shown, printed)), strict=True)
-    return all(abs(a - b) <= 0.1 * abs(a) for a, b in pairs)
+    pairs = zip(*([n.replace(",", "") for n in _NUMBER.findall(text)] for text in (shown, printed)), strict=True)
+    return all(a == b or ("." in a and abs(float(a) - float(b)) <= 0.1 * abs(float(a))) for a, b in pairs)
