@@ -14,7 +14,7 @@ STARTS = {"converted": ("attention", "C0"), "filters": ("filters alone", "C1"), 
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """Draws ``results.json`` into a PNG."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     names = [name for name in found["words"] if name in found["validation_loss"]]
@@ -45,7 +45,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         yscale="log",
         xlabel="layer",
         ylabel="relative squared error",
-        title="Layers: at the start (dotted), taught",
+        title="Layers: start (dotted), taught",
     )
     right.set_xticks(sorted({layer["index"] for layer in _layers(found)}))
     right.grid(alpha=0.3, which="both")

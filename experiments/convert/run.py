@@ -181,6 +181,8 @@ def collect(out: Path, settings: Settings, corpus: Corpus) -> dict[str, Any]:
             for name in WORDS
             if (folder / f"{name}.json").exists()
         }
+        for each in found.values():  # the objective of every step stays in the run's own file
+            each.get("report", {}).pop("history", None)
         if found:
             seeds[folder.name.removeprefix("seed-")] = found
     losses = {name: {s: runs[name]["validation_loss"] for s, runs in seeds.items() if name in runs} for name in WORDS}

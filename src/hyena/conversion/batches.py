@@ -148,5 +148,5 @@ def checksum(batch: Any) -> int:
     for t in tensors(batch):
         total = zlib.crc32(f"{t.dtype}{tuple(t.shape)}".encode(), total)
         plain = t.detach().cpu().contiguous().reshape(-1)
-        total = zlib.crc32(memoryview(plain.view(torch.uint8).numpy()), total) if plain.numel() else total
+        total = zlib.crc32(plain.view(torch.uint8).numpy().tobytes(), total) if plain.numel() else total
     return total

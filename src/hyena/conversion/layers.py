@@ -118,7 +118,8 @@ def _without_cache(
     new: AttentionAdapter, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments, with None for a cache."""
-    names, caches = new.arguments.order, (new.cache,)
+    names: tuple[str, ...] = new.arguments.order
+    caches: tuple[str | None, ...] = (new.cache,)
     if isinstance(new, TransformersAdapter):
         names, caches = new.parameter_names, keywords.CACHES
     given = dict(zip(names, args, strict=False)) | kwargs

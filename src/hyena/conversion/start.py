@@ -77,7 +77,8 @@ def why_not(mixer: Any) -> str | None:
         return f"order={mixer.order} has no long filters"
     if mixer.activation is not None:
         return "its activation is not linear"
-    if mixer.short.bias is None and mixer.in_proj.bias is None:
+    biases: list[Any] = [mixer.short.bias, mixer.in_proj.bias]
+    if all(bias is None for bias in biases):
         return "without short_bias and bias gates cannot start at one"
     return None
 
