@@ -23,10 +23,24 @@ if kernels.exists():
     torch.ops.load_library(str(kernels))
 model = torch._inductor.aoti_load_package(str(folder / "model.pt2"))
 
+limits = {name: int(value) for name, value in model.get_metadata().items() if name in ("l_max", "vocab_size")}
+
+
+def logits(tokens: torch.Tensor) -> torch.Tensor:
+    """Checked before: an error inside the model, on several threads, would end the process."""
+    if tokens.size(1) > limits["l_max"] or not 0 <= tokens.min() <= tokens.max() < limits["vocab_size"]:
+        raise ValueError(
+            f"{tokens.size(1)} tokens from {tokens.min()} to {tokens.max()}: the model takes up to {limits['l_max']}, "
+            f"from 0 to {limits['vocab_size'] - 1}"
+        )
+    return model(tokens)
+
+
 tokens = torch.arange(200)[None] % 65
-print(f"logits of {tokens.size(1)} tokens sum to {model(tokens).sum().item():.4f}")
-try:
-    model(torch.zeros(1, 1025, dtype=torch.int64))
-except RuntimeError as error:
-    print("1025 tokens:", str(error).splitlines()[0])
+print(f"logits of {tokens.size(1)} tokens sum to {logits(tokens).sum().item():.4f}")
+for wrong in (torch.zeros(1, 1025, dtype=torch.int64), torch.full((1, 3), 65)):
+    try:
+        logits(wrong)
+    except ValueError as error:
+        print(error)
 assert "hyena" not in sys.modules

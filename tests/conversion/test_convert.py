@@ -50,7 +50,9 @@ def test_errors_and_losses_fall() -> None:
         assert layer.error_after < 0.6 * layer.error_before
     assert report.attention.divergence == 0
     assert report.converted.divergence < report.taught.divergence < report.swapped.divergence
-    assert report.converted.loss < report.attention.loss + 0.1
+    lost = report.swapped.loss - report.attention.loss
+    assert lost > 1
+    assert report.converted.loss - report.attention.loss < 0.2 * lost  # 0 to 0.1 over seeds and threads
     assert report.converted.loss == pytest.approx(
         sum(model.loss(x, y).item() for x, y in pairs(4, batch=16)) / 4, rel=1e-5
     )

@@ -16,7 +16,10 @@ import torch
 from torch import nn
 
 from hyena.export.inputs import Inputs, inputs_of, program_of
+from hyena.export.step import StepModel
 from hyena.generation.protocol import eval_mode
+from hyena.mixers import Mixer
+from hyena.models.decoder import Decoder
 from hyena.ops import library_file, op_names
 
 _SOURCE = """\
@@ -90,8 +93,12 @@ def to_package(
 ) -> Package:
     """Compiles a model with AOTInductor, and puts what it needs beside it in a folder.
 
-    A row of more than ``l_max`` positions is an error when it runs. The model is taken in eval mode, where it is now
-    (CPU or GPU), and left in its own. The package runs with the torch that compiled it.
+    The model is taken in eval mode, where it is now (CPU or GPU), and left in its own. The package runs with the torch
+    that compiled it.
+
+    A row of more than ``l_max`` positions, or a token that is none, is an error when it runs; on several threads an
+    error inside a compiled loop ends the process, so check before. The package's metadata has ``l_max``, ``min_length``
+    and ``vocab_size``, of a step model ``max_length``: ``get_metadata()``, in Python and C++.
 
     Args:
         model: a mixer, a model of :mod:`hyena.models` that reads tokens, or :func:`hyena.export.step_model`.
@@ -125,8 +132,24 @@ def to_package(
         )
         program = program_of(inputs, plain=plain)
         with torch.no_grad():
-            written = torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "model.pt2"))
+            written = torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=str(folder / "model.pt2"),
+                inductor_configs={"aot_inductor.metadata": _limits(model, min_length)},
+            )
     if kernels is None:
         return Package(Path(written), None, None)
     copied = Path(shutil.copy(kernels, folder))
     return Package(Path(written), copied, write_schemas(folder / "hyena_schemas.cpp"))
+
+
+def _limits(model: nn.Module, min_length: int) -> dict[str, str]:
+    """What inputs must keep to, as far as it is known."""
+    found: dict[str, Any] = {}
+    if isinstance(model, StepModel):
+        found["max_length"], model = model.max_length, model.model
+    elif isinstance(model, (Mixer, Decoder)):
+        found |= {"l_max": model.l_max if isinstance(model, Mixer) else model.config.l_max, "min_length": min_length}
+    if isinstance(model, Decoder):
+        found["vocab_size"] = model.config.vocab_size
+    return {name: str(value) for name, value in found.items() if value is not None}
