@@ -77,6 +77,7 @@ inline Tensor zeros(const Tensor& like, Sizes sizes, std::optional<ScalarType> t
                 [&] { return torch::stable::new_zeros(like, sizes, type); });
 }
 inline Tensor dense(const Tensor& t) {
+    if (t.is_contiguous()) return t;  // what torch would find out, at the price of a call of an op
     return made(double(t.numel()), t.scalar_type(), [&] { return torch::stable::contiguous(t); });
 }
 inline Tensor converted(const Tensor& t, ScalarType type) {

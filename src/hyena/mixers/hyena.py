@@ -303,12 +303,13 @@ class HyenaOperator(Gated, Mixer):
 
     def _step_at_once(self, z: Tensor, state: HyenaState) -> Tensor | None:
         """One position between the projections in one call, if the convolutions are no more than that."""
-        if self.conv.num_filters != 1 or self.order != 2 or self._has_heads:
+        short, conv = self.short, self.conv
+        if self.order != 2 or conv.num_filters != 1 or self._has_heads:
             return None
-        if not (ops.is_plain(self.short, ShortConv) and ops.is_plain(self.conv, LongConv)):
+        if not (ops.is_plain(short, ShortConv) and ops.is_plain(conv, LongConv)):
             return None
         weight: Tensor
-        dtype, weight, bias = state.short.dtype, self.short.weight, self.short.bias
+        dtype, weight, bias = state.short.dtype, short.weight, short.bias
         if not z.dtype == weight.dtype == dtype:
             z, weight, bias = z.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         return state.online.step_short_and_gated(z, weight, bias, state.short, state.memory[0])

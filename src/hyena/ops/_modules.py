@@ -43,16 +43,27 @@ def is_plain(module: nn.Module, kind: type[Module]) -> TypeGuard[Module]:
     )
 
 
+# Both are asked at every decoding step, so they read the module's dict, and not attributes through nn.Module.
 def is_hooked(module: nn.Module) -> bool:
     """Whether calling the module may do more than its ``forward``."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return _has_any_global_hook() or any(getattr(module, name, None) for name in hooks)
+    own = module.__dict__
+    return bool(
+        own.get("_forward_hooks")
+        or own.get("_forward_pre_hooks")
+        or own.get("_backward_hooks")
+        or own.get("_backward_pre_hooks")
+        or _has_any_global_hook()
+    )
 
 
 def has_plain_weights(module: nn.Module) -> bool:
     """Whether the module's own weights are plain tensors, which a kernel can read."""
-    weights = [*module._parameters.values(), *module._buffers.values()]
-    return all(w is None or type(w) in (Tensor, nn.Parameter) for w in weights)
+    own = module.__dict__
+    for weights in (own["_parameters"], own["_buffers"]):
+        for w in weights.values():
+            if w is not None and type(w) is not nn.Parameter and type(w) is not Tensor:
+                return False
+    return True
 
 
 def with_tensors(module: Module, tensors: dict[str, Tensor]) -> Module:

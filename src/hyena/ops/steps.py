@@ -322,6 +322,8 @@ def gated_window_step_(
 
 def _call(op: Any, *args: Any) -> Tensor:
     """``op(*args)``, where nothing is differentiated: past autograd, which costs more than a step's arithmetic."""
+    if torch.is_inference_mode_enabled():
+        return op(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
 
@@ -331,10 +333,10 @@ def _has_a_kernel(op: str, x: Tensor, *beside: Tensor | None) -> bool:
 
     Traced, so that a compiler fuses them with what stands beside them, and other runtimes know them.
     """
-    return (
-        has_kernel(op, x.device)
-        and x.dtype in (torch.float32, torch.float64)
-        and all(t is None or t.dtype == x.dtype for t in beside)
-        and not torch.compiler.is_compiling()
-        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *beside)))
-    )
+    dtype, recorded = x.dtype, torch.is_grad_enabled()
+    if dtype is not torch.float32 and dtype is not torch.float64:
+        return False
+    for t in (x, *beside):
+        if t is not None and (t.dtype is not dtype or (recorded and t.requires_grad)):
+            return False
+    return has_kernel(op, x.device) and not torch.compiler.is_compiling()
