@@ -58,21 +58,39 @@ struct ShortStep {
     const ShortStepArgs& a;
 
     void forward() const {
-        const int64_t taps = a.filter.taps;
-        over_channels(a, taps, 4 * W, [&](int64_t b, int64_t first, int64_t end) {
-            const T *x = row<T>(a.x, b), *bias = static_cast<const T*>(a.filter.bias);
-            T *y = row<T>(a.y, b), *memory = row<T>(a.memory, b);
-            for (int64_t c = first; c < end; ++c) {
-                const T* weight = static_cast<const T*>(a.filter.weight) + c * taps;
-                T sum = weight[taps - 1] * x[c];
-                for (int64_t i = 0; i < taps - 1; ++i) {
-                    T& past = memory[i * a.channels + c];
-                    sum += weight[i] * past;
-                    past = i + 2 < taps ? memory[(i + 1) * a.channels + c] : x[c];
-                }
-                y[c] = bias ? sum + bias[c] : sum;
-            }
+        over_channels(a, a.filter.taps, 4 * W, [&](int64_t b, int64_t first, int64_t end) {
+            for (int64_t c = first; c < end; c += W) step(b, c, int(end - c < W ? end - c : W));
         });
+    }
+
+    // Taps of a channel lie side by side; one tap of W channels is gathered.
+    HYENA_INLINE void step(int64_t b, int64_t c, int lanes) const {
+        const int64_t taps = a.filter.taps;
+        const T* weight = static_cast<const T*>(a.filter.weight) + c * taps;
+        const T* bias = static_cast<const T*>(a.filter.bias);
+        T* memory = row<T>(a.memory, b) + c;
+        const Vec<T> x = load_lanes<T>(row<T>(a.x, b) + c, lanes);
+        Vec<T> sum = column(weight + taps - 1, taps, lanes) * x;
+        for (int64_t i = 0; i < taps - 1; ++i, memory += a.channels) {
+            const Vec<T> past = load_lanes<T>(memory, lanes);
+            sum += column(weight + i, taps, lanes) * past;
+            if (i > 0) store_lanes<T>(memory - a.channels, past, lanes);
+        }
+        if (taps > 1) store_lanes<T>(memory - a.channels, x, lanes);
+        store_lanes<T>(row<T>(a.y, b) + c, bias ? sum + load_lanes<T>(bias + c, lanes) : sum, lanes);
+    }
+
+    static HYENA_INLINE Vec<T> column(const T* weight, int64_t step, int lanes) {
+#if defined(__AVX512F__)
+        if constexpr (sizeof(T) == 4) {
+            const __m512i at = _mm512_mullo_epi32(
+                _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(int(step)));
+            return (Vec<T>)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), (__mmask16)((1u << lanes) - 1), at, weight, 4);
+        }
+#endif
+        Vec<T> w{};
+        for (int k = 0; k < lanes; ++k) w[k] = weight[k * step];
+        return w;
     }
 };
 
