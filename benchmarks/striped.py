@@ -240,7 +240,13 @@ def main() -> None:
             print(table([{**dict.fromkeys(max(part, key=len)), **row} for row in part]), flush=True)
     if not args.dry_run:
         name = "striped-prefill-cpu" if args.prefill is not None else "striped-cpu"
-        record = {**machine("cpu"), "dtype": "float32", "beside": args.beside, "rows": rows, "mixing": mixing}
+        record = {
+            **machine("cpu"),
+            "dtype": "float32",
+            "beside": args.beside and Path(args.beside).name,
+            "rows": rows,
+            "mixing": mixing,
+        }
         print(write(name, record))
 
 
