@@ -93,7 +93,6 @@ def load_pretrained(path: str, device: torch.device, dtype: torch.dtype | None) 
         raise ValueError(f"{path} holds a {', '.join(made)}: text is written by a HyenaForCausalLM")
     tokenizer = PretrainedTokenizer(folder)
     transformers.utils.logging.disable_progress_bar()  # of loading, between the text
-    model = HyenaForCausalLM.from_pretrained(
-        folder, local_files_only=True, **({} if dtype is None else {"dtype": dtype})
-    )
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    model = HyenaForCausalLM.from_pretrained(folder, local_files_only=True, **options)
     return model.to_hyena().to(device).eval(), tokenizer

@@ -64,7 +64,7 @@ def _circle(numerator: Tensor, points: Tensor, dtype: torch.dtype) -> tuple[Tens
 
 
 def _tables(radix: int, other: Any, like: Tensor) -> _Tables:
-    at = {"device": like.device, "dtype": torch.int64}
+    at: dict[str, Any] = {"device": like.device, "dtype": torch.int64}
     a, b = torch.arange(radix, **at), torch.arange(other, **at)
     # As tensors: runtimes take numbers that depend on a shape in few places.
     first, second = a[-1:] + 1, b[-1:] + 1

@@ -58,7 +58,8 @@ class HyenaDNAPreTrainedModel(HyenaPreTrainedModel):
         config = kwargs.pop("config", None)
         if not isinstance(config, HyenaDNAConfig):
             source = name if config is None else config
-            dtype = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs}  # not the config's
+            asked = [key for key in ("dtype", "torch_dtype") if key in kwargs]
+            dtype: dict[str, Any] = {key: kwargs.pop(key) for key in asked}  # not the config's
             config, kwargs = HyenaDNAConfig.from_pretrained(source, return_unused_kwargs=True, **where, **kwargs)
             kwargs |= dtype
         state, mixers = _from_released(folders.weights(name, where), config)
