@@ -13,42 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from helpers.released import deviation, golden, operator
+from helpers.released import HF_CONFIG, deviation, golden, operator
 from hyena.checkpoints import hyenadna
 from hyena.filters import LearnedEncoding, PositionalEncoding
 
 GOLDEN = golden("hyenadna_tiny")
 TOKENS, WANT = GOLDEN.tensors["input_ids"], GOLDEN.tensors["output"]
 TABLE = "backbone.embeddings.word_embeddings.weight"
-HF: dict[str, Any] = {
-    "_name_or_path": "hyenadna",
-    "architectures": ["HyenaDNAForCausalLM"],
-    "auto_map": {},
-    "model_type": "hyenadna",
-    "d_model": 32,
-    "n_layer": 2,
-    "d_inner": 128,
-    "vocab_size": 12,
-    "max_seq_len": 66,
-    "emb_dim": 5,
-    "filter_order": 16,
-    "activation_freq": 10,
-    "num_inner_mlps": 2,
-    "hyena_order": 2,
-    "hyena_dropout": 0.0,
-    "hyena_filter_dropout": 0.0,
-    "short_filter_order": 3,
-    "embed_dropout": 0.1,
-    "layer_norm_epsilon": 1e-5,
-    "initializer_range": 0.02,
-    "pad_token_id": 4,
-    "pad_vocab_size_multiple": 8,
-    "tie_word_embeddings": False,
-    "torch_dtype": "float32",
-    "train_freq": True,
-    "transformers_version": "4.35.2",
-    "use_bias": True,
-}
 
 
 def changed(**changes: Any) -> dict[str, Any]:
@@ -179,15 +150,15 @@ def test_a_lightning_checkpoint_with_all_that_is_in_it(tmp_path: Path) -> None:
 def test_the_hf_model(tmp_path: Path) -> None:
     state = hf_state()
     save_file({key: t.contiguous() for key, t in state.items()}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(HF))
+    (tmp_path / "config.json").write_text(json.dumps(HF_CONFIG))
     model = hyenadna(tmp_path).eval()
     assert deviation(model(TOKENS), WANT @ state["lm_head.weight"].T) < 1e-5
     assert deviation(model.hidden_states(TOKENS), WANT) < 1e-5
-    assert deviation(hyenadna(state, HF, head=None).eval()(TOKENS), WANT) < 1e-5
+    assert deviation(hyenadna(state, HF_CONFIG, head=None).eval()(TOKENS), WANT) < 1e-5
     # Trainable in that code, but not trained: computed, and the model's size does not grow with l_max.
     assert isinstance(model.blocks[1].mixer.conv.filter.encoding, PositionalEncoding)
     key = "hyena.backbone.layers.0.mixer.filter_fn.pos_emb.z"
-    tuned = hyenadna({**state, key: state[key] + 0.1}, HF)
+    tuned = hyenadna({**state, key: state[key] + 0.1}, HF_CONFIG)
     assert isinstance(tuned.blocks[0].mixer.conv.filter.encoding, LearnedEncoding)
     assert tuned.blocks[0].mixer.conv.filter.encoding.table.requires_grad
 
@@ -204,7 +175,7 @@ def test_the_output_layer() -> None:
     with pytest.raises(ValueError, match="differs from the embedding"):
         hyenadna(state, GOLDEN.config, head="lm")
     with pytest.raises(ValueError, match=r"missing keys: lm_head\.weight"):
-        hyenadna(renamed(lambda key: "hyena." + key), HF)
+        hyenadna(renamed(lambda key: "hyena." + key), HF_CONFIG)
 
 
 @pytest.mark.usefixtures("nan_filled")
@@ -233,7 +204,7 @@ def test_a_sequence_classifier_of_the_hf_code(labels: dict[str, Any], tmp_path: 
     """As transformers saves a fine-tuned ``HyenaDNAForSequenceClassification``."""
     weight = torch.randn(3, 32)
     state = {key: t for key, t in hf_state().items() if key != "lm_head.weight"} | {"score.weight": weight}
-    config = HF | {"architectures": ["HyenaDNAForSequenceClassification"]} | labels
+    config = HF_CONFIG | {"architectures": ["HyenaDNAForSequenceClassification"]} | labels
     save_file({key: t.contiguous() for key, t in state.items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = hyenadna(tmp_path).eval()
@@ -263,10 +234,10 @@ def test_a_sequence_classifier_of_the_hf_code(labels: dict[str, Any], tmp_path: 
 
 def test_a_classifier_that_is_new_has_as_many_classes_as_the_config_says() -> None:
     with pytest.warns(UserWarning, match="starts at random"):
-        model = hyenadna(hf_state(), HF | {"num_labels": 4}, head="classes")
+        model = hyenadna(hf_state(), HF_CONFIG | {"num_labels": 4}, head="classes")
     assert model(TOKENS).shape == (2, 4)
     with pytest.warns(UserWarning, match="starts at random"):
-        assert hyenadna(hf_state(), HF, head="classes")(TOKENS).shape == (2, 2)
+        assert hyenadna(hf_state(), HF_CONFIG, head="classes")(TOKENS).shape == (2, 2)
 
 
 def test_keys_that_do_not_fit_are_listed() -> None:
@@ -297,10 +268,10 @@ def test_keys_that_do_not_fit_are_listed() -> None:
         (changed(n_layer=3), r"missing keys: backbone\.layers\.2\."),
         (changed(vocab_size=20), r"word_embeddings\.weight is \(16, 32\), the config makes it \(24, 32\)"),
         ({"layer": GOLDEN.config["layer"]}, "needs d_model, n_layer, vocab_size"),
-        (HF | {"hyena_order": 3}, "hyena_order=3 cannot be loaded, only 2"),
-        (HF | {"short_filter_order": 4}, "short_filter_order=4 cannot be loaded"),
-        (HF | {"layer_norm_epsilon": 1e-12}, "layer_norm_epsilon=1e-12 cannot be loaded"),
-        (HF | {"gate": 1}, "unknown keys in the config of an -hf HyenaDNA model: gate"),
+        (HF_CONFIG | {"hyena_order": 3}, "hyena_order=3 cannot be loaded, only 2"),
+        (HF_CONFIG | {"short_filter_order": 4}, "short_filter_order=4 cannot be loaded"),
+        (HF_CONFIG | {"layer_norm_epsilon": 1e-12}, "layer_norm_epsilon=1e-12 cannot be loaded"),
+        (HF_CONFIG | {"gate": 1}, "unknown keys in the config of an -hf HyenaDNA model: gate"),
     ],
 )
 def test_configs_that_raise(config: dict[str, Any], message: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from helpers.released import golden, random_state
+from helpers.released import HF_CONFIG, golden, random_state
 from hyena.checkpoints import load_hyenadna, load_safari_operator
 
 CONFIG: dict[str, Any] = {"d_model": 6, "l_max": 40, "emb_dim": 5, "filter_order": 8, "w": 10}
@@ -175,17 +175,18 @@ def test_every_flag_of_a_model(name: str) -> None:
         refused(lambda v=value: model(DNA.state, DNA.config | {name: v}), f"{name}={value!r} cannot be loaded")
 
 
-HF: dict[str, Any] = {
-    "d_model": 32,
-    "n_layer": 2,
-    "d_inner": 128,
-    "vocab_size": 12,
-    "max_seq_len": 66,
-    "emb_dim": 5,
-    "filter_order": 16,
-    "activation_freq": 10,
-    "num_inner_mlps": 2,
-}
+_SIZES = (
+    "d_model",
+    "n_layer",
+    "d_inner",
+    "vocab_size",
+    "max_seq_len",
+    "emb_dim",
+    "filter_order",
+    "activation_freq",
+    "num_inner_mlps",
+)
+HF: dict[str, Any] = {name: HF_CONFIG[name] for name in _SIZES}
 
 
 @pytest.mark.parametrize("name", [*HF, "pad_vocab_size_multiple", "hyena_order", "short_filter_order"])

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from helpers.released import golden
+from helpers.released import HF_CONFIG, golden
 
 V, L = 40, 12
 TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -63,39 +63,13 @@ def labels(name: str, ids: Tensor) -> Tensor:
 
 
 GOLDEN = golden("hyenadna_tiny")
-PUBLISHED: dict[str, Any] = {
-    "_name_or_path": "hyenadna",
-    "architectures": ["HyenaDNAForCausalLM"],
+PUBLISHED: dict[str, Any] = HF_CONFIG | {
     "auto_map": {
         "AutoConfig": "configuration_hyena.HyenaConfig",
         "AutoModel": "modeling_hyena.HyenaDNAModel",
         "AutoModelForCausalLM": "modeling_hyena.HyenaDNAForCausalLM",
         "AutoModelForSequenceClassification": "modeling_hyena.HyenaDNAForSequenceClassification",
     },
-    "model_type": "hyenadna",
-    "d_model": 32,
-    "n_layer": 2,
-    "d_inner": 128,
-    "vocab_size": 12,
-    "max_seq_len": 66,
-    "emb_dim": 5,
-    "filter_order": 16,
-    "activation_freq": 10,
-    "num_inner_mlps": 2,
-    "hyena_order": 2,
-    "hyena_dropout": 0.0,
-    "hyena_filter_dropout": 0.0,
-    "short_filter_order": 3,
-    "embed_dropout": 0.1,
-    "layer_norm_epsilon": 1e-5,
-    "initializer_range": 0.02,
-    "pad_token_id": 4,
-    "pad_vocab_size_multiple": 8,
-    "tie_word_embeddings": False,
-    "torch_dtype": "float32",
-    "train_freq": True,
-    "transformers_version": "4.35.2",
-    "use_bias": True,
 }
 _SPECIAL = {
     "bos_token": "[BOS]",

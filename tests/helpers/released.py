@@ -18,6 +18,38 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 OPERATORS = ["safari_order2", "safari_order3", "safari_short_input", "safari_blocks2", "standalone_order3"]
 
 
+# As in the folders that HyenaDNA is published in, for the golden weights.
+HF_CONFIG: dict[str, Any] = {
+    "_name_or_path": "hyenadna",
+    "architectures": ["HyenaDNAForCausalLM"],
+    "auto_map": {},
+    "model_type": "hyenadna",
+    "d_model": 32,
+    "n_layer": 2,
+    "d_inner": 128,
+    "vocab_size": 12,
+    "max_seq_len": 66,
+    "emb_dim": 5,
+    "filter_order": 16,
+    "activation_freq": 10,
+    "num_inner_mlps": 2,
+    "hyena_order": 2,
+    "hyena_dropout": 0.0,
+    "hyena_filter_dropout": 0.0,
+    "short_filter_order": 3,
+    "embed_dropout": 0.1,
+    "layer_norm_epsilon": 1e-5,
+    "initializer_range": 0.02,
+    "pad_token_id": 4,
+    "pad_vocab_size_multiple": 8,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "train_freq": True,
+    "transformers_version": "4.35.2",
+    "use_bias": True,
+}
+
+
 @dataclass
 class Golden:
     """One file: its config, and its tensors by what they are."""

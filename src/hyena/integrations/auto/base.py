@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import math
 import warnings
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -145,9 +146,9 @@ class HyenaBackbone(HyenaPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @abstractmethod
     def build(self) -> None:
         """Makes the parts."""
-        raise NotImplementedError
 
     def _init_weights(self, module: nn.Module) -> None:
         # Linear layers are initialised by the HyenaLayer around them, and mixers by themselves.

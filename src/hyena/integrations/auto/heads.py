@@ -6,6 +6,7 @@ Dimensions: B batch, L length, V vocabulary, D channels.
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -51,9 +52,9 @@ class _WithBackbone(HyenaPreTrainedModel):
         self.add_head()
         self.post_init()
 
+    @abstractmethod
     def add_head(self) -> None:
         """Makes the layer of the head."""
-        raise NotImplementedError
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding."""
