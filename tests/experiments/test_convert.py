@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-RUN = Path(__file__).parents[2] / "experiments" / "convert" / "run.py"
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_short_run(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     pytest.importorskip("tqdm")
     where = ["--out", str(tmp_path / "out"), "--results", str(tmp_path), "--seeds", "5", "--steps", "40"]
-    command = [sys.executable, str(RUN), *where, "--runs", "converted", "scratch"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "experiments.convert", *where, "--runs", "converted", "scratch"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "results.json").read_text())
     assert set(found["validation_loss"]) == {"attention", "converted", "scratch"}

@@ -1,7 +1,7 @@
 """Attention of the Shakespeare character model turned into Hyena, and what it is compared with.
 
-    python experiments/convert/run.py --seeds 1 2 3      # ten minutes of a core a seed; killed, it goes on
-    python experiments/convert/run.py --report           # the table, JSON and plot of the runs there are
+    python -m experiments.convert --seeds 1 2 3      # ten minutes of a core a seed; killed, it goes on
+    python -m experiments.convert --report           # the table, JSON and plot of the runs there are
 
 The attention model is that of ``examples/shakespeare/train.py --mixer attention``. Every other run gets a fifth of its
 training tokens: conversions from each start, one that keeps a layer, the same architecture without a conversion, and
@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
-import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -25,6 +23,8 @@ import torch
 from tqdm import tqdm
 
 import hyena
+from experiments.convert.plot import draw
+from experiments.shared.record import where
 from hyena.conversion.optimizer import Optimizer
 from hyena.conversion.run import CLIP
 from hyena.filters import HyenaFilter
@@ -35,7 +35,6 @@ sys.path.insert(0, str(SHAKESPEARE))
 
 from checkpoint import resume, save  # noqa: E402
 from corpus import Corpus, load_corpus, random_batch  # noqa: E402
-from plot import draw  # noqa: E402
 from settings import FREQUENCY, Settings  # noqa: E402
 from trainer import Trainer  # noqa: E402
 
@@ -142,34 +141,6 @@ def run(settings: Settings, corpus: Corpus, out: Path, names: list[str]) -> None
             found = converted(name, teacher, corpus, folder / name)
         print(f"seed {seed}: {WORDS[name]}: validation loss {found['validation_loss']:.4f}", flush=True)
         path.write_text(json.dumps(found | where(), indent=1) + "\n")
-
-
-def git(*arguments: str) -> str:
-    """What git answers, empty where it has no answer."""
-    done = subprocess.run(["git", "-C", str(HERE), *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
-def where() -> dict[str, Any]:
-    """What made a number."""
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "package": git("rev-parse", "HEAD:src/hyena"),
-        "changed": git("status", "--porcelain", "--untracked-files=no"),
-        "device": "cpu",
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "hyena": hyena.__version__},
-    }
-
-
-def processor() -> str:
-    """The name of the processor, as far as the system says."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def collect(out: Path, settings: Settings, corpus: Corpus) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Attention turned into Hyena, and what that is compared with."""

@@ -1,0 +1,1 @@
+"""What the experiments have in common: models by name, a training loop, runs that go on after a kill, plots."""
