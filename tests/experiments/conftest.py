@@ -33,9 +33,3 @@ def toy(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return {**found, "printed": done.stdout}
 
     return run
-
-
-def loss_falls(run: dict[str, Any]) -> bool:
-    """Whether the training loss at the end of a run is below that at its first evaluation."""
-    history = run["result"]["history"]
-    return history[-1]["training_loss"] < history[0]["training_loss"]
