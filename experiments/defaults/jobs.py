@@ -51,8 +51,8 @@ JOBS = {
     "characters-64": Job("characters", 65, 64, 12, 128, 4, 1000, 1e-3),
     "characters-256": Job("characters", 65, 256, 8, 128, 4, 500, 1e-3),
     "characters-1024": Job("characters", 65, 1024, 2, 128, 4, 500, 1e-3),
-    "dna-1024": Job("dna", 4, 1024, 4, 64, 2, 500, 2e-3),
-    "dna-8192": Job("dna", 4, 8192, 1, 64, 2, 300, 2e-3),
+    "dna-1024": Job("dna", 5, 1024, 4, 64, 2, 500, 2e-3),
+    "dna-8192": Job("dna", 5, 8192, 1, 64, 2, 300, 2e-3),
 }
 TOY = {
     "recall-128": Job("recall", 10, 16, 8, 16, 1, 40, 2e-3, 2),
@@ -67,8 +67,8 @@ def corpus(kind: str) -> tuple[Tensor, Tensor]:
         text = (EXAMPLES / "shakespeare" / "tinyshakespeare.txt").read_text(encoding="utf-8")
         letters = sorted(set(text))
     else:
-        text = next(read_fasta(EXAMPLES / "dna" / "cryptosporidium-chr1.fa.gz", alphabet="ACGT")).sequence
-        letters = list("ACGT")
+        text = next(read_fasta(EXAMPLES / "dna" / "cryptosporidium-chr1.fa.gz", alphabet="ACGTN")).sequence
+        letters = list("ACGTN")
     number = {letter: i for i, letter in enumerate(letters)}
     ids = torch.tensor([number[letter] for letter in text])
     split = len(ids) * 9 // 10
