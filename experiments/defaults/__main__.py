@@ -22,12 +22,24 @@ from experiments.shared.training import Schedule, train
 
 HERE = Path(__file__).resolve().parent
 
-# What is tried: the changes to a Variant.
+# What is tried: the changes to a Variant. First the shape of the taps that training starts from, by frequency and number
+# of features, then everything else at frequency 3.
 CHANGES: list[dict[str, Any]] = [
-    {"freq": freq, "emb_dim": emb_dim, "norm": norm}
-    for norm in (1.0, None)
-    for emb_dim in (5, 33)
-    for freq in (1.0, 3.0, 10.0)
+    *({"freq": freq, "emb_dim": emb_dim} for emb_dim in (33, 5) for freq in (1.0, 3.0, 5.0, 10.0)),
+    {"freq": 10.0, "norm": None},
+    {"freq": 3.0, "norm": None},
+    {"freq": 3.0, "norm": 3.0},
+    {"freq": 3.0, "skip": 0.3},
+    {"freq": 3.0, "filter_lr": 0.3},
+    {"freq": 3.0, "filter_lr": 3.0},
+    {"freq": 3.0, "slow": 0.75, "fast": 0.15},
+    {"freq": 3.0, "fast": 0.03},
+    {"freq": 3.0, "slow": 6.0},
+    {"freq": 3.0, "shift": 0.05},
+    {"freq": 3.0, "width": 32},
+    {"freq": 3.0, "inner_layers": 1},
+    {"freq": 3.0, "inner_layers": 3},
+    {"freq": 3.0, "order": 3},
 ]
 
 
