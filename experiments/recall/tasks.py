@@ -1,4 +1,4 @@
-"""Synthetic sequences: recall. Every task returns tokens and targets, -100 where nothing is to be predicted.
+"""Associative recall: tokens and targets.
 
 Dimensions: N examples, L length.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-IGNORED = -100
 
 
 def associative_recall(count: int, length: int, vocabulary: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -42,3 +40,8 @@ def associative_recall(count: int, length: int, vocabulary: int, generator: torc
     tokens[:, -2:-1] = asked
     tokens[:, -1:] = value_of.gather(1, asked)
     return tokens[:, :-1], tokens[:, 1:]
+
+
+def chance(vocabulary: int) -> float:
+    """The share of right answers of who guesses among the values."""
+    return 2 / (vocabulary - 2)

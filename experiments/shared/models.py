@@ -58,6 +58,7 @@ def language_model(
     heads: int = 4,
     d_inner: int | None = None,
     attention_layers: tuple[int, ...] = (),
+    gradient_checkpointing: bool = False,
     **options: Any,
 ) -> CausalLM:
     """A :class:`hyena.models.CausalLM` with a mixer of this name.
@@ -69,6 +70,7 @@ def language_model(
         width, layers, d_inner: as ``d_model``, ``num_layers`` and ``d_inner`` of the config.
         heads: of attention.
         attention_layers: of a hybrid: blocks that have attention with rotary positions instead.
+        gradient_checkpointing: keep only the blocks' inputs, for long rows.
         options: of the mixer.
     """
     class_name, mixer_options = mixer(name, heads, **options)
@@ -80,6 +82,7 @@ def language_model(
         mixer=class_name,
         mixer_options=mixer_options,
         d_inner=d_inner,
+        gradient_checkpointing=gradient_checkpointing,
     )
     model = CausalLM(config)
     for i in attention_layers:

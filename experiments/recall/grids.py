@@ -1,0 +1,73 @@
+"""Which runs of recall there are, at each size: a run is a dict of all its settings."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+from experiments.shared.models import FILTERS
+from experiments.shared.runs import Settings
+
+FILTER_MODELS = [f"hyena/{name}" for name in FILTERS]
+
+# Of table A.1 of arXiv 2302.10866, whatever the size.
+PUBLISHED_SETUP: dict[str, Any] = {
+    "width": 64,
+    "layers": 2,
+    "examples": 2000,
+    "batch": 32,
+    "epochs": 200,
+    "warmup": 10,
+    "lr": 5e-4,
+    "weight_decay": 0.1,
+}
+
+# Two cores have no time for 200 epochs: fewer, at a higher learning rate. A run stops when the task is solved.
+DEFAULT_SETUP = {**PUBLISHED_SETUP, "epochs": 40, "warmup": 2, "lr": 2e-3}
+
+TOY_SETUP = {**PUBLISHED_SETUP, "width": 16, "layers": 1, "examples": 64, "batch": 16, "epochs": 4, "warmup": 1}
+
+Cell = tuple[str, int, int]  # model, vocabulary, length
+
+
+def cells(models: Iterable[str], vocabularies: Iterable[int], lengths: Iterable[int]) -> list[Cell]:
+    """Every model on every vocabulary and length."""
+    return [(m, v, n) for n, v, m in itertools.product(lengths, vocabularies, models)]
+
+
+def default_cells() -> list[Cell]:
+    """The operators by vocabulary, the filters at one, and a longer row."""
+    return [
+        *cells(["hyena", "attention", "h3", "hyena/conv1d"], [10, 20, 30], [128]),
+        *cells(["aft-conv", "gss", *(m for m in FILTER_MODELS if m != "hyena/conv1d")], [30], [128]),
+        *cells(["hyena", "attention"], [30], [256]),
+    ]
+
+
+def full_cells() -> list[Cell]:
+    """Table C.1, figure 4.1, table 4.2 and table A.2, shortest first; attention as far as it was published."""
+    operators = ["hyena", "attention", "h3", "gss", "aft-conv"]
+    found = [
+        *cells(["hyena", "attention", "h3", "aft-conv", "hyena/conv1d"], [10, 20, 30, 40], [2048]),
+        *cells(["hyena", *FILTER_MODELS], [10, 20, 30, 40], [128, 512, 2048, 8192, 32768]),
+        *cells(operators, [30], [1024, 32768]),
+        *cells(operators, [30], [65536]),
+        *cells([m for m in operators if m != "attention"], [30], [131072]),
+        *cells(["hyena", *FILTER_MODELS], [30], [131072]),
+    ]
+    return sorted(dict.fromkeys(found), key=lambda cell: cell[2])
+
+
+def grid(size: str, seeds: list[int]) -> list[Settings]:
+    """The runs of a size, seed by seed, so that what is there first is a whole look."""
+    chosen, setup = {
+        "toy": (cells(["hyena", "hyena/conv1d"], [6], [64]), TOY_SETUP),
+        "default": (default_cells(), DEFAULT_SETUP),
+        "full": (full_cells(), PUBLISHED_SETUP),
+    }[size]
+    return [
+        {"model": model, "vocabulary": vocabulary, "length": length, **setup, "seed": seed}
+        for seed in seeds
+        for model, vocabulary, length in chosen
+    ]
