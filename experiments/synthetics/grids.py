@@ -61,7 +61,15 @@ def full_runs() -> list[Settings]:
 
 def toy_runs() -> list[Settings]:
     """Each task at a size that shows whether it runs."""
-    small: dict[str, Any] = {"examples": 256, "steps": 24, "width": 16, "d_inner": 16, "layers": 1, "batch": 32}
+    small: dict[str, Any] = {
+        "width": 16,
+        "d_inner": 16,
+        "layers": 1,
+        "examples": 256,
+        "batch": 32,
+        "steps": 80,
+        "lr": 5e-3,
+    }
     one = ("hyena",)
     return [
         *_runs("majority", BOTH, {"length": 8, "letters": 4}, **small),
