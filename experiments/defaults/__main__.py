@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 # What is tried: the changes to a Variant. First the shape of the taps that training starts from, by frequency and
 # number of features, then everything else at frequency 3.
 CHANGES: list[dict[str, Any]] = [
-    *({"freq": freq, "emb_dim": emb_dim} for emb_dim in (33, 5) for freq in (1.0, 2.0, 3.0, 5.0, 7.0, 10.0)),
+    *({"freq": freq, "emb_dim": emb_dim} for emb_dim in (33, 5) for freq in (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0)),
     {"freq": 10.0, "norm": None},
     {"freq": 3.0, "norm": None},
     {"freq": 3.0, "norm": 3.0},

@@ -51,6 +51,7 @@ JOBS = {
     "characters-64": Job("characters", 65, 64, 12, 128, 4, 1000, 1e-3),
     "characters-256": Job("characters", 65, 256, 8, 128, 4, 500, 1e-3),
     "characters-1024": Job("characters", 65, 1024, 2, 128, 4, 500, 1e-3),
+    "characters-8192": Job("characters", 65, 8192, 1, 64, 2, 300, 2e-3, 3),
     "dna-1024": Job("dna", 5, 1024, 4, 64, 2, 500, 2e-3),
     "dna-8192": Job("dna", 5, 8192, 1, 64, 2, 300, 2e-3),
 }
