@@ -7,12 +7,15 @@ and a function that draws the results. :func:`command` makes a command of them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
 import multiprocessing
+import os
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.shared.record import where
+from hyena.command.folder import BusyError, locked, replacing
 
 Settings = dict[str, Any]
 SIZES = ("toy", "default", "full")
@@ -59,45 +63,90 @@ def label_of(settings: Settings) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
+def distinct(grid: Iterable[Settings]) -> list[Settings]:
+    """The grid without repetitions: the same settings are the same run."""
+    return list({name_of(settings): settings for settings in grid}.values())
+
+
 def run_all(work: Work, grid: Sequence[Settings], out: Path, *, workers: int = 1, device: str = "cpu") -> None:
-    """Does every run of the grid that has no result in ``out``; with several workers, each has one thread."""
+    """Does every run of the grid that has no result in ``out``; with several workers, each has one thread.
+
+    Several commands may be at work in one folder: a run is done by whoever comes first. After an exception in a run,
+    those that have begun end, and no other begins.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    grid = distinct(grid)
+    made = where(device)  # now: the code that runs is the code that is here before the first run
     left = [settings for settings in grid if not _result(out, settings).exists()]
     if len(left) < len(grid):
         print(f"{len(grid) - len(left)} of {len(grid)} runs have a result in {out}")
-    bar = tqdm(total=len(left), desc="runs", unit="run", smoothing=0)
-    if workers == 1:
-        for settings in left:
-            bar.write(_one(work, settings, out, device), file=sys.stdout)
-            bar.update()
-    else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for done in as_completed([pool.submit(_one, work, settings, out, device) for settings in left]):
-                bar.write(done.result(), file=sys.stdout)
+    with tqdm(total=len(left), desc="runs", unit="run", smoothing=0) as bar:
+        if workers == 1:
+            for settings in left:
+                bar.write(_one(work, settings, out, device, made), file=sys.stdout)
                 bar.update()
-    bar.close()
+            return
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) as pool:
+            pending = [pool.submit(_one, work, settings, out, device, made) for settings in left]
+            try:
+                for done in as_completed(pending):
+                    bar.write(done.result(), file=sys.stdout)
+                    bar.update()
+            except BaseException as error:
+                for each in pending:
+                    each.cancel()
+                bar.write(f"{type(error).__name__}: {error}; waiting for the runs that have begun", file=sys.stdout)
+                raise
+
+
+def _start_worker() -> None:
+    """One thread; and an end with the process that asked, which may be killed: nobody else would end this one."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _result(out: Path, settings: Settings) -> Path:
     return out / f"{name_of(settings)}.json"
 
 
-def _one(work: Work, settings: Settings, out: Path, device: str) -> str:
+def _one(work: Work, settings: Settings, out: Path, device: str, made: dict[str, Any]) -> str:
     """Does one run, writes its result, and says it in a line."""
     path = _result(out, settings)
-    place = Place(device, path.with_suffix(".pt"), label_of(settings))
-    began = time.perf_counter()
-    result = work(settings, place)
-    seconds = time.perf_counter() - began
-    whole = {"settings": settings, "result": result, "seconds": round(seconds, 2), "made": where(device)}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(whole, indent=1) + "\n")
-    temporary.replace(path)
-    place.state.unlink(missing_ok=True)
+    place, lock = Place(device, path.with_suffix(".pt"), label_of(settings)), path.with_suffix(".lock")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock, "another process is at it"))
+        except BusyError as busy:
+            return f"{place.label}: {busy}"
+        if path.exists():
+            lock.unlink(missing_ok=True)
+            return f"{place.label}: another process has done it"
+        # Whatever was run before in this process, and whether the work seeds itself or not.
+        torch.manual_seed(settings.get("seed", 0))
+        began = time.perf_counter()
+        result = work(settings, place)
+        seconds = time.perf_counter() - began
+        here = {**made, "threads": torch.get_num_threads()}
+        _write_json(path, {"settings": settings, "result": result, "seconds": round(seconds, 2), "made": here})
+        for left in (place.state, lock):
+            left.unlink(missing_ok=True)
     numbers = {name: value for name, value in result.items() if isinstance(value, (int, float))}
     found = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
     return f"{place.label}: {found} ({seconds:.0f} s)"
+
+
+def _write_json(path: Path, what: dict[str, Any]) -> None:
+    text = json.dumps(what, indent=1) + "\n"  # first: what JSON does not take is to leave no file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def read(out: Path, grid: Iterable[Settings]) -> list[dict[str, Any]]:
@@ -124,8 +173,7 @@ def write(path: Path, what: str, runs: list[dict[str, Any]], **more: Any) -> dic
             made.append(run["made"])
         rows.append({**run, "made": made.index(run["made"])})
     found = {"what": what, **more, "made": made, "runs": rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    _write_json(path, found)
     return found
 
 
@@ -176,14 +224,19 @@ def command(
     options = parser.parse_args()
     out = options.out or Path("out/experiments") / here.name / options.size
     results = options.results or (here if options.size == "default" else out)
-    every = grid(options.size, options.seeds)
+    every = distinct(grid(options.size, options.seeds))
     wanted = only(every, options.only)
     if not options.report:
         run_all(work, wanted, out, workers=options.workers, device=options.device)
-    if runs := read(out, every):
-        report(runs, results)
-    else:
+    runs = read(out, every)
+    if not runs:
         print(f"no results in {out}")
+        return
+    if len(runs) < len(every):
+        print(f"{len(runs)} of the {len(every)} runs have a result so far")
+    if len(versions := {run["made"]["package"] for run in runs}) > 1:
+        print(f"these runs are of {len(versions)} versions of src/hyena: delete in {out} what is to be run again")
+    report(runs, results)
 
 
 def only(grid: list[Settings], conditions: list[str]) -> list[Settings]:
@@ -194,10 +247,20 @@ def only(grid: list[Settings], conditions: list[str]) -> list[Settings]:
     """
     wanted: dict[str, set[str]] = {}
     for condition in conditions:
-        name, _, value = condition.partition("=")
+        name, equals, value = condition.partition("=")
+        if not equals or not any(name in s and str(s[name]) == value for s in grid):
+            sys.exit(f"no run has {condition!r}; there are {_known(grid)}")
         wanted.setdefault(name, set()).add(value)
-    found = [s for s in grid if all(str(s.get(name)) in values for name, values in wanted.items())]
+    found = [s for s in grid if all(name in s and str(s[name]) in values for name, values in wanted.items())]
     if not found:
-        known = {name: sorted({str(s[name]) for s in grid if name in s}) for s in grid for name in s}
-        sys.exit(f"no run has {' '.join(conditions)}; there are {known}")
+        sys.exit(f"no run has {' and '.join(conditions)} at once; there are {_known(grid)}")
     return found
+
+
+def _known(grid: list[Settings]) -> str:
+    """The settings of a grid and their values, in a line."""
+    values: dict[str, dict[str, None]] = {}
+    for settings in grid:
+        for name, value in settings.items():
+            values.setdefault(name, {})[str(value)] = None
+    return "; ".join(f"{name}={'|'.join(each)}" for name, each in values.items())

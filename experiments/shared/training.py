@@ -6,8 +6,11 @@ Batches are a function of the step, so that a run that goes on sees the ones it 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
+import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from experiments.shared.runs import Place
+from hyena.command.folder import replacing
 from hyena.optim import param_groups
 
 SAVE_EVERY = 60.0  # seconds between checkpoints of a run
@@ -76,13 +80,17 @@ def train(
         The history: for each evaluation the step, the mean training loss since the one before, the seconds spent
         training, and what ``evaluate`` returned.
     """
-    groups = param_groups(model, schedule.lr, schedule.weight_decay, filter_lr=schedule.filter_lr)
+    with warnings.catch_warnings():
+        if schedule.filter_lr is None:  # a model without long filters is worth a warning only where some are expected
+            warnings.filterwarnings("ignore", "the parameter group 'filters' is empty")
+        groups = param_groups(model, schedule.lr, schedule.weight_decay, filter_lr=schedule.filter_lr)
     optimizer = torch.optim.AdamW(groups, betas=schedule.betas, fused=True)
     rates = [group["lr"] for group in optimizer.param_groups]
     parameters = list(model.parameters())
     run: dict[str, Any] = {"step": 0, "seconds": 0.0, "losses": [], "history": []}
-    if place.state.exists():
-        run = _restore(place, model, optimizer)
+    identity = _identity(model, schedule, place, evaluate_every)
+    if place.state.exists() and (state := _load(place, identity)) is not None:
+        run = _restore(state, place, model, optimizer)
     saved = time.monotonic()
     model.train()
     bar = tqdm(total=schedule.steps, initial=run["step"], desc=place.label, unit="step", leave=False, mininterval=1.0)
@@ -111,31 +119,64 @@ def train(
             run["losses"] = []
             bar.set_postfix({name: f"{value:.4g}" for name, value in found.items()})
         if time.monotonic() - saved > SAVE_EVERY:
-            _save(place, model, optimizer, run)
+            _save(place, identity, model, optimizer, run)
             saved = time.monotonic()
     bar.close()
     model.eval()
     return run["history"]
 
 
-def _save(place: Place, model: nn.Module, optimizer: torch.optim.Optimizer, run: dict[str, Any]) -> None:
-    temporary = place.state.with_suffix(".part")
+def _identity(model: nn.Module, schedule: Schedule, place: Place, evaluate_every: int) -> dict[str, Any]:
+    """What a checkpoint must agree with to belong to this run.
+
+    Its file is named by the run's settings; they do not say what becomes of them when defaults or the script change.
+    """
+    start = hashlib.sha256()
+    for name, t in model.state_dict().items():
+        start.update(name.encode() + str(t.shape).encode())
+        start.update(t.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return {
+        "model at the start": start.hexdigest(),
+        "schedule": dataclasses.asdict(schedule),
+        "evaluate_every": evaluate_every,
+        "kind of device": place.device.partition(":")[0],
+    }
+
+
+def _save(
+    place: Place, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, run: dict[str, Any]
+) -> None:
     random = {"cpu": torch.get_rng_state()}
     if place.device.startswith("cuda"):
         random["cuda"] = torch.cuda.get_rng_state(place.device)
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": random, **run}, temporary)
-    temporary.replace(place.state)
+    state = {"identity": identity, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": random}
+    with replacing(place.state) as file:
+        torch.save({**state, "run": run}, file)
 
 
-def _restore(place: Place, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    state = torch.load(place.state, map_location="cpu", weights_only=True)
-    model.load_state_dict(state.pop("model"))
-    optimizer.load_state_dict(state.pop("optimizer"))
-    random = state.pop("random")
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random:
-        torch.cuda.set_rng_state(random["cuda"], place.device)
+def _load(place: Place, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The run's checkpoint, or None, said, if what is there is none: then the run begins again."""
+    try:
+        state: dict[str, Any] = torch.load(place.state, map_location="cpu", weights_only=True)
+        found = state.get("identity", {})
+        other = [name for name, value in identity.items() if found.get(name) != value]
+        why = f"it is of a run with another {', '.join(other)}" if other else ""
+    except Exception as e:  # whatever a damaged archive leads to
+        why = f"it cannot be read ({type(e).__name__})"
+    if why:
+        tqdm.write(f"{place.label}: begins again, not from {place.state}: {why}", file=sys.stdout)
+        return None
     return state
+
+
+def _restore(state: dict[str, Any], place: Place, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"]["cpu"])
+    if "cuda" in state["random"]:
+        torch.cuda.set_rng_state(state["random"]["cuda"], place.device)
+    run: dict[str, Any] = state["run"]
+    return run
 
 
 def generator(seed: int, step: int) -> torch.Generator:

@@ -25,32 +25,48 @@ def claimed(folder: Path) -> Iterator[Path]:
         OSError: it cannot be made or written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+b") as file:
-        if _lock(file):
+    with locked(
+        folder / LOCK, f"another run is at work in {folder}: wait until it ends, or choose another --out"
+    ) as held:
+        if held:
             for left in folder.glob(f"*{PARTIAL}"):  # of killed runs: nobody else is writing here
                 left.unlink(missing_ok=True)
         yield folder
 
 
-def _lock(file: IO[bytes]) -> bool:
-    """Whether the file system gave the lock; ValueError if another process has it."""
-    busy = ValueError(
-        f"another run is at work in {Path(file.name).parent}: wait until it ends, or choose another --out"
-    )
+class BusyError(ValueError):
+    """Another process has what is to be locked."""
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[bool]:
+    """Holds a lock on the file at ``path``, which is made if it is missing, until the block or the process ends.
+
+    Yields whether the file system gave the lock; some network file systems have none.
+
+    Raises:
+        BusyError: another process has it; ``busy`` is what it says.
+        OSError: the file cannot be written to.
+    """
+    with path.open("a+b") as file:
+        yield _lock(file, busy)
+
+
+def _lock(file: IO[bytes], busy: str) -> bool:
     if os.name == "nt":
         import msvcrt
 
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
         except OSError:
-            raise busy from None
+            raise BusyError(busy) from None
         return True
     import fcntl
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise busy from None
+        raise BusyError(busy) from None
     except OSError as e:  # some network file systems have no locks
         print(f"{file.name} cannot be locked ({e.strerror}): do not start a second run here", file=sys.stderr)
         return False
