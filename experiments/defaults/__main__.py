@@ -26,6 +26,11 @@ HERE = Path(__file__).resolve().parent
 # number of features, then everything else at frequency 3.
 CHANGES: list[dict[str, Any]] = [
     *({"freq": freq, "emb_dim": emb_dim} for emb_dim in (33, 5) for freq in (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0)),
+    {"freq": None},
+    {"freq": None, "slow": 0.75, "fast": 0.15},
+    {"freq": None, "fast": 0.03},
+    {"freq": None, "fast": 0.03, "spacing": "geometric"},
+    {"freq": None, "filter_lr": 3.0},
     {"freq": 10.0, "norm": None},
     {"freq": 3.0, "norm": None},
     {"freq": 3.0, "norm": 3.0},

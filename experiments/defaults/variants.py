@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import torch
@@ -19,21 +20,23 @@ class Variant:
     """What may be changed; the values are those that the sweep starts from.
 
     Attributes:
-        freq, emb_dim, width, inner_layers, shift: of :class:`hyena.HyenaFilter`.
+        freq, emb_dim, width, inner_layers, shift: of :class:`hyena.HyenaFilter`; ``freq`` None: its rule.
         slow, fast: of the window, ``slow_decay_pct`` and ``fast_decay_pct``.
+        spacing: of the window's decays from slow to fast, "linear" or "geometric".
         norm: l2 norm that the filters start with, on average; None: the released code's start, a uniform last layer.
         skip: standard deviation of the start of the term ``d x`` beside each convolution.
         filter_lr: learning rate of the filters over that of the rest.
         order: of the operator.
     """
 
-    freq: float = 10.0
+    freq: float | None = 10.0
     emb_dim: int = 33
     width: int = 64
     inner_layers: int = 2
     shift: float = 0.0
     slow: float = 1.5
     fast: float = 0.3
+    spacing: str = "linear"
     norm: float | None = 1.0
     skip: float = 1.0
     filter_lr: float = 1.0
@@ -68,11 +71,17 @@ def model(variant: Variant, vocabulary: int, length: int, *, width: int, layers:
 
 @torch.no_grad()
 def start(operator: HyenaOperator, variant: Variant) -> None:
-    """Initialises the filters' last layer and the skip term as the variant has it."""
-    out: nn.Linear = operator.conv.filter.ffn.out  # type: ignore[assignment, union-attr]
+    """Initialises the window, the filters' last layer and the skip term as the variant has it."""
+    filter: Any = operator.conv.filter
+    deltas, out = filter.window.deltas, filter.ffn.out
+    if variant.spacing == "geometric":
+        slow, fast = filter.window.ends
+        row = torch.logspace(math.log10(-slow), math.log10(-fast), operator.d_model).neg()
+        deltas.copy_(row.repeat(len(deltas) // len(row)))
     if variant.norm is None:
         bound = variant.width**-0.5
         nn.init.uniform_(out.weight, -bound, bound)
     else:
-        out.weight.mul_(variant.norm)
+        taps = filter(operator.l_max)  # (F, K, C)
+        out.weight.mul_(variant.norm / taps.norm(dim=1).view(-1, 1))
     operator.conv.bias.mul_(variant.skip)

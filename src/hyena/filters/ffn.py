@@ -5,6 +5,7 @@ Dimensions: B batch, K taps, E features, W width, O outputs, S sine layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -16,6 +17,29 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hyena import ops
 from hyena.filters._initial import empty, fill
+
+# Positions to a wave of the taps that training starts from; and the highest frequency that is chosen for it.
+WAVELENGTH = 8.0
+HIGHEST = 15.0
+
+
+def start_frequency(positions: float, emb_dim: int, sine_layers: int) -> float:
+    """Chooses the frequency at which a :class:`SineFFN` starts with taps of waves about eight positions long.
+
+    A sine layer with weights of ``nn.Linear``'s initialisation makes waves ``sqrt(6) / freq`` times as long as those of
+    its input, so S layers turn encodings of ``b`` cycles in a unit of time (root mean square over the features) into
+    taps of ``b (freq / sqrt(6))^S``; measured, that is within a few percent from two sine layers and 20 cycles on. At
+    one frequency for all lengths short filters start as noise and long ones without detail; both train worse
+    (docs/results.md).
+
+    Args:
+        positions: in a unit of time.
+        emb_dim: features E of a :class:`hyena.filters.PositionalEncoding`.
+        sine_layers: S.
+    """
+    bands = (emb_dim - 1) // 2
+    cycles = math.sqrt(max(1.0, (bands - 1) * (2 * bands - 1) / 6))  # of the bands 0, 1, … bands - 1, at least one
+    return min(HIGHEST, math.sqrt(6.0) * (max(1.0, positions / WAVELENGTH) / cycles) ** (1.0 / max(1, sine_layers)))
 
 
 @ops.fusible
@@ -124,4 +148,4 @@ class SineFFN(SineLayers):
         return super().forward(features, self.freq, film)
 
     def extra_repr(self) -> str:
-        return f"freq={self.initial_freq}"
+        return f"freq={self.initial_freq:.4g}"

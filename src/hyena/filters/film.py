@@ -77,7 +77,7 @@ class FiLMFilter(HyenaFilter):
         emb_dim: int = 33,
         width: int = 64,
         inner_layers: int = 2,
-        freq: float = 10.0,
+        freq: float | None = None,
         shift: float = 0.0,
         time_unit: int | None = None,
         encoding: nn.Module | None = None,

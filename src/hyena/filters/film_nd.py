@@ -47,7 +47,7 @@ class FiLMFilterND(HyenaFilterND):
         emb_dim: int = 33,
         width: int = 64,
         inner_layers: int = 2,
-        freq: float = 10.0,
+        freq: float | None = None,
         window: str | nn.Module = "exponential",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

@@ -16,7 +16,7 @@ from hyena import ops
 from hyena.filters._generated import place_of, plain_weights, scale_rows
 from hyena.filters.base import Filter, at_least_float32, check_extension
 from hyena.filters.encoding import PositionalEncoding
-from hyena.filters.ffn import FilterLinear, SineFFN
+from hyena.filters.ffn import FilterLinear, SineFFN, start_frequency
 from hyena.filters.window import ExponentialWindow
 
 # Positions at which the norm of a filter is estimated when it is initialised: enough for its smooth window.
@@ -44,7 +44,8 @@ class HyenaFilter(Filter):
         emb_dim: features of the encoding, odd.
         width: width of the FFN (``filter_order`` in the released code).
         inner_layers: hidden layers of the FFN after the first (``num_inner_mlps``).
-        freq: start of the sine's frequency (``w``).
+        freq: start of the sine's frequency (``w``); None: :func:`hyena.filters.ffn.start_frequency` of the time unit,
+            2.4 for 64 positions, 6 for 1024, 12 for 8192. The released code has 10, for language models 14.
         shift: what the window decays to.
         time_unit: positions at which time reaches 1, ``l_max`` if missing. It is part of the state dict: weights bring
             the unit that they were trained with, so that they give the same taps in a filter with another ``l_max``.
@@ -62,7 +63,7 @@ class HyenaFilter(Filter):
         emb_dim: int = 33,
         width: int = 64,
         inner_layers: int = 2,
-        freq: float = 10.0,
+        freq: float | None = None,
         shift: float = 0.0,
         time_unit: int | None = None,
         encoding: nn.Module | None = None,
@@ -74,11 +75,10 @@ class HyenaFilter(Filter):
         super().__init__(channels, l_max, num_filters, causal=causal)
         at: dict[str, Any] = {"device": device, "dtype": self.weight_dtype(dtype)}
         rows = self._rows
-        self.encoding: nn.Module = (
-            PositionalEncoding(emb_dim, l_max if time_unit is None else time_unit, **at)
-            if encoding is None
-            else encoding
-        )
+        unit = l_max if time_unit is None else time_unit
+        self.encoding: nn.Module = PositionalEncoding(emb_dim, unit, **at) if encoding is None else encoding
+        if freq is None and ffn is None:
+            freq = start_frequency(unit, emb_dim, 1 + inner_layers)
         self.ffn = (
             SineFFN(emb_dim, width, rows * channels, inner_layers=inner_layers, freq=freq, **at) if ffn is None else ffn
         )

@@ -19,7 +19,7 @@ from hyena.filters._initial import fill
 from hyena.filters.base import at_least_float32, check_sizes
 from hyena.filters.base_nd import FilterND
 from hyena.filters.encoding import PositionalEncoding
-from hyena.filters.ffn import FilterLinear, SineFFN
+from hyena.filters.ffn import FilterLinear, SineFFN, start_frequency
 from hyena.filters.window_nd import ExponentialWindowND, GaussianWindowND
 
 WINDOWS = {"exponential": ExponentialWindowND, "gaussian": GaussianWindowND}
@@ -47,7 +47,7 @@ class HyenaFilterND(FilterND):
         emb_dim: features E of the encoding of each axis, odd.
         width: width of the FFN.
         inner_layers: hidden layers of the FFN after the first.
-        freq: start of the sine's frequency.
+        freq: start of the sine's frequency; None: as :class:`hyena.filters.HyenaFilter` for the mean size of the axes.
         window: ``"exponential"`` or ``"gaussian"``, with trained widths; or a module that maps the lags of each axis,
             ``(n,)`` as parts of it, to factors ``(n, 2^A F C)``.
 
@@ -68,7 +68,7 @@ class HyenaFilterND(FilterND):
         emb_dim: int = 33,
         width: int = 64,
         inner_layers: int = 2,
-        freq: float = 10.0,
+        freq: float | None = None,
         window: str | nn.Module = "exponential",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -79,6 +79,8 @@ class HyenaFilterND(FilterND):
         axes = len(self.size)
         rows = 2**axes * num_filters
         self.encodings: Any = nn.ModuleList(PositionalEncoding(emb_dim, n, **at) for n in self.size)
+        if freq is None:
+            freq = start_frequency(sum(self.size) / axes, emb_dim, 1 + inner_layers)
         self.ffn = SineFFN(axes * emb_dim, width, rows * channels, inner_layers=inner_layers, freq=freq, **at)
         if isinstance(window, nn.Module):
             self.window = window

@@ -39,7 +39,7 @@ class PairedFilter(HyenaFilter):
         emb_dim: int = 33,
         width: int = 64,
         inner_layers: int = 2,
-        freq: float = 10.0,
+        freq: float | None = None,
         shift: float = 0.0,
         time_unit: int | None = None,
         encoding: nn.Module | None = None,
@@ -54,8 +54,10 @@ class PairedFilter(HyenaFilter):
         super().__init__(channels, l_max, num_filters, causal=True, encoding=encoding, **sizes, **more, **at)
         self.causal = causal
         at["dtype"] = self.weight_dtype(dtype)
-        self.behind = None if causal else SineLayers(emb_dim, width, num_filters * channels, **sizes, **at)
-        if self.behind is not None:
+        self.behind: SineLayers | None = None
+        if not causal:
+            sizes["freq"] = self.ffn.initial_freq  # type: ignore[union-attr]
+            self.behind = SineLayers(emb_dim, width, num_filters * channels, **sizes, **at)
             self._scale_after_resets(self.behind)
 
     def reset_parameters(self) -> None:
