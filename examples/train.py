@@ -34,8 +34,7 @@ def batch(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # Hyena in attention's place; mixer="Attention" without options is the same model with attention.
-smooth = {"filter": {"class": "HyenaFilter", "freq": 1.0}}
-config = CausalLMConfig(vocab_size=len(vocabulary), l_max=L, d_model=128, num_layers=4, mixer_options=smooth)
+config = CausalLMConfig(vocab_size=len(vocabulary), l_max=L, d_model=128, num_layers=4)
 model = CausalLM(config)
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 

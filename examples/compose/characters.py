@@ -20,9 +20,7 @@ DATA = torch.tensor([NUMBER[character] for character in TEXT])
 
 def language_model(length: int, d_model: int, num_layers: int = 2, extra: int = 0) -> CausalLM:
     """Hyena in attention's place, for characters and so many ``extra`` symbols."""
-    smooth = {"filter": {"class": "HyenaFilter", "freq": 1.0}}
-    size = len(VOCABULARY) + extra
-    return CausalLM(CausalLMConfig(size, length, d_model=d_model, num_layers=num_layers, mixer_options=smooth))
+    return CausalLM(CausalLMConfig(len(VOCABULARY) + extra, length, d_model=d_model, num_layers=num_layers))
 
 
 def batch_loss(model: nn.Module, rows: int, length: int) -> Tensor:

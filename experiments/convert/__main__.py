@@ -35,9 +35,10 @@ sys.path.insert(0, str(SHAKESPEARE))
 
 from checkpoint import resume, save  # noqa: E402
 from corpus import Corpus, load_corpus, random_batch  # noqa: E402
-from settings import FREQUENCY, Settings  # noqa: E402
+from settings import Settings  # noqa: E402
 from trainer import Trainer  # noqa: E402
 
+FREQUENCY = 1.0  # of the sines of the filters that are taught
 SHARE = 5  # of the attention model's training tokens, one in this many
 WORDS = {
     "attention": "the attention model",

@@ -311,5 +311,5 @@ def test_errors_name_the_numbers() -> None:
 
 def test_repr_says_what_it_is() -> None:
     text = repr(HyenaFilter(4, 20, 2, causal=False))
-    for part in ("channels=4", "l_max=20", "num_filters=2", "causal=False", "emb_dim=33", "freq=10.0", "shift=0.0"):
+    for part in ("channels=4", "l_max=20", "num_filters=2", "causal=False", "emb_dim=33", "freq=1.61", "shift=0.0"):
         assert part in text

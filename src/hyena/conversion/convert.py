@@ -87,7 +87,7 @@ def convert(
         save_every: steps between two states.
         progress: shows progress, with bars where tqdm is installed.
         **replacement: of :func:`hyena.replace_attention`: ``l_max``, ``causal``, ``multi_head``, ``mixer``, and the
-            mixer's own (``filter=partial(HyenaFilter, freq=1.0)``).
+            mixer's own (``filter=partial(HyenaFilter, width=32)``).
 
     Returns:
         Errors of the layers, losses before and after, tokens used; to print and to save.

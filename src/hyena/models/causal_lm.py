@@ -39,7 +39,7 @@ class CausalLMConfig(ModelConfig):
         mixer: the name of a class in ``hyena.mixers``, or a class or function of one's own (which cannot be saved),
             called with ``(d_model, l_max, **mixer_options)``, and ``device`` and ``dtype`` if it takes them.
         mixer_options: its keywords, plain values. A filter is a dict with the name of a class in ``hyena.filters`` and
-            its keywords: ``{"class": "HyenaFilter", "freq": 1.0}``.
+            its keywords: ``{"class": "HyenaFilter", "width": 32}``.
         d_inner: inner width of the MLP, ``4 * D`` if missing.
         dropout: of the residual branches and the embedding.
         tie_embeddings: the output layer's weight is the embedding's.
