@@ -1,0 +1,1 @@
+"""What Hyena learns: its matrices beside attention's, its filters, and how far they reach."""
