@@ -59,6 +59,7 @@ def language_model(
     d_inner: int | None = None,
     attention_layers: tuple[int, ...] = (),
     gradient_checkpointing: bool = False,
+    dropout: float = 0.0,
     **options: Any,
 ) -> CausalLM:
     """A :class:`hyena.models.CausalLM` with a mixer of this name.
@@ -71,6 +72,7 @@ def language_model(
         heads: of attention.
         attention_layers: of a hybrid: blocks that have attention with rotary positions instead.
         gradient_checkpointing: keep only the blocks' inputs, for long rows.
+        dropout: of the residual branches and the embedding.
         options: of the mixer.
     """
     class_name, mixer_options = mixer(name, heads, **options)
@@ -83,6 +85,7 @@ def language_model(
         mixer_options=mixer_options,
         d_inner=d_inner,
         gradient_checkpointing=gradient_checkpointing,
+        dropout=dropout,
     )
     model = CausalLM(config)
     for i in attention_layers:

@@ -1,0 +1,1 @@
+"""Decoding and distillation of the language models: loss against modes, and what a token costs."""
