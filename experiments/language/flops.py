@@ -97,7 +97,8 @@ def _mixer(mixer: object, length: int) -> Flops:
     if isinstance(mixer, Attention) and mixer.num_kv_heads == mixer.num_heads:
         return attention(length, mixer.d_model, mixer.num_heads)
     raise ValueError(
-        f"no count for this {type(mixer).__name__}; there are those of HyenaOperator, H3 and Attention in their plain forms"
+        f"no count for this {type(mixer).__name__}; there are those of HyenaOperator, H3 and Attention in their plain "
+        "forms"
     )
 
 

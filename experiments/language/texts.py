@@ -23,9 +23,9 @@ TRAIN_SHARE = 0.9  # of Shakespeare, from its start
 
 WIKITEXT_103 = Path("out/data/wikitext-103")  # holds train.txt and test.txt, if anything
 
-# Tokens of WikiText. The 218,000 words of 13,777 kinds that WikiText-2 is trained on are too few to learn words from, most
-# of which come once or twice; characters make rows that hold a sentence or two. Pieces are between, and can write every
-# word of the test file.
+# Tokens of WikiText. The 218,000 words of 13,777 kinds that WikiText-2 is trained on are too few to learn words from,
+# most of which come once or twice; characters make rows that hold a sentence or two. Pieces are between, and can write
+# every word of the test file.
 PIECES = {"wikitext-2": 1024, "wikitext-103": 8192}
 
 

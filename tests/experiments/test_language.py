@@ -10,12 +10,8 @@ from experiments.language.models import MODELS, WORDS, attention_layers, build
 from experiments.language.tables import loss_at, table
 from experiments.shared.models import parameters
 
+from helpers.experiments import loss_falls
 from hyena.mixers import Attention
-
-
-def loss_falls(run: dict[str, Any]) -> bool:
-    history = run["result"]["history"]
-    return history[-1]["training_loss"] < history[0]["training_loss"]
 
 
 def test_a_toy(toy: Callable[..., dict[str, Any]]) -> None:
@@ -26,12 +22,11 @@ def test_a_toy(toy: Callable[..., dict[str, Any]]) -> None:
     assert {run["settings"]["part"] for run in found["runs"]} == {"train", "n-grams", "speed"}
     for text, bits in (("shakespeare", 1), ("wikitext-2", 2)):
         rows = found["tables"][text]["models"]
+        part = found["printed"].split(f"\n{text} ", 1)[1]
         for model, row in rows.items():
-            line = next(
-                x for x in found["printed"].splitlines() if x.startswith(WORDS[model]) and f"{row['flops']:.3g}"
-            )
-            assert f"{row['loss']['mean']:.4f}" in found["printed"]
-            assert line
+            line = next(line for line in part.splitlines() if line.startswith(WORDS[model]))
+            assert f"{row['parameters']:,}" in line
+            assert f"{row['loss']['mean']:.4f}" in line
             assert row["loss"]["mean"] > bits  # a few steps learn little
         assert rows["hyena"]["loss"]["seeds"] == 1
         assert f"{found['tables'][text]['n_grams']['3']['loss']:.4f}" in found["printed"]
@@ -43,9 +38,8 @@ def test_equal_parameters(name: str) -> None:
     model, hyena = (build(each, 65, 64, **sizes, dropout=0.0) for each in (name, "hyena"))
     # An inner unit of the four MLPs is 4 x 65 numbers.
     assert abs(parameters(model) - parameters(hyena)) <= 130
-    assert sum(isinstance(block.mixer, Attention) for block in model.blocks) == {"h": 0, "a": 4}[name[0]] or (
-        sum(isinstance(block.mixer, Attention) for block in model.blocks) == int(name[-1])
-    )
+    layers = {"attention": 4, "attention-rotary": 4, "hybrid-1": 1, "hybrid-2": 2}
+    assert sum(isinstance(block.mixer, Attention) for block in model.blocks) == layers.get(name, 0)
 
 
 def test_where_hybrids_have_attention() -> None:

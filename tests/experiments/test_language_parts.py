@@ -1,4 +1,4 @@
-"""The parts of the language experiment: FLOPs against torch's counter and a published table, n-grams, pieces of words."""
+"""The parts of the language experiment: operations against torch's counter and a published table, n-grams, pieces."""
 
 from __future__ import annotations
 
