@@ -51,8 +51,8 @@ def report(found: list[dict[str, Any]], results: Path) -> None:
     tables = {"distilled": distilled(found), "speeds": speeds(found)}
     print("\n".join(lines(tables)))
     what = (
-        "loss in nats a character over the whole validation part of Shakespeare, of distilled models; relative l2 errors "
-        "of their filters; milliseconds a token of whole models, over the second half of each context"
+        "loss in nats a character over the whole validation part of Shakespeare, of distilled models; relative l2 "
+        "errors of their filters; milliseconds a token of whole models, over the second half of each context"
     )
     written = runs.write(results / "results.json", what, found, tables=tables)
     print(f"results  {results / 'results.json'}")

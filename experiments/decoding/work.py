@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,7 +98,7 @@ def _decode(model: CausalLM, tokens: torch.Tensor) -> Iterator[float]:
     state = model.init_state(tokens.size(0), tokens.size(1))
     model.prefill(tokens[:, :half], state, last=True)
     edges = [half + (tokens.size(1) - half) * i // PIECES for i in range(PIECES + 1)]
-    for start, stop in zip(edges, edges[1:]):
+    for start, stop in itertools.pairwise(edges):
         _wait(tokens)
         began = time.perf_counter()
         for t in range(start, stop):

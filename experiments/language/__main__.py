@@ -9,7 +9,7 @@ attention. Every model has as many parameters as Hyena, sees the same batches an
 the whole test part; beside them stand n-grams, operations by the paper's formula, and what a step takes on this
 machine, for reading the same curves at equal operations and at equal time.
 
-WikiText-2 is trained on its validation file and tested on its test file, in 1024 pieces of words: bits a byte, and
+WikiText-2 is trained on its validation file and tested on its test file, in 2048 pieces of words: bits a byte, and
 perplexities a word of the whole text, whatever the pieces. ``--full`` trains nanoGPT's size for a GPU on these texts,
 and the published 125 M size on WikiText-103, if ``out/data/wikitext-103`` has its ``train.txt`` and ``test.txt``.
 """
@@ -26,6 +26,7 @@ from experiments.language.work import work
 from experiments.shared import runs
 
 HERE = Path(__file__).resolve().parent
+
 
 def report(found: list[dict[str, Any]], results: Path) -> None:
     """Prints the tables, writes ``results.json`` and the plot."""

@@ -26,7 +26,7 @@ WIKITEXT_103 = Path("out/data/wikitext-103")  # holds train.txt and test.txt, if
 # Tokens of WikiText. The 218,000 words of 13,777 kinds that WikiText-2 is trained on are too few to learn words from,
 # most of which come once or twice; characters make rows that hold a sentence or two. Pieces are between, and can write
 # every word of the test file.
-PIECES = {"wikitext-2": 1024, "wikitext-103": 8192}
+PIECES = {"wikitext-2": 2048, "wikitext-103": 8192}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from experiments.language import work
 from experiments.language.models import MODELS, WORDS, attention_layers, build
 from experiments.language.tables import loss_at, table
 from experiments.shared.models import parameters
@@ -40,6 +42,19 @@ def test_equal_parameters(name: str) -> None:
     assert abs(parameters(model) - parameters(hyena)) <= 130
     layers = {"attention": 4, "attention-rotary": 4, "hybrid-1": 1, "hybrid-2": 2}
     assert sum(isinstance(block.mixer, Attention) for block in model.blocks) == layers.get(name, 0)
+
+
+def test_rows_in_parts_give_the_gradients_of_all_at_once() -> None:
+    settings = {"length": 16, "width": 16, "layers": 2, "heads": 2, "dropout": 0.0, "rows": 6, "seed": 3}
+    tokens = torch.randint(9, (100,), generator=torch.Generator().manual_seed(0))
+    model = work.model_of(settings, 9, "hybrid-1")
+    found = []
+    for more in ({}, {"rows_at_once": 4}):
+        loss = work._step_loss(model, tokens, settings | more, "cpu", 5)
+        loss.backward()
+        found.append((loss.detach(), [p.grad.clone() for p in model.parameters()]))
+        model.zero_grad()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
 def test_where_hybrids_have_attention() -> None:
