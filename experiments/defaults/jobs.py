@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from experiments.recall.tasks import associative_recall
+from experiments.shared.examples import accuracy, epochs, last_only
 from experiments.shared.training import generator
 from hyena.genomics import read_fasta
 from hyena.models import CausalLM
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES_OF_RECALL = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +81,8 @@ def corpus(kind: str) -> tuple[Tensor, Tensor]:
 def batches(job: Job, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
     """Tokens and targets of a step."""
     if job.kind == "recall":
-        examples = associative_recall(2000, job.length, job.vocabulary, torch.Generator().manual_seed(seed))
-
-        def chosen(step: int) -> tuple[Tensor, Tensor]:
-            each = 2000 // job.batch + 1  # steps of an epoch
-            order = torch.randperm(2000, generator=generator(seed, step // each))
-            at = order[step % each * job.batch : (step % each + 1) * job.batch]
-            return examples[0][at], examples[1][at]
-
-        return chosen
+        first = torch.Generator().manual_seed(seed)
+        return epochs(*associative_recall(EXAMPLES_OF_RECALL, job.length, job.vocabulary, first), job.batch, seed)
     ids = corpus(job.kind)[0]
 
     def drawn(step: int) -> tuple[Tensor, Tensor]:
@@ -102,7 +97,7 @@ def held_out(job: Job, seed: int) -> Callable[[CausalLM], float]:
     """What a model scores on data that it is not trained on."""
     if job.kind == "recall":
         tokens, targets = associative_recall(500, job.length, job.vocabulary, generator(seed, -1))
-        return lambda model: 1 - _accuracy(model, tokens, targets)
+        return lambda model: 1 - accuracy(model, tokens, last_only(targets), 50)["accuracy"]
     ids = corpus(job.kind)[1]
     rows = min(60_000, len(ids) - 1) // job.length
     tokens, targets = (ids[i : i + rows * job.length].view(rows, job.length) for i in (0, 1))
@@ -113,12 +108,3 @@ def held_out(job: Job, seed: int) -> Callable[[CausalLM], float]:
         return sum(model.loss(x, y).item() * x.numel() for x, y in parts) / tokens.numel()
 
     return loss
-
-
-def _accuracy(model: CausalLM, tokens: Tensor, targets: Tensor) -> float:
-    """How often the last token is right."""
-    right = sum(
-        int((model(x)[:, -1].argmax(-1) == y[:, -1]).sum())
-        for x, y in zip(tokens.split(50), targets.split(50), strict=True)
-    )
-    return right / len(tokens)
