@@ -24,8 +24,8 @@ def test_a_toy_run(toy: Callable[..., dict[str, Any]]) -> None:
         if run["settings"]["job"] == "characters-64":
             history = run["result"]["history"]
             assert history[-1]["training_loss"] < history[0]["training_loss"]
-    (row,) = (row for label, row in found["table"].items() if "freq=3.0" in label)
-    scores = [run["result"]["score"] for run in found["runs"] if run["settings"]["freq"] == 3.0]
+    (row,) = (row for label, row in found["table"].items() if "freq=2.0" in label)
+    scores = [run["result"]["score"] for run in found["runs"] if run["settings"]["freq"] == 2.0]
     assert row["characters-64"]["mean"] == pytest.approx((scores[1] + scores[3]) / 2)
 
 
