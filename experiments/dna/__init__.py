@@ -1,0 +1,1 @@
+"""Next nucleotides of a chromosome: what longer context is worth."""
