@@ -29,6 +29,7 @@ WHAT = "bits of a held-out base, from half of the context to all of it before ea
 
 # Rotary positions need no training, of which there is little here.
 OPTIONS: dict[str, dict[str, Any]] = {"hyena": {}, "attention": {"rotary_base": 10000.0}}
+CHECKPOINT_FROM = 131072  # positions in a row from which blocks are computed again in the backward pass
 SHORT = (16, 64, 256)  # contexts of the evaluation below those of the training
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -73,7 +74,8 @@ def work(settings: Settings, place: Place) -> dict[str, Any]:
     s, context = settings, settings["context"]
     torch.manual_seed(s["seed"])
     options = OPTIONS[s["mixer"]]
-    model = language_model(s["mixer"], 4, context, width=s["width"], layers=s["layers"], **options).to(place.device)
+    sizes = {"width": s["width"], "layers": s["layers"], "gradient_checkpointing": context >= CHECKPOINT_FROM}
+    model = language_model(s["mixer"], 4, context, **sizes, **options).to(place.device)
     rows = max(1, s["bases_a_step"] // context)
 
     def loss(step: int) -> Tensor:

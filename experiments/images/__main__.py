@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from experiments.images import digits, models
 from experiments.images.plot import draw
 from experiments.shared import runs
+from experiments.shared.examples import epochs, steps_of_epoch
 from experiments.shared.models import parameters
 from experiments.shared.runs import Place, Settings
 from experiments.shared.training import Schedule, train
@@ -68,21 +69,23 @@ def grid(size: str, seeds: list[int]) -> list[Settings]:
 def work(settings: Settings, place: Place) -> dict[str, Any]:
     """Trains one model and tests it after every epoch."""
     s = settings
-    training, test = digits.load(s["side"], s["training"], s["test"])
+    images, classes, test_images, test_classes = digits.load(s["side"], s["training"], s["test"])
     torch.manual_seed(s["seed"])
     sizes = {name: s[name] for name in ("width", "layers", "patch", "dropout") if name in s}
     model = models.make(s["task"], s["model"], s["side"], **sizes).to(place.device)
 
+    chosen = epochs(images, classes, s["batch"], s["seed"])
+
     def loss(step: int) -> Tensor:
-        images, classes = training.batch(s["batch"], s["seed"], step)
-        return F.cross_entropy(model(images.to(place.device)), classes.to(place.device))
+        some, their_classes = chosen(step)
+        return F.cross_entropy(model(some.to(place.device)), their_classes.to(place.device))
 
     def evaluate() -> dict[str, float]:
-        logits = torch.cat([model(part.to(place.device)).cpu() for part in test.images.split(CHUNK)])
-        wrong = (logits.argmax(1) != test.classes).double().mean().item()
-        return {"error": 100 * wrong, "test_loss": F.cross_entropy(logits, test.classes).item()}
+        logits = torch.cat([model(part.to(place.device)).cpu() for part in test_images.split(CHUNK)])
+        wrong = (logits.argmax(1) != test_classes).double().mean().item()
+        return {"error": 100 * wrong, "test_loss": F.cross_entropy(logits, test_classes).item()}
 
-    epoch = s["training"] // s["batch"]
+    epoch = steps_of_epoch(s["training"], s["batch"])
     steps = s["epochs"] * epoch
     schedule = Schedule(steps, s["lr"], weight_decay=s["weight_decay"], warmup=steps // 10)
     history = train(model, loss, schedule, place, evaluate=evaluate, evaluate_every=epoch)

@@ -5,7 +5,6 @@ Dimensions: N images, L pixels.
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 from pathlib import Path
 
@@ -13,29 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.shared.training import generator
-
 HERE = Path(__file__).parent
 SIDE, TRAINING, TEST = 28, 8000, 2000
 MEAN, DEVIATION = 0.1307, 0.3081  # of MNIST's pixels
-
-
-@dataclasses.dataclass(frozen=True)
-class Digits:
-    """Images ``(N, 1, H, W)``, of mean 0 and deviation 1 at their own resolution, and their classes ``(N,)``."""
-
-    images: Tensor
-    classes: Tensor
-
-    def batch(self, size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """The images of a step: every one once in an epoch, in an order of the seed's and the epoch's own.
-
-        The last batch of an epoch is left out where it is not whole.
-        """
-        count = self.classes.numel()
-        epoch, at = divmod(step, count // size)
-        chosen = torch.randperm(count, generator=generator(seed, epoch))[at * size : (at + 1) * size]
-        return self.images[chosen], self.classes[chosen]
 
 
 def _array(name: str) -> Tensor:
@@ -45,22 +24,27 @@ def _array(name: str) -> Tensor:
     return torch.frombuffer(bytearray(raw[4 + 4 * len(sizes) :]), dtype=torch.uint8).view(sizes)
 
 
-def load(side: int = SIDE, training: int = TRAINING, test: int = TEST) -> tuple[Digits, Digits]:
-    """The digits to train and to test on.
+def load(side: int = SIDE, training: int = TRAINING, test: int = TEST) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The digits to train on and their classes, the digits to test on and theirs: ``(N, 1, H, W)`` and ``(N,)``.
+
+    Pixels have mean 0 and deviation 1 before they are averaged.
 
     Args:
         side: pixels of a side: 28, or a divisor of it; a smaller image has the means of squares of pixels.
         training: so many of the 8,000.
         test: so many of the 2,000.
+
+    Raises:
+        ValueError: another number of pixels or of digits.
     """
-    if SIDE % side:
+    if side < 1 or SIDE % side:
         raise ValueError(f"digits have {SIDE} x {SIDE} pixels, of which {side} x {side} are no means of whole squares")
     if not 1 <= training <= TRAINING or not 1 <= test <= TEST:
         raise ValueError(f"there are {TRAINING} digits to train on and {TEST} to test on, not {training} and {test}")
     images = (_array("t10k-images-idx3-ubyte.gz")[:, None].float() / 255 - MEAN) / DEVIATION
     images, classes = F.avg_pool2d(images, SIDE // side), _array("t10k-labels-idx1-ubyte.gz").long()
-    first = Digits(images[:training], classes[:training])
-    return first, Digits(images[TRAINING : TRAINING + test], classes[TRAINING : TRAINING + test])
+    tested = slice(TRAINING, TRAINING + test)
+    return images[:training], classes[:training], images[tested], classes[tested]
 
 
 def permutation(pixels: int) -> Tensor:
