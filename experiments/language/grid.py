@@ -15,7 +15,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         | {"rows": 4, "steps": 12, "lr": 4e-3}
         for text in ("shakespeare", "wikitext-2")
     },
-    "default": {text: SMALL | {"rows": 4, "steps": 600, "lr": 4e-3} for text in ("shakespeare", "wikitext-2")},
+    "default": {text: SMALL | {"rows": 4, "steps": 600, "lr": 3e-3} for text in ("shakespeare", "wikitext-2")},
     "full": {
         text: {"length": 256, "width": 384, "layers": 6, "heads": 6, "dropout": 0.2}
         | {"rows": 64, "steps": 5000, "lr": 1e-3}
