@@ -21,7 +21,12 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def interleaved(
-    functions: dict[str, Callable[[], object]], *, repeats: int, device: str = "cpu", budget: float | None = None
+    functions: dict[str, Callable[[], object]],
+    *,
+    repeats: int,
+    device: str = "cpu",
+    budget: float | None = None,
+    warm: bool = True,
 ) -> dict[str, float]:
     """Median seconds of each function. They take turns, so that a slow minute of the machine meets all of them.
 
@@ -30,10 +35,12 @@ def interleaved(
         repeats: rounds.
         device: "cpu", or a GPU's name.
         budget: seconds; a function that has taken so many is left out of the rounds that follow.
+        warm: whether each is called once before it is timed.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()
+    if warm:
+        for function in functions.values():
+            function()
     for _ in range(repeats):
         for name, function in functions.items():
             if budget is None or sum(times[name]) < budget:

@@ -1,0 +1,1 @@
+"""Time and memory of Hyena and of attention by length."""
