@@ -26,6 +26,7 @@ from experiments.shared.training import Schedule, generator, train
 HERE = Path(__file__).resolve().parent
 SOLVED = 0.995  # of the examples that are watched; a run stops there
 LOOK_EVERY = 2  # epochs
+WATCHED, TESTED = 256, 1000
 CHECKPOINT_FROM = 32768  # positions in a row from which blocks are computed again in the backward pass
 
 
@@ -38,7 +39,7 @@ def work(settings: runs.Settings, place: runs.Place) -> dict[str, Any]:
         return made[0].to(place.device), made[1].to(place.device)
 
     tokens, targets = examples(settings["examples"], 0)
-    watched, watched_targets = examples(512, 1)
+    watched, watched_targets = examples(WATCHED, 1)
     torch.manual_seed(seed)
     model = language_model(
         settings["model"],
@@ -46,6 +47,7 @@ def work(settings: runs.Settings, place: runs.Place) -> dict[str, Any]:
         length,
         width=settings["width"],
         layers=settings["layers"],
+        d_inner=settings["d_inner"],
         gradient_checkpointing=length >= CHECKPOINT_FROM,
     ).to(place.device)
     each = steps_of_epoch(settings["examples"], batch)
@@ -61,7 +63,7 @@ def work(settings: runs.Settings, place: runs.Place) -> dict[str, Any]:
         until=lambda found: found["accuracy"] >= SOLVED,
     )
     # Other examples than those that said when to stop.
-    tested, tested_targets = examples(1000, 2)
+    tested, tested_targets = examples(TESTED, 2)
     return {
         "accuracy": accuracy(model, tested, last_only(tested_targets), at_once)["accuracy"],
         "epochs": history[-1]["step"] / each,
