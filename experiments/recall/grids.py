@@ -39,6 +39,9 @@ TOY_SETUP = {
     "warmup": 1,
 }
 
+# Attention learns nothing in so few epochs at the rate that is good for the others.
+DEFAULT_RATES = {"attention": 1e-3}
+
 Cell = tuple[str, int, int]  # model, vocabulary, length
 
 
@@ -77,8 +80,16 @@ def grid(size: str, seeds: list[int]) -> list[Settings]:
         "default": (default_cells(), DEFAULT_SETUP),
         "full": (full_cells(), PUBLISHED_SETUP),
     }[size]
+    rates = DEFAULT_RATES if size == "default" else {}
     return [
-        {"model": model, "vocabulary": vocabulary, "length": length, **setup, "seed": seed}
+        {
+            "model": model,
+            "vocabulary": vocabulary,
+            "length": length,
+            **setup,
+            "lr": rates.get(model, setup["lr"]),
+            "seed": seed,
+        }
         for seed in seeds
         for model, vocabulary, length in chosen
     ]
