@@ -36,6 +36,8 @@ CHANGES: list[dict[str, Any]] = [
     {"freq": None, "inner_layers": 1},
     {"freq": None, "order": 3},
     {"freq": None, "skip": 2.0},
+    {"freq": None, "short": 2.0},
+    {"freq": None, "short": 4.0},
     {"freq": 10.0, "norm": None},
     {"freq": 3.0, "norm": None},
     {"freq": 3.0, "skip": 0.3},

@@ -25,6 +25,7 @@ class Variant:
         spacing: of the window's decays from slow to fast, "linear" or "geometric".
         norm: l2 norm that the filters start with, on average; None: the released code's start, a uniform last layer.
         skip: standard deviation of the start of the term ``d x`` beside each convolution.
+        short: what the start of the short convolution's taps is multiplied by.
         filter_lr: learning rate of the filters over that of the rest.
         order: of the operator.
     """
@@ -39,6 +40,7 @@ class Variant:
     spacing: str = "linear"
     norm: float | None = 1.0
     skip: float = 1.0
+    short: float = 1.0
     filter_lr: float = 1.0
     order: int = 2
 
@@ -85,3 +87,4 @@ def start(operator: HyenaOperator, variant: Variant) -> None:
         taps = filter(operator.l_max)  # (F, K, C)
         out.weight.mul_(variant.norm / taps.norm(dim=1).view(-1, 1))
     operator.conv.bias.mul_(variant.skip)
+    operator.short.weight.mul_(variant.short)
