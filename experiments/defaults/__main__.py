@@ -37,7 +37,7 @@ CHANGES: list[dict[str, Any]] = [
     {"freq": None, "order": 3},
     {"freq": None, "skip": 2.0},
     {"freq": None, "short": 2.0},
-    {"freq": None, "short": 4.0},
+    {"freq": None, "short": 0.5},
     {"freq": 10.0, "norm": None},
     {"freq": 3.0, "norm": None},
     {"freq": 3.0, "skip": 0.3},
