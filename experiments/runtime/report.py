@@ -142,9 +142,8 @@ def _print(machine: dict[str, Any], mode: str) -> None:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
     for rival in rivals:
         at = machine["crossover"][f"{mode}, {rival}"]
-        print(
-            f"Hyena is faster than {rival} from {at} on" if at else f"{rival} is faster at the longest length measured"
-        )
+        said = f"is faster than {rival} from {at} on" if at else f"is not faster than {rival} at the longest length"
+        print(f"Hyena {said}")
 
 
 def _ms(row: dict[str, Any]) -> str:

@@ -56,6 +56,7 @@ def test_cut_filters_are_the_convolution_with_fewer_taps() -> None:
             for lag in range(min(5, t + 1)):
                 mixed[:, t] += h[lag] * gated[:, t - lag]
         want = (x0 * mixed) @ operator.out_proj.weight.double().T + operator.out_proj.bias.double()
+        assert torch.equal(measures.Cut(operator.conv.filter, 5)(24)[0].double(), h * (torch.arange(24) < 5)[:, None])
     torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(got, whole, atol=1e-4)
 
@@ -66,6 +67,7 @@ def test_reach_and_energy() -> None:
     h[1, 2] = torch.tensor([1.0, 2.0, -4.0])
     assert measures.reach(h, 0.89) == [1, 3]
     assert measures.reach(h, 0.99) == [6, 3]
+    assert measures.reach(torch.ones(1, 4, 1), 0.5) == [2]
     assert measures.energy(h)[0, :, 0].tolist() == pytest.approx([0.9] * 5 + [1.0] * 3)
 
 
@@ -98,6 +100,7 @@ def test_matrices_are_those_of_the_layers_inputs(mixer: str) -> None:
 def test_looks() -> None:
     """All the weight on the two values of the asked key, out of ten positions: five times as much as by chance."""
     tokens = torch.tensor([[0, 5, 1, 6, 0, 5, 2, 7, 9, 0]])  # pairs, a separator, the key
+    assert measures.asked(tokens)[0].nonzero().flatten().tolist() == [0, 4]
     matrix = torch.zeros(1, 2, 10, 10)
     matrix[0, 0, -1, [1, 5]] = torch.tensor([-0.5, 0.5])
     matrix[0, 1, -1] = 1.0

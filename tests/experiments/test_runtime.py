@@ -59,6 +59,7 @@ def test_crossover() -> None:
     assert runtime.crossover(hyena, {1: of(2.0), 2: of(0.5), 4: of(1.5), 8: of(9.0)}) == 4
     assert runtime.crossover(hyena, {1: of(2.0), 2: of(2.0), 4: of(1.5), 8: of(0.9)}) is None
     assert runtime.crossover(hyena, {1: of(2.0), 2: of(2.0)}) == 1
+    assert runtime.crossover(hyena, {1: of(2.0), 2: of(1.1, 0.2), 4: of(2.0)}) == 4
 
 
 def test_who_wins_is_said_where_no_seed_says_otherwise() -> None:
