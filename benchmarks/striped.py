@@ -33,7 +33,6 @@ import torch
 from measure import interleaved, machine, peak_bytes, table, write
 from torch import Tensor
 
-from hyena import ops
 from hyena.checkpoints import load_striped_hyena
 from hyena.checkpoints.striped.config import read_settings
 from hyena.checkpoints.striped.parts import frequencies_of, parts
@@ -146,8 +145,7 @@ def mixing_rows(
         mixer = block.mixer
 
         def ours(mixer: Any = mixer) -> Tensor:
-            short, conv = mixer.short, mixer.conv
-            return ops.recurrence(z, short.weight, short.bias, conv.spectrum(length), conv.bias)
+            return mixer._mix_at_once(z, length, None, None)
 
         calls: dict[str, Callable[[], Any]] = {"ours": ours}
         if i in others:

@@ -212,16 +212,26 @@ def _quietly(m: nn.Module) -> list[dict[str, Any]]:
 
 def test_empty_groups_warn() -> None:
     plain = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
-    with pytest.warns(UserWarning, match="'filters' is empty: the model has no trainable Hyena filter"):
-        groups = param_groups(plain, 1e-3, 0.1)
-    assert [g["name"] for g in groups] == ["decay", "no_decay"]
-    with pytest.warns(UserWarning, match="'encodings' is empty.*encoding_lr has no effect"):
-        param_groups(model(), 1e-3, 0.1, encoding_lr=1e-4)
-    with pytest.warns(UserWarning, match="'decay' is empty"), pytest.warns(UserWarning, match="'filters' is empty"):
+    for name in ("filter", "dynamics", "encoding"):
+        with pytest.warns(UserWarning, match=rf"is empty: .*{name}_lr has no effect"):
+            groups = param_groups(plain, 1e-3, 0.1, **{f"{name}_lr": 1e-4})
+        assert [g["name"] for g in groups] == ["decay", "no_decay"]
+    with pytest.warns(UserWarning, match="'decay' is empty"):
         param_groups(nn.Embedding(3, 4), 1e-3, 0.1)
+
+
+def test_a_model_without_filters_is_no_reason_to_warn() -> None:
+    """Nobody asked for a rate of theirs: an attention model has none."""
+    attention = CausalLM(
+        CausalLMConfig(
+            vocab_size=5, l_max=8, d_model=8, num_layers=1, mixer="Attention", mixer_options={"num_heads": 2}
+        )
+    )
+    plain = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        param_groups(model(), 1e-3, 0.1)
+        for m in (attention, plain, model()):
+            param_groups(m, 1e-3, 0.1)
         param_groups(with_table(), 1e-3, 0.1, filter_lr=1e-4, encoding_lr=1e-4)
 
 

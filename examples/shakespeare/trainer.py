@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from typing import Any
 
 import torch
@@ -28,7 +27,9 @@ class Trainer:
         self.model = CausalLM(settings.model(len(corpus.vocabulary))).to(device).train()
         self.parameters = list(self.model.parameters())
         self.optimizer = torch.optim.AdamW(
-            groups(self.model, settings), betas=(settings.beta1, settings.beta2), fused=True
+            param_groups(self.model, settings.lr, settings.weight_decay),
+            betas=(settings.beta1, settings.beta2),
+            fused=True,
         )
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         # Batches have random numbers of their own, so that both mixers see the same ones.
@@ -113,11 +114,3 @@ class Trainer:
             torch.cuda.set_rng_state(state["random_device"], self.device)
         self.step, self.seconds = state["step"], state["seconds"]
         self.train_losses, self.validation_losses = state["train_losses"], state["validation_losses"]
-
-
-def groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
-    """The optimizer's parameter groups."""
-    with warnings.catch_warnings():
-        if settings.mixer == "attention":  # it has no filters, which is worth a warning only where some are expected
-            warnings.filterwarnings("ignore", "the parameter group 'filters' is empty")
-        return param_groups(model, settings.lr, settings.weight_decay)

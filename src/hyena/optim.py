@@ -79,8 +79,9 @@ def param_groups(
         order.
 
     Warns:
-        UserWarning: a group has no parameters: the model has no trainable Hyena filter, nothing to decay, or no trained
-            positions or no state spaces although ``encoding_lr`` or ``dynamics_lr`` was given.
+        UserWarning: a group that the caller gave a rate has no parameters: there is nothing to decay, or nothing that
+            does not, or no filter, state space or trained position although ``filter_lr``, ``dynamics_lr`` or
+            ``encoding_lr`` was given.
 
     Raises:
         TypeError: something else than numbers.
@@ -105,7 +106,8 @@ def param_groups(
         params[group].append(p)
     if not any(params.values()):
         raise ValueError(f"{type(model).__name__} has no parameter that requires a gradient")
-    _warn_of_empty(params, {"dynamics": dynamics_lr is not None, "encodings": encoding_lr is not None})
+    asked = {"filters": filter_lr, "dynamics": dynamics_lr, "encodings": encoding_lr}
+    _warn_of_empty(params, {name for name in rates if asked.get(name, lr) is not None})
     return [
         {"params": params[name], "lr": rate, "weight_decay": decay, "name": name}
         for name, (rate, decay) in rates.items()
@@ -170,7 +172,8 @@ def _at_most(rate: Any, most: float) -> Any:
     return rate.clamp(max=most) if isinstance(rate, Tensor) else min(rate, most)
 
 
-def _warn_of_empty(params: dict[str, list[nn.Parameter]], wanted: dict[str, bool]) -> None:
+def _warn_of_empty(params: dict[str, list[nn.Parameter]], asked: set[str]) -> None:
+    """Warns of groups that are empty although a rate was asked for them."""
     reasons = {
         "decay": "every trainable parameter is a bias, a norm, an embedding or part of a filter",
         "no_decay": "there are no trainable biases, norms or embeddings",
@@ -179,6 +182,5 @@ def _warn_of_empty(params: dict[str, list[nn.Parameter]], wanted: dict[str, bool
         "encodings": "no filter has trained positions (a LearnedEncoding), so encoding_lr has no effect",
     }
     for name, reason in reasons.items():
-        # Of what few models have, only whoever asked for a rate of its own is told.
-        if not params[name] and wanted.get(name, True):
+        if not params[name] and name in asked:
             warnings.warn(f"the parameter group {name!r} is empty: {reason}", stacklevel=3)

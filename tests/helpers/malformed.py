@@ -74,6 +74,10 @@ def well_formed(op: str, packed: bool = False) -> dict[str, Any]:
         found |= {"spectrum": torch.ops.hyena.filter_spectrum(torch.randn(1, 5, C), SIZE, True)}
         found |= {"d": torch.randn(1, C), "mask": torch.rand(batch, L) < 0.7, "cu_seqlens": cu_seqlens}
         found |= {"z_bias": torch.randn(3 * C), "dy": _row(C, batch)}
+    elif kind == "direct_recurrence":
+        found = {"z": _row(3 * C, batch), "weight": torch.randn(3 * C, TAPS), "bias": torch.randn(3 * C)}
+        found |= {"h": torch.randn(5, C), "d": torch.randn(C), "mask": torch.rand(batch, L) < 0.7, "causal": False}
+        found |= {"z_bias": torch.randn(3 * C), "dy": _row(C, batch), "cu_seqlens": cu_seqlens}
     elif kind == "implicit_filter":
         found = {"features": torch.randn(L, 5), "time": torch.rand(L), "first": torch.randn(8, 5)}
         found |= {"inner": torch.randn(2, 8, 8), "biases": torch.randn(3, 8), "freq": torch.randn(8)}
@@ -157,10 +161,10 @@ def _faults(op: str, name: str, t: Tensor) -> Iterator[tuple[str, Tensor]]:
 def _is_taken(op: str, name: str, fault: str) -> bool:
     """Whether the call is right after all."""
     floating = fault in ("torch.float64", "torch.float16")
-    if op.startswith(("short_conv", "direct_conv", "gated_conv", "recurrence")) and floating:
+    if op.startswith(("short_conv", "direct_", "gated_conv", "recurrence")) and floating:
         if name in ("weight", "bias", "d", "h", "z_bias"):
             return fault == "torch.float16"  # weights of a dtype of their own, not wider than the arithmetic
-        return name == "z" and (op == "short_conv" or (op == "recurrence" and fault == "torch.float16"))
+        return name == "z" and (op == "short_conv" or (op.endswith("recurrence") and fault == "torch.float16"))
     if op == "filter_spectrum" and name == "h":
         return floating
     if op == "filter_spectrum_backward" and name == "h":

@@ -60,6 +60,11 @@ def convolve(
     return ops.recurrence(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias)
 
 
+def mix(z: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, d: Tensor, *rest: Any, **more: Any) -> Tensor:
+    """``hyena::direct_recurrence`` of the one filter that :func:`inputs` gave."""
+    return ops.direct_recurrence(z, weight, bias, h[0], d[0], *rest, **more)
+
+
 def matrices(
     z: Tensor,
     cu_seqlens: Tensor | None = None,

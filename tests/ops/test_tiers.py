@@ -24,6 +24,9 @@ def case(name: str) -> tuple[Callable[..., Tensor], dict, Tensor, Judge]:
         fn, want, x = ops.short_conv, oracle.short_conv, short_conv.inputs(2, length, 9, 3, mask="random")
     elif kind == "direct_conv":
         fn, want, x = ops.direct_conv, oracle.gated_conv, gated_conv.inputs(2, length, 9, min(length, 100), 9)
+    elif kind == "direct_recurrence":
+        x = recurrence.inputs(2, length, 9, taps=min(length, 100), mask="random", z_bias=True)
+        fn, want = recurrence.mix, partial(recurrence.matrices, order=2)
     elif kind == "gated_conv":
         fn, want, x = gated_conv.convolve, gated_conv.matrices, gated_conv.inputs(2, length, 9, length, 9)
     else:
@@ -40,7 +43,8 @@ CASES = [
     for kind in ("short_conv", "gated_conv", "recurrence", "two_sided_recurrence", "recurrence_of_order_2")
     for length in (65, 1009)
 ]
-CASES += ["direct_conv-65", "direct_conv-1009", "short_conv-20011"]  # long sums
+CASES += [f"{kind}-{length}" for kind in ("direct_conv", "direct_recurrence") for length in (65, 1009)]
+CASES += ["short_conv-20011"]  # long sums
 
 
 @pytest.mark.parametrize("name", CASES)

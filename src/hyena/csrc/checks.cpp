@@ -1,125 +1,18 @@
 #include "checks.h"
 
-#include <algorithm>
-#include <array>
-#include <initializer_list>
-#include <sstream>
-#include <stdexcept>
-#include <string>
-#include <utility>
+#include "expect.h"
 
 namespace hyena {
 namespace {
 
-constexpr int64_t kAny = -1;  // a size that another argument does not fix
-
 // The most points of a transform: indices of its table are 32 bits wide in some places.
 constexpr int64_t kMostPoints = int64_t(1) << 30;
 
-std::string name_of(ScalarType type) {
-    switch (type) {
-        case ScalarType::Float: return "float32";
-        case ScalarType::Double: return "float64";
-        case ScalarType::Half: return "float16";
-        case ScalarType::BFloat16: return "bfloat16";
-        case ScalarType::Bool: return "bool";
-        case ScalarType::Int: return "int32";
-        case ScalarType::Long: return "int64";
-        case ScalarType::ComplexFloat: return "complex64";
-        case ScalarType::ComplexDouble: return "complex128";
-        default: return torch::headeronly::toString(type);
-    }
-}
-
-template <class Sizes>
-std::string shape_of(const Sizes& sizes) {
-    std::ostringstream text;
-    text << '(';
-    int64_t count = 0;
-    for (const int64_t n : sizes) {
-        text << (count++ > 0 ? ", " : "");
-        if (n == kAny)
-            text << "any";
-        else
-            text << n;
-    }
-    text << (count == 1 ? ",)" : ")");
-    return text.str();
-}
-
-std::string device_of(const Tensor& t) {
-    const auto device = t.device();
-    std::string name;
-    switch (device.type()) {
-        case torch::headeronly::DeviceType::CPU: return "cpu";
-        case torch::headeronly::DeviceType::CUDA: name = "cuda"; break;
-        case torch::headeronly::DeviceType::Meta: return "meta";
-        default: name = "device type " + std::to_string(int(device.type())); break;
-    }
-    return name + ":" + std::to_string(int(device.index()));
-}
-
-bool same_device(const Tensor& a, const Tensor& b) {
-    return a.device().type() == b.device().type() && a.get_device_index() == b.get_device_index();
-}
-
-// Whether every element lies inside the tensor's storage, which another view may have emptied.
-bool has_memory(const Tensor& t) {
-    if (t.numel() == 0) return true;
-    int64_t last = t.storage_offset(), bytes = 0;
-    for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
-    return (last + 1) * int64_t(t.element_size()) <= bytes;
-}
-
-// What a dtype must be.
-struct Types {
-    std::string text;
-    std::array<ScalarType, 4> allowed;
-
-    bool take(ScalarType type) const { return std::find(allowed.begin(), allowed.end(), type) != allowed.end(); }
-};
-const Types kFloats{"float64, float32, bfloat16 or float16",
-                    {ScalarType::Double, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half}};
-const Types kNarrow{"float32, bfloat16 or float16, since the input is not float64,",
-                    {ScalarType::Float, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half}};
-const Types kBool{"bool", {ScalarType::Bool, ScalarType::Bool, ScalarType::Bool, ScalarType::Bool}};
-const Types kOffsets{"int32 or int64", {ScalarType::Int, ScalarType::Long, ScalarType::Int, ScalarType::Long}};
-const Types kWide{"float32 or float64", {ScalarType::Float, ScalarType::Double, ScalarType::Float, ScalarType::Double}};
-Types only(ScalarType type) { return {name_of(type), {type, type, type, type}}; }
 // A parameter beside a sequence: rounded to the precision of the arithmetic, never cut to it.
 const Types& parameter_of(const Tensor& z) { return z.scalar_type() == ScalarType::Double ? kFloats : kNarrow; }
 
-// An argument's shape, dtype, device (that of `beside`) and memory.
-void expect(const char* name, const Tensor& t, std::initializer_list<int64_t> sizes, const Types& types,
-            const Tensor& beside) {
-    if (!t.defined()) require(false, name, " must be ", types.text, " of shape ", shape_of(sizes), ", got None");
-    bool fits = t.dim() == int64_t(sizes.size()) && types.take(t.scalar_type()) && same_device(t, beside);
-    int64_t i = 0;
-    if (fits)
-        for (const int64_t n : sizes) fits = (n == kAny || t.size(i) == n) && fits, ++i;
-    if (!fits)
-        require(false, name, " must be ", types.text, " of shape ", shape_of(sizes), " on ", device_of(beside),
-                ", got ", name_of(t.scalar_type()), " of shape ", shape_of(t.sizes()), " on ", device_of(t));
-    if (!has_memory(t))
-        require(false, name, " of shape ", shape_of(t.sizes()),
-                " has no memory for its elements: its storage was resized");
-}
-void expect(const char* name, const Optional& t, std::initializer_list<int64_t> sizes, const Types& types,
-            const Tensor& beside) {
-    if (t) expect(name, *t, sizes, types, beside);
-}
-
 // A sequence (B, L, C).
 void expect_sequence(const char* name, const Tensor& t) { expect(name, t, {kAny, kAny, kAny}, kFloats, t); }
-
-// Another of the same shape and dtype.
-void expect_like(const char* name, const Tensor& t, const Tensor& z) {
-    expect(name, t, {z.size(0), z.size(1), z.size(2)}, only(z.scalar_type()), z);
-}
-void expect_like(const char* name, const Optional& t, const Tensor& z) {
-    if (t) expect_like(name, *t, z);
-}
 
 void expect_mask(const Optional& mask, const Tensor& z) { expect("mask", mask, {z.size(0), z.size(1)}, kBool, z); }
 
@@ -179,60 +72,14 @@ void expect_taps(const char* name, const Tensor& h, int64_t size, bool causal) {
                 " points, the longest fast length in size ", size);
 }
 
-// What is written several times would be added to several times: from the innermost dimension on, each begins behind
-// the last.
-void expect_one_place(const char* name, const Tensor& t) {
-    if (t.numel() == 0) return;
-    std::array<std::pair<int64_t, int64_t>, 3> dims;
-    for (int64_t i = 0; i < 3; ++i) dims[size_t(i)] = {t.stride(i), t.size(i)};
-    std::sort(dims.begin(), dims.end());
-    int64_t reach = 0;
-    for (const auto& [stride, size] : dims) {
-        if (size > 1 && stride <= reach)
-            require(false, name, " of shape ", shape_of(t.sizes()), " and strides ", shape_of(t.strides()),
-                    " has elements that share memory, and is written: pass a copy");
-        reach += (size - 1) * stride;
-    }
-}
-
-// One position of rows, in the precision of the arithmetic.
-void expect_position(const char* name, const Tensor& x) { expect(name, x, {kAny, 1, kAny}, kWide, x); }
-void expect_gates_and_value(const Tensor& z) {
-    expect_position("z", z);
-    if (z.size(2) % 3 != 0) require(false, "z of ", z.size(2), " channels is not two gates and a value: not 3 C");
-}
-
-// The short convolution of x and its last inputs.
-void expect_short_memory(const Tensor& x, const Tensor& weight, const Optional& bias, const char* name,
-                         const Tensor& memory) {
-    const Types type = only(x.scalar_type());
-    expect("weight", weight, {x.size(2), kAny}, type, x);
-    if (weight.size(1) < 1) require(false, "weight must have at least one tap, got shape ", shape_of(weight.sizes()));
-    expect("bias", bias, {x.size(2)}, type, x);
-    expect(name, memory, {x.size(0), weight.size(1) - 1, x.size(2)}, type, x);
-    expect_one_place(name, memory);
-}
-
-// A recurrence of modes, real or complex ones.
-void expect_states(const Tensor& x, int64_t channels, const Tensor& pole, const Tensor& residue, const Tensor& first,
-                   const Tensor& memory) {
-    expect("first", first, {channels}, only(x.scalar_type()), x);
-    const bool is_double = x.scalar_type() == ScalarType::Double;
-    const ScalarType real = x.scalar_type(), complex = is_double ? ScalarType::ComplexDouble : ScalarType::ComplexFloat;
-    if (!pole.defined() || pole.scalar_type() != complex)
-        expect("pole", pole, {channels, kAny}, {name_of(real) + " or " + name_of(complex), {real, real, real, real}},
-               x);
-    expect("pole", pole, {channels, kAny}, only(pole.scalar_type()), x);
-    expect("residue", residue, {channels, pole.size(1)}, only(pole.scalar_type()), x);
-    expect("memory", memory, {x.size(0), channels, pole.size(1)}, only(pole.scalar_type()), x);
-    expect_one_place("memory", memory);
-}
-
-void expect_window(const Tensor& x, int64_t channels, const Tensor& h, const Tensor& memory) {
-    expect("h", h, {kAny, channels}, only(x.scalar_type()), x);
-    if (h.size(0) < 1) require(false, "h must be (K, C) with at least one tap, got shape ", shape_of(h.sizes()));
-    expect("memory", memory, {x.size(0), h.size(0) - 1, channels}, only(x.scalar_type()), x);
-    expect_one_place("memory", memory);
+// Taps (K, G), two-sided of an odd number, for so many channels beside a sequence.
+void expect_few_taps(const Tensor& h, int64_t channels, bool causal, const Tensor& beside) {
+    expect("h", h, {kAny, kAny}, parameter_of(beside), beside);
+    if (h.size(0) < 1 || (!causal && h.size(0) % 2 == 0))
+        require(false, "h must be (K, G) with at least one tap", causal ? "" : " and, two-sided, an odd number of them",
+                ", got shape ", shape_of(h.sizes()));
+    if (h.size(1) == 0 || channels % h.size(1) != 0)
+        require(false, "h of ", h.size(1), " filters does not serve ", channels, " channels: not a multiple");
 }
 
 }  // namespace
@@ -284,12 +131,7 @@ void check_add_conv(const Tensor& y, const Tensor& v, const Tensor& spectrum) {
 void check_direct_conv(const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre, const Optional& post,
                        const Optional& cu_seqlens, bool causal) {
     expect_sequence("v", v);
-    expect("h", h, {kAny, kAny}, parameter_of(v), v);
-    if (h.size(0) < 1 || (!causal && h.size(0) % 2 == 0))
-        require(false, "h must be (K, G) with at least one tap", causal ? "" : " and, two-sided, an odd number of them",
-                ", got shape ", shape_of(h.sizes()));
-    if (h.size(1) == 0 || v.size(2) % h.size(1) != 0)
-        require(false, "h of ", h.size(1), " filters does not serve ", v.size(2), " channels: not a multiple");
+    expect_few_taps(h, v.size(2), causal, v);
     expect_gates(v, d, pre, post, cu_seqlens);
 }
 
@@ -322,6 +164,30 @@ void check_recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& 
     expect("dy", dy, {z.size(0), z.size(1), d.size(1)}, only(z.scalar_type()), z);
 }
 
+void check_direct_recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& h,
+                             const Tensor& d, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias,
+                             bool causal) {
+    expect_sequence("z", z);
+    expect("d", d, {kAny}, parameter_of(z), z);
+    const int64_t channels = d.size(0);
+    if (channels == 0 || (z.size(2) != 3 * channels && z.size(2) != 2 * channels))
+        require(false, "z of ", z.size(2), " channels is not 3 C, two gates and a value, nor 2 C, a gate and a value, ",
+                "for d of shape (C,) = ", shape_of(d.sizes()));
+    expect_short_filter(weight, z);
+    expect("bias", bias, {z.size(2)}, parameter_of(z), z);
+    expect_few_taps(h, channels, causal, z);
+    expect_mask(mask, z);
+    expect_offsets(cu_seqlens, z);
+    expect("z_bias", z_bias, {z.size(2)}, parameter_of(z), z);
+}
+
+void check_direct_recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias,
+                                      const Tensor& h, const Tensor& d, const Optional& mask,
+                                      const Optional& cu_seqlens, const Optional& z_bias, bool causal) {
+    check_direct_recurrence(z, weight, bias, h, d, mask, cu_seqlens, z_bias, causal);
+    expect("dy", dy, {z.size(0), z.size(1), d.size(0)}, only(z.scalar_type()), z);
+}
+
 void check_implicit_filter(const Tensor& features, const Tensor& time, const Tensor& first, const Tensor& inner,
                            const Tensor& biases, const Tensor& freq, const Tensor& out, const Tensor& deltas,
                            int64_t filters) {
@@ -352,41 +218,6 @@ void check_implicit_filter_backward(const Tensor& dh, const Tensor& features, co
     if (dh.size(0) * dh.size(2) != out.size(0))
         require(false, "dh of shape (F, K, C) = ", shape_of(dh.sizes()), " does not fit out of ", out.size(0),
                 " rows, which must be F C");
-}
-
-void check_short_step(const Tensor& x, const Tensor& weight, const Optional& bias, const Tensor& memory) {
-    expect_position("x", x);
-    expect_short_memory(x, weight, bias, "memory", memory);
-}
-
-void check_modal_step(const Tensor& x, const Optional& pre, const Optional& post, const Tensor& pole,
-                      const Tensor& residue, const Tensor& first, const Tensor& memory) {
-    expect_position("x", x);
-    expect_like("pre", pre, x);
-    expect_like("post", post, x);
-    expect_states(x, x.size(2), pole, residue, first, memory);
-}
-
-void check_window_step(const Tensor& x, const Optional& pre, const Optional& post, const Tensor& h,
-                       const Tensor& memory) {
-    expect_position("x", x);
-    expect_like("pre", pre, x);
-    expect_like("post", post, x);
-    expect_window(x, x.size(2), h, memory);
-}
-
-void check_gated_modal_step(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& last,
-                            const Tensor& pole, const Tensor& residue, const Tensor& first, const Tensor& memory) {
-    expect_gates_and_value(z);
-    expect_short_memory(z, weight, bias, "last", last);
-    expect_states(z, z.size(2) / 3, pole, residue, first, memory);
-}
-
-void check_gated_window_step(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& last,
-                             const Tensor& h, const Tensor& memory) {
-    expect_gates_and_value(z);
-    expect_short_memory(z, weight, bias, "last", last);
-    expect_window(z, z.size(2) / 3, h, memory);
 }
 
 void check_project(const Tensor& u, const Tensor& weight, const Optional& bias) {

@@ -28,6 +28,12 @@ void check_recurrence(const Tensor& z, const Tensor& weight, const Optional& bia
 void check_recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias,
                                const Tensor& spectrum, const Tensor& d, const Optional& mask,
                                const Optional& cu_seqlens, const Optional& z_bias);
+void check_direct_recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& h,
+                             const Tensor& d, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias,
+                             bool causal);
+void check_direct_recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias,
+                                      const Tensor& h, const Tensor& d, const Optional& mask,
+                                      const Optional& cu_seqlens, const Optional& z_bias, bool causal);
 void check_implicit_filter(const Tensor& features, const Tensor& time, const Tensor& first, const Tensor& inner,
                            const Tensor& biases, const Tensor& freq, const Tensor& out, const Tensor& deltas,
                            int64_t filters);

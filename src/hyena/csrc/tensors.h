@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <array>
 #include <cstdint>
 #include <iomanip>
 #include <optional>
@@ -61,7 +62,7 @@ Tensor made(double elements, ScalarType type, Make&& make) {
     }
 }
 
-// torch's new_empty, new_zeros, contiguous and to.
+// Uninitialised memory, zeros, a contiguous tensor and one of another dtype.
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 inline double elements_of(const Sizes& sizes) {
     double count = 1;
@@ -69,8 +70,22 @@ inline double elements_of(const Sizes& sizes) {
     return count;
 }
 inline Tensor allocate(const Tensor& like, Sizes sizes, std::optional<ScalarType> type = std::nullopt) {
-    return made(elements_of(sizes), type.value_or(like.scalar_type()),
-                [&] { return torch::stable::new_empty(like, sizes, type); });
+    const ScalarType element = type.value_or(like.scalar_type());
+    // Not torch's new_empty, which is found by its name at every call and takes longer than a small kernel.
+    return made(elements_of(sizes), element, [&] {
+        std::array<int64_t, 8> strides{};
+        require(sizes.size() <= strides.size(), "a tensor of ", sizes.size(), " dimensions");
+        int64_t step = 1;
+        for (size_t i = sizes.size(); i-- > 0; step *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = step;
+        int32_t device_type, device_index;
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+        const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(element));
+        AtenTensorHandle handle;
+        TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype,
+                                                        device_type, device_index, &handle));
+        return Tensor(handle);
+    });
 }
 inline Tensor zeros(const Tensor& like, Sizes sizes, std::optional<ScalarType> type = std::nullopt) {
     return made(elements_of(sizes), type.value_or(like.scalar_type()),

@@ -59,6 +59,16 @@ class Gated(nn.Module):
             dropout=self.dropout,
         )
 
+    def _gated_in_turn(self, x: Sequence[Tensor], v: Tensor, convolve: Callable[..., Tensor]) -> Tensor:
+        """The recurrence by convolutions ``convolve(i, v, pre, post)`` that take the gates on either side."""
+        last = self.conv.num_filters - 1
+        if last < 0:
+            return x[0] * v
+        for i in range(last + 1):
+            gate = self._gate_before(i)
+            v = convolve(i, v, None if gate is None else x[gate], x[0] if i == last else None)
+        return v
+
 
 def gate_before(i: int, order: int, value_filter: bool) -> int | None:
     """Which gate multiplies the value before long convolution ``i``."""

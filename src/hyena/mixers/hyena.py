@@ -1,29 +1,28 @@
 """The Hyena operator: long convolutions and gates in turn, ``(B, L, D) -> (B, L, D)``.
 
 Dimensions: B batch, L length, D channels (d_model), I inner width (inner_factor * D), N order, F long filters, M heads,
-P transform length, n new positions, Q channels of a condition.
+P transform length, Q channels of a condition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hyena import functional, ops
-from hyena.conv.long import FilterFactory, LongConv, Past
+from hyena.conv.long import FilterFactory, LongConv
 from hyena.conv.short import ShortConv
 from hyena.filters import HyenaFilter
 from hyena.mixers._arguments import check, find_activation
-from hyena.mixers._gates import Gated
 from hyena.mixers._rows import unpacked
-from hyena.mixers.base import Mixer
 from hyena.mixers.hyena_state import HyenaState
+from hyena.mixers.hyena_steps import HyenaSteps
 
 
-class HyenaOperator(Gated, Mixer):
+class HyenaOperator(HyenaSteps):
     """Sub-quadratic sequence mixing in attention's place (Poli et al. 2023, arXiv 2302.10866).
 
     ``z = u W_in + b_in`` and a short causal convolution give gates ``x^0 … x^{N-1}`` and a value ``v``; then for ``x``
@@ -157,15 +156,7 @@ class HyenaOperator(Gated, Mixer):
             ValueError: rows longer than ``l_max``, shapes that do not fit, or a condition for filters that take none.
         """
         if state is not None:
-            if condition is not None:
-                raise ValueError(
-                    f"a condition of shape {tuple(condition.shape)} came with a state, which holds the filters that "
-                    "its rows began with: pass it to init_state(batch, condition=...)"
-                )
-            if not torch.is_grad_enabled():  # as in prefill and step
-                return self._continue(u, mask, cu_seqlens, state)
-            with torch.no_grad():
-                return self._continue(u, mask, cu_seqlens, state)
+            return self._go_on(u, mask, cu_seqlens, state, condition)
         flat = u.dim() == 2 and cu_seqlens is not None
         if flat:
             u = u[None]
@@ -173,7 +164,8 @@ class HyenaOperator(Gated, Mixer):
         if condition is not None:
             y = self._mix_conditioned(u, longest, mask, cu_seqlens, condition)
         elif self._is_fused(longest):
-            y = self._mix(u, longest, mask, cu_seqlens)
+            z, z_bias = ops.project_without_bias(u, self.in_proj, mask)  # the mixing step may have its bias to add
+            y = self._mix_at_once(z, longest, mask, cu_seqlens, z_bias)
         else:
             z = ops.project(u, self.in_proj, channel_major=None, mask=mask)
             y = self._mix_in_parts(z, longest, mask, cu_seqlens)
@@ -198,11 +190,24 @@ class HyenaOperator(Gated, Mixer):
             and (self.conv.bias.device.type == "cpu" or not self.conv.is_direct(longest))
         )
 
-    def _mix(self, u: Tensor, longest: int, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
-        """The projection and the fused mixing step, which may have the projection's bias to add."""
-        z, bias = ops.project_without_bias(u, self.in_proj, mask)
-        spectrum = self.conv.spectrum(longest)
-        return ops.recurrence(z, self.short.weight, self.short.bias, spectrum, self.conv.bias, mask, cu_seqlens, bias)
+    def _mix_at_once(
+        self, z: Tensor, longest: int, mask: Tensor | None, cu_seqlens: Tensor | None, z_bias: Tensor | None = None
+    ) -> Tensor:
+        """Everything between the projections in one call, tap by tap where that is faster."""
+        short, conv = self.short, self.conv
+        taps = self._few_taps(longest) if conv.num_filters == 1 else None
+        if taps is None:
+            spectrum = conv.spectrum(longest)
+            return ops.recurrence(z, short.weight, short.bias, spectrum, conv.bias, mask, cu_seqlens, z_bias)
+        filter = taps[0], conv.bias[0]
+        return ops.direct_recurrence(z, short.weight, short.bias, *filter, mask, cu_seqlens, z_bias, conv.causal)
+
+    def _few_taps(self, longest: int) -> Tensor | None:
+        """Taps ``(F, K, G)`` that rows of this length meet faster one by one, in one call with all else."""
+        # A traced graph has the one way that serves any length.
+        if torch.compiler.is_compiling() or not ops.has_kernel("direct_recurrence", self.conv.bias.device):
+            return None
+        return self.conv.prepare(longest).taps if self.conv.is_direct(longest) else None
 
     def _mix_conditioned(
         self, u: Tensor, longest: int, mask: Tensor | None, cu_seqlens: Tensor | None, condition: Tensor
@@ -237,91 +242,6 @@ class HyenaOperator(Gated, Mixer):
         if self._has_heads or (self.training and self.dropout.p > 0):
             return self._recurrence(x, v, convolve)
         return self._gated_in_turn(x, v, convolve)
-
-    def _gated_in_turn(self, x: Sequence[Tensor], v: Tensor, convolve: Callable[..., Tensor]) -> Tensor:
-        """The recurrence by convolutions ``convolve(i, v, pre, post)`` that take the gates on either side."""
-        last = self.conv.num_filters - 1
-        if last < 0:
-            return x[0] * v
-        for i in range(last + 1):
-            gate = self._gate_before(i)
-            v = convolve(i, v, None if gate is None else x[gate], x[0] if i == last else None)
-        return v
-
-    # Not in inference mode, whatever the caller is in: a tensor made there could not be changed outside it.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def init_state(self, batch: int, max_length: int | None = None, condition: Tensor | None = None) -> HyenaState:
-        """The state before the first position.
-
-        Args:
-            batch: B.
-            max_length: how many positions may come, at most and if missing ``l_max``. Memory is in proportion to it,
-                unless the filters have few taps or a modal form.
-            condition: ``(B, Q)``, see :meth:`forward`. The state then holds each row's filters, and a step costs as
-                much as there were positions.
-
-        Raises:
-            ValueError: operators whose outputs are not known until the whole input is: ``causal=False``, and filters
-                whose taps depend on the length.
-        """
-        why = self.conv.why_not_online()
-        if why is not None:
-            raise ValueError(f"{why}, so this operator cannot be stepped")
-        length, channels = self.room(batch, max_length), self._conv_channels()
-        short = self.short.allocate(batch)
-        if condition is not None:
-            self.conv.check_condition(condition, batch)
-            own, memory = self.conv.own_online(channels, length, condition)
-            return HyenaState(0, length, short, memory, own)
-        online = self.conv.online(channels, length)
-        return HyenaState(0, length, short, online.allocate(batch), online)
-
-    def _continue(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: HyenaState) -> Tensor:
-        """:meth:`forward` of the next positions."""
-        if not isinstance(state, HyenaState):
-            raise ValueError(f"expected a HyenaState from this operator's init_state, got a {type(state).__name__}")
-        state.check_fits(self.conv.num_filters, self.short.taps, (self.order + 1) * self.width)
-        self.check_next(u, state, mask, cu_seqlens)
-        if self.training and self.dropout.p > 0:
-            raise ValueError(
-                f"this operator is in training mode and drops values (dropout={self.dropout.p}); call eval() before "
-                "stepping"
-            )
-        z = self.in_proj(u)
-        y = self._continue_between(z, mask, state)
-        state.position += u.size(1)
-        y = y.to(z.dtype)
-        if self.activation is not None:
-            y = self.activation(y)
-        return self.out_proj(y)
-
-    def _continue_between(self, z: Tensor, mask: Tensor | None, state: HyenaState) -> Tensor:
-        """What happens to the next positions between the projections."""
-        y = self._step_at_once(z, state) if z.size(1) == 1 and mask is None else None
-        return self._continue_in_parts(z, mask, state) if y is None else y
-
-    def _step_at_once(self, z: Tensor, state: HyenaState) -> Tensor | None:
-        """One position between the projections in one call, if the convolutions are no more than that."""
-        short, conv = self.short, self.conv
-        if self.order != 2 or conv.num_filters != 1 or self._has_heads:
-            return None
-        if not (ops.is_plain(short, ShortConv) and ops.is_plain(conv, LongConv)):
-            return None
-        weight: Tensor
-        dtype, weight, bias = state.short.dtype, short.weight, short.bias
-        if not z.dtype == weight.dtype == dtype:
-            z, weight, bias = z.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        return state.online.step_short_and_gated(z, weight, bias, state.short, state.memory[0])
-
-    def _continue_in_parts(self, z: Tensor, mask: Tensor | None, state: HyenaState) -> Tensor:
-        *x, v = self.short(z, mask, memory=state.short).split(self.width, dim=2)
-        past = [Past(state.online, memory, state.position) for memory in state.memory]
-
-        def convolve(i: int, v: Tensor, pre: Tensor | None = None, post: Tensor | None = None) -> Tensor:
-            return self.conv(v, i, pre, post, past=past[i])
-
-        return self._recurrence(x, v, convolve) if self._has_heads else self._gated_in_turn(x, v, convolve)
 
     @property
     def units(self) -> int:

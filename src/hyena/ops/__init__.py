@@ -11,12 +11,15 @@ from hyena.ops._modules import (
     has_plain_weights,
     is_hooked,
     is_plain,
+    is_plain_tensor,
+    run_as_written,
     with_tensors,
     without_autocast,
 )
 from hyena.ops._packing import check_longest, longest_row, map_rows, row_bounds
 from hyena.ops.add_conv import add_conv_
 from hyena.ops.direct_conv import direct_conv, is_direct
+from hyena.ops.direct_recurrence import direct_recurrence
 from hyena.ops.gated_conv import gated_conv
 from hyena.ops.implicit_filter import implicit_filter
 from hyena.ops.project import LinearWithoutBias, project, project_without_bias
@@ -42,6 +45,7 @@ __all__ = [
     "clear_tables",
     "compute_dtype",
     "direct_conv",
+    "direct_recurrence",
     "empty_result",
     "fallback_only",
     "filter_spectrum",
@@ -55,6 +59,7 @@ __all__ = [
     "is_direct",
     "is_hooked",
     "is_plain",
+    "is_plain_tensor",
     "library_file",
     "longest_row",
     "map_rows",
@@ -65,6 +70,7 @@ __all__ = [
     "project_without_bias",
     "recurrence",
     "row_bounds",
+    "run_as_written",
     "short_conv",
     "short_step_",
     "spectrum_room",

@@ -34,26 +34,49 @@ def is_plain(module: nn.Module, kind: type[Module]) -> TypeGuard[Module]:
         module: the module that would be called.
         kind: ``nn.Linear`` or a class marked with :func:`fusible`.
     """
+    return run_as_written(module, kind) and has_plain_weights(module)
+
+
+# These are asked at every decoding step, so they read the module's dict, and not attributes through nn.Module.
+def run_as_written(
+    module: nn.Module, kind: type[nn.Module], other: nn.Module | None = None, other_kind: type[nn.Module] = nn.Module
+) -> bool:
+    """:func:`is_plain`, of one module or of two, whatever their weights are."""
     return (
-        type(module) is kind
-        and kind.forward is _FORWARDS[kind]
-        and "forward" not in module.__dict__
-        and not is_hooked(module)
-        and has_plain_weights(module)
+        _runs_its_forward(module, kind)
+        and (other is None or _runs_its_forward(other, other_kind))
+        and not _has_any_global_hook()
     )
 
 
-# Both are asked at every decoding step, so they read the module's dict, and not attributes through nn.Module.
+def _runs_its_forward(module: nn.Module, kind: type[nn.Module]) -> bool:
+    own = module.__dict__
+    return not (
+        type(module) is not kind
+        or kind.forward is not _FORWARDS[kind]
+        or "forward" in own
+        or own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+    )
+
+
 def is_hooked(module: nn.Module) -> bool:
     """Whether calling the module may do more than its ``forward``."""
     own = module.__dict__
     return bool(
-        own.get("_forward_hooks")
-        or own.get("_forward_pre_hooks")
-        or own.get("_backward_hooks")
-        or own.get("_backward_pre_hooks")
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
         or _has_any_global_hook()
     )
+
+
+def is_plain_tensor(weight: object) -> TypeGuard[Tensor]:
+    """Whether it is a tensor whose memory a kernel can read, and no subclass that computes it."""
+    return type(weight) is nn.Parameter or type(weight) is Tensor
 
 
 def has_plain_weights(module: nn.Module) -> bool:
@@ -61,7 +84,7 @@ def has_plain_weights(module: nn.Module) -> bool:
     own = module.__dict__
     for weights in (own["_parameters"], own["_buffers"]):
         for w in weights.values():
-            if w is not None and type(w) is not nn.Parameter and type(w) is not Tensor:
+            if w is not None and not is_plain_tensor(w):
                 return False
     return True
 

@@ -85,14 +85,19 @@ class Inputs(NamedTuple):
     causal: bool
 
 
+def check_taps(h: Tensor, channels: int, causal: bool, beside: Tensor) -> None:
+    """Raises ValueError unless ``h`` holds taps ``(K, G)`` for so many channels of a sequence ``beside`` it."""
+    check_weights("h", h, ("taps", "channels"), beside)
+    if channels % h.size(1) != 0:
+        raise ValueError(f"h: {channels} channels cannot share {h.size(1)} filters: not a multiple")
+    if not causal and h.size(0) % 2 == 0:
+        raise ValueError(f"h: a two-sided filter has an odd number of taps, lags -(K-1) … K-1; got {h.size(0)}")
+
+
 def _check(*args: Any) -> None:
     a = Inputs(*args)
     check_gates(a.v, a.d, a.pre, a.post, a.cu_seqlens)
-    check_weights("h", a.h, ("taps", "channels"), a.v)
-    if a.v.size(2) % a.h.size(1) != 0:
-        raise ValueError(f"h: {a.v.size(2)} channels cannot share {a.h.size(1)} filters: not a multiple")
-    if not a.causal and a.h.size(0) % 2 == 0:
-        raise ValueError(f"h: a two-sided filter has an odd number of taps, lags -(K-1) … K-1; got {a.h.size(0)}")
+    check_taps(a.h, a.v.size(2), a.causal, a.v)
 
 
 def _check_backward(dy: Tensor, *args: Any) -> None:

@@ -44,12 +44,23 @@ def _gates_of_steps(a: Inputs, order: int) -> list[int | None]:
     return gates if a.d.size(0) < order else [None, *gates]
 
 
-def _parts(a: Inputs) -> tuple[Tensor, tuple[Tensor, ...]]:
+def gates_and_value(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    z_bias: Tensor | None,
+    channels: int,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """``z`` with its bias, and gates and value after the short convolution, in the compute dtype."""
-    dtype = compute_dtype(a.z)
-    z = a.z.to(dtype) if a.z_bias is None else a.z.to(dtype) + a.z_bias.to(dtype)
-    zc = torch.ops.hyena.short_conv(z, a.weight, a.bias, a.mask, a.cu_seqlens)
-    return z, zc.split(a.d.size(1), dim=2)
+    dtype = compute_dtype(z)
+    z = z.to(dtype) if z_bias is None else z.to(dtype) + z_bias.to(dtype)
+    return z, torch.ops.hyena.short_conv(z, weight, bias, mask, cu_seqlens).split(channels, dim=2)
+
+
+def _parts(a: Inputs) -> tuple[Tensor, tuple[Tensor, ...]]:
+    return gates_and_value(a.z, a.weight, a.bias, a.mask, a.cu_seqlens, a.z_bias, a.d.size(1))
 
 
 def _in_ops(*args: Any) -> Tensor:

@@ -211,6 +211,8 @@ for _schema, _fallback, _fake, _check in (
 ):
     define(_schema, _fallback, _fake, check=_check, plain=_fallback)
 
+_OPS = torch.ops.hyena
+
 
 def short_step_(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor) -> Tensor:
     """One position of a short convolution.
@@ -225,7 +227,7 @@ def short_step_(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor) 
         ``(B, 1, C)``.
     """
     if _has_a_kernel("short_step_", x, weight, bias):
-        return _call(torch.ops.hyena.short_step_.default, x, weight, bias, memory)
+        return _call(_OPS.short_step_.default, x, weight, bias, memory)
     return _short_step(x, weight, bias, memory)
 
 
@@ -253,7 +255,7 @@ def modal_step_(
         ``(B, 1, C)``.
     """
     if _has_a_kernel("modal_step_", x, first, pre, post):
-        return _call(torch.ops.hyena.modal_step_.default, x, pre, post, pole, residue, first, memory)
+        return _call(_OPS.modal_step_.default, x, pre, post, pole, residue, first, memory)
     return _modal_step(x, pre, post, pole, residue, first, memory)
 
 
@@ -270,7 +272,7 @@ def window_step_(x: Tensor, pre: Tensor | None, post: Tensor | None, h: Tensor, 
         ``(B, 1, C)``.
     """
     if _has_a_kernel("window_step_", x, h, pre, post):
-        return _call(torch.ops.hyena.window_step_.default, x, pre, post, h, memory)
+        return _call(_OPS.window_step_.default, x, pre, post, h, memory)
     return _window_step(x, pre, post, h, memory)
 
 
@@ -295,9 +297,8 @@ def gated_modal_step_(
     Returns:
         ``(B, 1, C)``.
     """
-    if _has_a_kernel("gated_modal_step_", z, weight, bias, first):
-        op = torch.ops.hyena.gated_modal_step_.default
-        return _call(op, z, weight, bias, last, pole, residue, first, memory)
+    if _has_a_kernel("gated_modal_step_", z, weight, first, bias):
+        return _call(_OPS.gated_modal_step_.default, z, weight, bias, last, pole, residue, first, memory)
     return _gated_modal_step(z, weight, bias, last, pole, residue, first, memory)
 
 
@@ -315,7 +316,7 @@ def gated_window_step_(
     Returns:
         ``(B, 1, C)``.
     """
-    if _has_a_kernel("gated_window_step_", z, weight, bias, h):
+    if _has_a_kernel("gated_window_step_", z, weight, h, bias):
         return _call(torch.ops.hyena.gated_window_step_.default, z, weight, bias, last, h, memory)
     return _gated_window_step(z, weight, bias, last, h, memory)
 
@@ -328,15 +329,18 @@ def _call(op: Any, *args: Any) -> Tensor:
         return op(*args)
 
 
-def _has_a_kernel(op: str, x: Tensor, *beside: Tensor | None) -> bool:
+def _has_a_kernel(op: str, x: Tensor, a: Tensor, b: Tensor | None = None, c: Tensor | None = None) -> bool:
     """Whether a kernel takes this call; what is differentiated or traced is the same in torch's operations.
 
     Traced, so that a compiler fuses them with what stands beside them, and other runtimes know them.
     """
-    dtype, recorded = x.dtype, torch.is_grad_enabled()
-    if dtype is not torch.float32 and dtype is not torch.float64:
-        return False
-    for t in (x, *beside):
-        if t is not None and (t.dtype is not dtype or (recorded and t.requires_grad)):
-            return False
-    return has_kernel(op, x.device) and not torch.compiler.is_compiling()
+    dtype = x.dtype
+    return (
+        (dtype is torch.float32 or dtype is torch.float64)
+        and a.dtype is dtype
+        and (b is None or b.dtype is dtype)
+        and (c is None or c.dtype is dtype)
+        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, a, b, c)))
+        and has_kernel(op, x.device)
+        and not torch.compiler.is_compiling()
+    )

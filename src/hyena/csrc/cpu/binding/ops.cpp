@@ -22,6 +22,8 @@ STABLE_TORCH_LIBRARY_IMPL(hyena, CPU, m) {
     m.impl("project", TORCH_BOX(&hyena::project));
     m.impl("project_backward", TORCH_BOX(&hyena::project_backward));
     m.impl("recurrence_backward", TORCH_BOX(&hyena::recurrence_backward));
+    m.impl("direct_recurrence", TORCH_BOX(&hyena::direct_recurrence));
+    m.impl("direct_recurrence_backward", TORCH_BOX(&hyena::direct_recurrence_backward));
     m.impl("short_step_", TORCH_BOX(&hyena::short_step));
     m.impl("modal_step_", TORCH_BOX(&hyena::modal_step));
     m.impl("window_step_", TORCH_BOX(&hyena::window_step));

@@ -34,6 +34,11 @@ Tensor recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, c
 Six recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias,
                         const Tensor& spectrum, const Tensor& d, const Optional& mask, const Optional& cu_seqlens,
                         const Optional& z_bias);
+Tensor direct_recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& h, const Tensor& d,
+                         const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias, bool causal);
+Six direct_recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias,
+                               const Tensor& h, const Tensor& d, const Optional& mask, const Optional& cu_seqlens,
+                               const Optional& z_bias, bool causal);
 
 // ops_filter.cpp
 Tensor filter_spectrum(const Tensor& h, int64_t size, bool causal);

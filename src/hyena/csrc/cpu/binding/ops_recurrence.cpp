@@ -1,4 +1,4 @@
-// The mixing step from z to y: hyena::recurrence.
+// The mixing step from z to y: hyena::recurrence, and hyena::direct_recurrence with few taps.
 #include "ops.h"
 
 namespace hyena {
@@ -92,6 +92,78 @@ Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& w
     kernels().recurrence_backward(args);
     return {in_order_of(dz, z_in), back(dweight, weight_in), back(dbias, weight_in), dspectrum,
             back(dd, d_in),        allocate(weight_in, {0})};
+}
+
+namespace {
+
+// A call's arguments but for z's gradient; holds the tensors that they point into.
+struct DirectMixing {
+    const Tensor z, weight, bias, h, d;
+    const SequenceRows rows;
+    DirectRecurrenceArgs args{};
+
+    DirectMixing(const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in, const Tensor& h_in,
+                 const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens, bool causal)
+        : z(channels_last(z_in)),
+          weight(parameter(weight_in, compute_type(z_in))),
+          bias(bias_or_zeros(bias_in, weight, compute_type(z_in))),
+          h(parameter(h_in, compute_type(z_in))),
+          d(parameter(d_in, compute_type(z_in))),
+          rows(z, mask, cu_seqlens, kAnyLength) {
+        args.seq = rows.sequence;
+        args.channels = d.size(0);
+        args.order = z.size(2) / d.size(0) - 1;
+        args.taps = h.size(0);
+        args.filters = h.size(1);
+        args.causal = causal;
+        args.z = array(z);
+        args.short_filter = short_filter(weight, bias);
+        args.h = h.data_ptr();
+        args.d = d.data_ptr();
+    }
+    DirectMixing(const DirectMixing&) = delete;  // args points into it
+};
+
+}  // namespace
+
+Tensor direct_recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& h, const Tensor& d,
+                         const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias, bool causal) {
+    check_direct_recurrence(z, weight, bias, h, d, mask, cu_seqlens, z_bias, causal);
+    if (z_bias) {
+        const Tensor sum = with_bias(z, *z_bias);
+        return in_order_of(back(direct_recurrence(sum, weight, bias, h, d, mask, cu_seqlens, std::nullopt, causal), z),
+                           z);
+    }
+    DirectMixing in(z, weight, bias, h, d, mask, cu_seqlens, causal);
+    const Tensor y = empty(in.z, in.args.channels);
+    in.args.y = array(y);
+    kernels().direct_recurrence(in.args);
+    return in_order_of(y, z);
+}
+
+Six direct_recurrence_backward(const Tensor& dy_in, const Tensor& z, const Tensor& weight, const Optional& bias,
+                               const Tensor& h, const Tensor& d, const Optional& mask, const Optional& cu_seqlens,
+                               const Optional& z_bias, bool causal) {
+    check_direct_recurrence_backward(dy_in, z, weight, bias, h, d, mask, cu_seqlens, z_bias, causal);
+    const ScalarType type = compute_type(z);
+    if (z_bias) {
+        auto [dz, dweight, dbias, dh, dd, none] = direct_recurrence_backward(
+            converted(dy_in, type), with_bias(z, *z_bias), weight, bias, h, d, mask, cu_seqlens, std::nullopt, causal);
+        return {in_order_of(back(dz, z), z), dweight, dbias, dh, dd, back(sum_of_rows(dz), *z_bias)};
+    }
+    DirectMixing in(z, weight, bias, h, d, mask, cu_seqlens, causal);
+    const Tensor dy = channels_last(dy_in), dz = empty(in.z, z.size(2));
+    const Tensor dweight = zeros(in.weight, in.weight.sizes()), dbias = zeros(in.weight, {in.weight.size(0)});
+    const Tensor dh = zeros(in.h, in.h.sizes()), dd = zeros(in.d, in.d.sizes());
+    in.args.dy = array(dy);
+    in.args.dz = array(dz);
+    in.args.dweight = dweight.data_ptr();
+    in.args.dbias = dbias.data_ptr();
+    in.args.dh = dh.data_ptr();
+    in.args.dd = dd.data_ptr();
+    kernels().direct_recurrence_backward(in.args);
+    return {in_order_of(dz, z), back(dweight, weight), back(dbias, weight),
+            back(dh, h),        back(dd, d),           allocate(weight, {0})};
 }
 
 }  // namespace hyena

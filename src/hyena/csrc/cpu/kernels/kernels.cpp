@@ -4,6 +4,7 @@
 
 #include "channel_bias.h"
 #include "direct_conv.h"
+#include "direct_recurrence.h"
 #include "gated_conv.h"
 #include "implicit_filter.h"
 #include "linear.h"
@@ -39,6 +40,8 @@ HYENA_KERNEL(gated_conv, GatedConvArgs, GatedConv, forward)
 HYENA_KERNEL(gated_conv_backward, GatedConvArgs, GatedConv, backward)
 HYENA_KERNEL(direct_conv, DirectConvArgs, DirectConv, forward)
 HYENA_KERNEL(direct_conv_backward, DirectConvArgs, DirectConv, backward)
+HYENA_KERNEL(direct_recurrence, DirectRecurrenceArgs, DirectRecurrence, forward)
+HYENA_KERNEL(direct_recurrence_backward, DirectRecurrenceArgs, DirectRecurrence, backward)
 HYENA_KERNEL(recurrence, RecurrenceArgs, Recurrence, forward)
 HYENA_KERNEL(recurrence_backward, RecurrenceArgs, Recurrence, backward)
 
@@ -103,11 +106,28 @@ HYENA_STEP(window_step, WindowStepArgs, WindowStep)
 
 const Kernels& HYENA_JOIN(kernels_, HYENA_ISA)() {
     static constexpr Kernels table = {
-        HYENA_STRING(HYENA_ISA),  short_conv,  short_conv_backward,  spectrum,
-        spectrum_backward,        gated_conv,  gated_conv_backward,  recurrence,
-        recurrence_backward,      direct_conv, direct_conv_backward, implicit_filter,
-        implicit_filter_backward, linear,      linear_backward,      channel_bias,
-        channel_bias_backward,    short_step,  modal_step,           window_step,
+        HYENA_STRING(HYENA_ISA),
+        short_conv,
+        short_conv_backward,
+        spectrum,
+        spectrum_backward,
+        gated_conv,
+        gated_conv_backward,
+        recurrence,
+        recurrence_backward,
+        direct_recurrence,
+        direct_recurrence_backward,
+        direct_conv,
+        direct_conv_backward,
+        implicit_filter,
+        implicit_filter_backward,
+        linear,
+        linear_backward,
+        channel_bias,
+        channel_bias_backward,
+        short_step,
+        modal_step,
+        window_step,
     };
     return table;
 }

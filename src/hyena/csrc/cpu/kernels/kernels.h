@@ -8,7 +8,8 @@
 // - Sequence: the Rows of a call, their mask, storage and Pool of threads; Array: where (R, L, C) numbers are.
 // - Spectra: of F filters, in blocks of W channels; SpectrumOf: what one Group of channels sees of them (spectra.h).
 // - Group: up to W neighbouring channels; Channels: one Group of an Array in one Row; Keep: its mask (sequences.h).
-// - Convolved: Channels behind the short convolution (short_conv.h).
+// - Convolved: Channels behind the short convolution (short_conv.h); ShortParts: gates and value (short_parts.h).
+// - DirectTaps: a filter that is applied tap by tap (direct_taps.h).
 // - Team: threads that share a task; share, share_rows, share_blocks hand out tasks (work.h, sharing.h).
 // - Products: what happens between transforms, times the filter and its gradient (products.h).
 //
@@ -108,6 +109,19 @@ struct DirectConvArgs {
     void *dh, *dd;
 };
 
+// The mixing step with one filter of few taps: order 2, or order 1 with a value filter.
+struct DirectRecurrenceArgs {
+    Sequence seq;
+    int64_t channels, order, filters, taps;
+    bool causal;
+    Array z, y;
+    ShortFilter short_filter;
+    const void *h, *d;  // (taps, filters), (C)
+    // backward
+    Array dy, dz;
+    void *dweight, *dbias, *dh, *dd;
+};
+
 struct RecurrenceArgs {
     Sequence seq;
     int64_t channels, order;
@@ -166,6 +180,10 @@ struct StepArgs {
     Array x, pre, post, y;  // pre and post may be null
     Array memory;           // contiguous but for the batch
     Pool pool;
+    // Where x is null: the gate behind, the gate before and x are the parts of z (B, 1, 3 C) behind a short convolution
+    // with a memory of its own.
+    Array z, last;
+    ShortFilter short_filter;
 };
 
 // Memory (B, K - 1, C): the last inputs. No gates.
@@ -196,6 +214,8 @@ struct Kernels {
     void (*gated_conv_backward)(const GatedConvArgs&);
     void (*recurrence)(const RecurrenceArgs&);
     void (*recurrence_backward)(const RecurrenceArgs&);
+    void (*direct_recurrence)(const DirectRecurrenceArgs&);
+    void (*direct_recurrence_backward)(const DirectRecurrenceArgs&);
     void (*direct_conv)(const DirectConvArgs&);
     void (*direct_conv_backward)(const DirectConvArgs&);
     void (*implicit_filter)(const ImplicitFilterArgs&);

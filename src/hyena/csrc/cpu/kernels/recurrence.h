@@ -6,7 +6,7 @@
 #pragma once
 
 #include "products.h"
-#include "short_conv.h"
+#include "short_parts.h"
 
 namespace hyena {
 namespace {
@@ -23,40 +23,22 @@ struct Recurrence {
     const HeldPlan<T> plan;
     const Passes<T> passes;
     const Blocks<T> blocks;
+    const ShortParts<T, IO> z;
     const bool value_filter;
+    using Parts = typename ShortParts<T, IO>::InRow;
 
     explicit Recurrence(const RecurrenceArgs& args)
         : a(args),
           plan(args.spectra.points),
           passes{*plan},
           blocks{args.channels, args.spectra.channels},
+          z{args.seq, args.z, args.dz, args.short_filter, args.channels, args.order + 1},
           value_filter(args.spectra.filters == args.order) {}
 
     // The gate that step i of the recurrence multiplies by, or -1 for the value filter.
     int64_t gate_of(int64_t i) const {
         const int64_t step = value_filter ? i - 1 : i;
         return step < 0 ? -1 : a.order - 1 - step;
-    }
-
-    // A row's N + 1 parts of z, as one group of channels sees them.
-    struct Parts {
-        const Recurrence& all;
-        const Row& row;
-        Group group;
-        const T* taps;
-        Convolved<T, IO> operator[](int64_t part) const {
-            const Group of{part * all.a.channels + group.first, group.lanes};
-            return {Channels<T, IO>(all.a.z, row, of), Keep(all.a.seq, row),
-                    taps + part * (all.a.short_filter.taps + 1) * W, all.a.short_filter.taps};
-        }
-    };
-
-    int64_t taps_size() const { return (a.order + 1) * (a.short_filter.taps + 1) * W; }
-    int64_t all_sums_size() const { return (a.order + 1) * sums_size(a.short_filter.taps, W); }
-    void lay_out_taps(Group group, T* to) const {
-        for (int64_t part = 0; part <= a.order; ++part)
-            lay_out(a.short_filter, Group{part * a.channels + group.first, group.lanes},
-                    to + part * (a.short_filter.taps + 1) * W);
     }
 
     Products<T> products_of(int64_t i, int64_t block, Group group) const {
@@ -71,7 +53,7 @@ struct Recurrence {
         ForwardMemory(const Recurrence& m, int parts)
             : buffer(m.passes.buffer() * S),
               local(m.passes.scratch() * S * parts),
-              taps(m.taps_size()),
+              taps(m.z.size()),
               between(m.a.spectra.filters > 1 ? m.passes.plan.size * W : 0) {}
     };
 
@@ -89,8 +71,8 @@ struct Recurrence {
     void forward_task(const Row& row, int64_t block, Group group, const ForwardMemory& memory, const Team& team) const {
         T* buffer = memory.buffer.get();
         T* between = memory.between.get();
-        lay_out_taps(group, memory.taps.get());
-        const Parts parts{*this, row, group, memory.taps.get()};
+        z.lay_out(group, memory.taps.get());
+        const Parts parts{z, row, group, memory.taps.get()};
         const Channels<T, IO> y(a.y, row, group);
         const auto first = parts[0], value = parts[a.order];
         const int64_t filters = a.spectra.filters;
@@ -165,8 +147,8 @@ struct Recurrence {
               flow(filters > 1 ? points * W : 0),
               grad(parts_of_z * points * W),
               local(m.passes.scratch() * S * parts),
-              taps(m.taps_size()),
-              sums(m.all_sums_size() * parts),
+              taps(m.z.size()),
+              sums(m.z.sums() * parts),
               skips(W * parts) {}
     };
 
@@ -179,8 +161,8 @@ struct Recurrence {
 
     void backward_task(const Row& row, int64_t block, Group group, const BackwardMemory& m, const Team& team,
                        bool overwrite) const {
-        lay_out_taps(group, m.taps.get());
-        const Parts parts{*this, row, group, m.taps.get()};
+        z.lay_out(group, m.taps.get());
+        const Parts parts{z, row, group, m.taps.get()};
         const Channels<T, IO> dy(a.dy, row, group);
         const int64_t filters = a.spectra.filters, order = a.order, step = (order + 1) * W;
         T* grad = m.grad.get();
@@ -240,7 +222,7 @@ struct Recurrence {
                     });
             });
         }
-        short_filter_backward(row, group, m, team);
+        z.backward(row, group, m.taps.get(), grad, m.sums.get(), team, a.dweight, a.dbias);
     }
 
     // Step i of the recurrence: leaves the spectrum of its input, and (but for the last) the value after it.
@@ -270,29 +252,6 @@ struct Recurrence {
             passes.columns_out(buffer, c0, c1, local,
                                [&](int64_t t, Cx<T> v) HYENA_LAMBDA { store(after + t * W, v.re); });
         });
-    }
-
-    void short_filter_backward(const Row& row, Group group, const BackwardMemory& m, const Team& team) const {
-        const int64_t count = a.short_filter.taps, each = sums_size(count, W), step = (a.order + 1) * W;
-        const Keep keep(a.seq, row);
-        std::memset(m.sums.get(), 0, all_sums_size() * team.parts * sizeof(T));
-        T* grad = m.grad.get();
-        if (keep.mask)
-            for (int64_t t = 0; t < row.length; ++t)
-                if (!keep[t]) std::memset(grad + t * step, 0, step * sizeof(T));
-        team.over(row.length, [&](int64_t t0, int64_t t1, int part) {
-            for (int64_t p = 0; p <= a.order; ++p) {
-                const Group of{p * a.channels + group.first, group.lanes};
-                short_conv_backward_span<T, IO>(Channels<T, IO>(a.z, row, of), Channels<T, IO>(a.dz, row, of), keep,
-                                                m.taps.get() + p * (count + 1) * W, count, grad + p * W, step, t0, t1,
-                                                m.sums.get() + part * all_sums_size() + p * each);
-            }
-        });
-        for (int part = 0; part < team.parts; ++part)
-            for (int64_t p = 0; p <= a.order; ++p)
-                add_sums(m.sums.get() + part * all_sums_size() + p * each, count,
-                         Group{p * a.channels + group.first, group.lanes}, static_cast<T*>(a.dweight),
-                         static_cast<T*>(a.dbias));
     }
 };
 

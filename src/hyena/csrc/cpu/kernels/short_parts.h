@@ -1,0 +1,67 @@
+// Gates and value: the N + 1 parts of z behind their short convolution, and its gradient.
+#pragma once
+
+#include "short_conv.h"
+
+namespace hyena {
+namespace {
+
+// Of z (R, L, (N + 1) C); `count` is N + 1.
+template <class T, class IO>
+struct ShortParts {
+    static constexpr int W = Simd<T>::W;
+    const Sequence& seq;
+    const Array &z, &dz;
+    const ShortFilter& filter;
+    int64_t channels, count;
+
+    // Numbers that `lay_out` writes, and that `backward` adds its sums to.
+    int64_t size() const { return count * (filter.taps + 1) * W; }
+    int64_t sums() const { return count * sums_size(filter.taps, W); }
+
+    Group of(int64_t part, Group group) const { return {part * channels + group.first, group.lanes}; }
+
+    void lay_out(Group group, T* to) const {
+        for (int64_t part = 0; part < count; ++part)
+            hyena::lay_out(filter, of(part, group), to + part * (filter.taps + 1) * W);
+    }
+
+    // As one group of channels sees them in one row.
+    struct InRow {
+        const ShortParts& all;
+        const Row& row;
+        Group group;
+        const T* taps;
+        Convolved<T, IO> operator[](int64_t part) const {
+            return {Channels<T, IO>(all.z, row, all.of(part, group)), Keep(all.seq, row),
+                    taps + part * (all.filter.taps + 1) * W, all.filter.taps};
+        }
+    };
+
+    // dz of a row from `grad`, the gradient behind the short convolution: a vector for each position and part, which is
+    // set to zero where nothing is kept. Adds to (N + 1) C gradients of the filter, as their only writer; `to` is a
+    // worker's memory for sums.
+    void backward(const Row& row, Group group, const T* taps, T* grad, T* to, const Team& team, void* dweight,
+                  void* dbias) const {
+        const int64_t each = sums_size(filter.taps, W), step = count * W;
+        const Keep keep(seq, row);
+        std::memset(to, 0, sums() * team.parts * sizeof(T));
+        if (keep.mask)
+            for (int64_t t = 0; t < row.length; ++t)
+                if (!keep[t]) std::memset(grad + t * step, 0, step * sizeof(T));
+        team.over(row.length, [&](int64_t t0, int64_t t1, int part) {
+            for (int64_t p = 0; p < count; ++p)
+                short_conv_backward_span<T, IO>(Channels<T, IO>(z, row, of(p, group)),
+                                                Channels<T, IO>(dz, row, of(p, group)), keep,
+                                                taps + p * (filter.taps + 1) * W, filter.taps, grad + p * W, step, t0,
+                                                t1, to + part * sums() + p * each);
+        });
+        for (int part = 0; part < team.parts; ++part)
+            for (int64_t p = 0; p < count; ++p)
+                add_sums(to + part * sums() + p * each, filter.taps, of(p, group), static_cast<T*>(dweight),
+                         static_cast<T*>(dbias));
+    }
+};
+
+}  // namespace
+}  // namespace hyena
