@@ -198,7 +198,13 @@ struct Pairs {
     }
     // Its lanes' sum is the real part of the sum of r s.
     static HYENA_INLINE Vec<T> real_product(Vec<T> r, Vec<T> s) { return r * s * alternating(1, -1); }
-    static HYENA_INLINE Vec<T> of_real(T x) { return alternating(x, 0); }
+    // Not alternating(x, 0), which would be put together lane by lane.
+    static HYENA_INLINE Vec<T> of_real(T x) {
+        LaneIndices<T> real;
+        HYENA_UNROLL
+        for (int k = 0; k < W; k += 2) real[k] = -1, real[k + 1] = 0;
+        return (Vec<T>)((LaneIndices<T>)(x - zero<T>()) & real);
+    }
 };
 
 template <class T>
