@@ -122,6 +122,8 @@ def _without_storage(t: Tensor) -> Tensor:
 FREE = {
     ("short_conv", "weight", 1),
     ("short_conv_backward", "weight", 1),
+    ("direct_recurrence", "weight", 1),
+    ("direct_recurrence_backward", "weight", 1),
     ("recurrence", "weight", 1),
     ("recurrence_backward", "weight", 1),
     ("filter_spectrum", "h", 0),
@@ -164,7 +166,10 @@ def _is_taken(op: str, name: str, fault: str) -> bool:
     if op.startswith(("short_conv", "direct_", "gated_conv", "recurrence")) and floating:
         if name in ("weight", "bias", "d", "h", "z_bias"):
             return fault == "torch.float16"  # weights of a dtype of their own, not wider than the arithmetic
-        return name == "z" and (op == "short_conv" or (op.endswith("recurrence") and fault == "torch.float16"))
+        # Beside a spectrum z cannot be wider.
+        return name == "z" and (
+            op in ("short_conv", "direct_recurrence") or (op == "recurrence" and fault == "torch.float16")
+        )
     if op == "filter_spectrum" and name == "h":
         return floating
     if op == "filter_spectrum_backward" and name == "h":
