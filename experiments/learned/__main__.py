@@ -11,13 +11,14 @@ how many taps on does the loss stay what it was, if the trained filters are cut 
 from __future__ import annotations
 
 import base64
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.defaults.jobs import batches
+from experiments.defaults.jobs import Job, batches
 from experiments.learned import jobs, measures
 from experiments.learned.report import report
 from experiments.shared import runs
@@ -34,16 +35,17 @@ LOOKED_AT = 64  # examples
 def grid(size: str, seeds: list[int]) -> list[runs.Settings]:
     """Hyena on every job and attention on recall; what is drawn is kept of the first seed."""
     return [
-        {"size": size, "job": job, "mixer": mixer, "drawn": seed == seeds[0], "seed": seed}
+        {"job": name, "mixer": mixer, **dataclasses.asdict(job), "drawn": seed == seeds[0], "seed": seed}
         for seed in seeds
-        for job in jobs.JOBS[size]
-        for mixer in (("hyena", "attention") if job == "recall" else ("hyena",))
+        for name, job in jobs.JOBS[size].items()
+        for mixer in (("hyena", "attention") if job.kind == "recall" else ("hyena",))
     ]
 
 
 def work(settings: runs.Settings, place: runs.Place) -> dict[str, Any]:
     """Trains a model and looks into it."""
-    job, seed = jobs.JOBS[settings["size"]][settings["job"]], settings["seed"]
+    job = Job(**{field.name: settings[field.name] for field in dataclasses.fields(Job)})
+    seed = settings["seed"]
     torch.manual_seed(seed)
     model = language_model(
         settings["mixer"], job.vocabulary, job.length, width=job.width, layers=job.layers, heads=jobs.HEADS

@@ -16,9 +16,9 @@ from hyena.models import CausalLM
 # The characters' model and schedule are the main job's (examples/shakespeare), with fewer steps.
 JOBS = {
     "default": {
-        "recall": Job("recall", 10, 128, 32, 64, 2, 20 * 63, 5e-4),
-        "characters": Job("characters", 65, 64, 12, 128, 4, 1500, 1e-3, 5),
-        "dna": Job("dna", 5, 4096, 2, 64, 2, 300, 2e-3, 3),
+        "recall": Job("recall", 10, 128, 32, 64, 2, 10 * 63, 5e-4),
+        "characters": Job("characters", 65, 64, 12, 128, 4, 1000, 1e-3, 5),
+        "dna": Job("dna", 5, 4096, 2, 64, 2, 200, 2e-3, 2),
     },
     "toy": {
         "recall": Job("recall", 6, 16, 8, 16, 2, 40, 2e-3, 4),
