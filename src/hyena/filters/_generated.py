@@ -29,7 +29,7 @@ def place_of(filter: nn.Module, ffn: nn.Module) -> tuple[torch.device, torch.dty
     return device, ops.compute_dtype(weight)
 
 
-def scale_rows(ffn: Any, sample: Callable[[torch.device], tuple[Tensor, Tensor]], taps_each: float) -> None:
+def scale_rows(ffn: Any, sample: Callable[[torch.device], tuple[Tensor, Tensor]], taps_each: float | Tensor) -> None:
     """Scales the last layer of ``ffn`` so that each of its outputs, under a window, has l2 norm 1 over all taps.
 
     The layers' weights are read, gathered if they are sharded; everything else is taken as it is at the start, whether
@@ -38,7 +38,7 @@ def scale_rows(ffn: Any, sample: Callable[[torch.device], tuple[Tensor, Tensor]]
     Args:
         ffn: layers ``hidden`` and ``out``.
         sample: features ``(K, E)`` at some of the taps, and the window there, ``(K, O)``.
-        taps_each: for how many taps each of them stands.
+        taps_each: for how many taps each of them stands; or each its own, ``(K, 1)``.
     """
     layers: list[Any] = [*ffn.hidden, ffn.out]
     if not all(isinstance(layer, nn.Linear) for layer in layers) or any(layer.weight.is_meta for layer in layers):
@@ -52,7 +52,8 @@ def scale_rows(ffn: Any, sample: Callable[[torch.device], tuple[Tensor, Tensor]]
         # Rows of norm 1 first: what an uninitialised layer did to them is undone when it is initialised.
         rows = F.normalize(weights[-1][0], dim=1, eps=1e-30)
         h = F.linear(x, rows) * window
-    norm = (h.square().sum(0) * taps_each).sqrt().nan_to_num(1.0).clamp(1e-12, 1e12)
+    each = taps_each.to(device) if isinstance(taps_each, Tensor) else taps_each
+    norm = (h.square() * each).sum(0).sqrt().nan_to_num(1.0).clamp(1e-12, 1e12)
     fill(ffn.out.weight, (rows / norm[:, None]).to(ffn.out.weight.dtype))
 
 
