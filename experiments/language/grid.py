@@ -27,7 +27,10 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 # Hybrids of WikiText-2 are left to the full size.
-FEWER = {("default", "wikitext-2"): ("hyena", "h3", "attention", "attention-rotary")}
+FEWER = {
+    ("toy", "wikitext-2"): ("hyena", "attention"),
+    ("default", "wikitext-2"): ("hyena", "h3", "attention", "attention-rotary"),
+}
 ROUNDS = {"toy": 2, "default": 12, "full": 12}  # of timed steps
 
 
