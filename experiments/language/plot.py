@@ -37,5 +37,5 @@ def draw(found: dict[str, Any], path: Path) -> None:
                         row["loss"], color="k", lw=0.8, ls="--" if order == "3" else ":", label=f"{order}-gram"
                     )
             panel.set(xlabel=x, ylabel="test loss (nats a token)", title=text)
-        panels[2 * i].legend(fontsize=7)
+    made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     plots.save(made, path)
