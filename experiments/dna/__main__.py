@@ -6,7 +6,8 @@
 One chromosome of 0.88 million bases, its last tenth held out. Every model is trained on as many bases in as many steps,
 in rows of its context, from either strand, and predicts the same held-out bases: each one with between half of the
 context and all of it before it, for the context that it was trained at and for shorter ones. Beside them are bases
-drawn evenly (2 bits), by their frequencies (order 0), and Markov models with interpolated counts.
+drawn evenly (2 bits), by their frequencies (order 0), and Markov models with interpolated counts. Long contexts are
+trained twice, from the first step and after more than half of the steps on short rows (the paper's warm-up of lengths).
 """
 
 from __future__ import annotations
@@ -29,24 +30,28 @@ WHAT = "bits of a held-out base, from half of the context to all of it before ea
 
 # Rotary positions need no training, of which there is little here.
 OPTIONS: dict[str, dict[str, Any]] = {"hyena": {}, "attention": {"rotary_base": 10000.0}}
+START_SHARE = 0.6  # of the steps, on short rows where a run starts with them
 CHECKPOINT_FROM = 131072  # positions in a row from which blocks are computed again in the backward pass
 SHORT = (16, 64, 256)  # contexts of the evaluation below those of the training
 
 SIZES: dict[str, dict[str, Any]] = {
     "toy": {
         "contexts": {"hyena": [64, 256], "attention": [64]},
+        "warmed_up": {"contexts": [256], "starts_at": 64},
         "order": 4,
         "part": {"bases": 40000, "held_out": 4000},
         "model": {"width": 16, "layers": 1, "lr": 1e-2, "steps": 24, "bases_a_step": 1024},
     },
     "default": {
         "contexts": {"hyena": [1024, 8192, 32768], "attention": [1024]},
+        "warmed_up": {"contexts": [8192, 32768], "starts_at": 1024},
         "order": 12,
         "part": {"bases": None, "held_out": 87563},
         "model": {"width": 32, "layers": 2, "lr": 3e-3, "steps": 200, "bases_a_step": 32768},
     },
     "full": {
         "contexts": {"hyena": [1024, 8192, 32768, 131072], "attention": [1024, 4096, 8192]},
+        "warmed_up": {"contexts": [8192, 32768, 131072], "starts_at": 1024},
         "order": 16,
         "part": {"bases": None, "held_out": 87563},
         "model": {"width": 128, "layers": 2, "lr": 6e-4, "steps": 3000, "bases_a_step": 131072},
@@ -55,12 +60,24 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def grid(size: str, seeds: list[int]) -> list[Settings]:
-    """Markov models once, and each mixer at each of its contexts."""
+    """Markov models once, each mixer at each of its contexts, and Hyena at long ones after short rows."""
     of = SIZES[size]
+    warmed_up = of["warmed_up"]
     found: list[Settings] = [{"mixer": "markov", "order": of["order"], **of["part"]}]
     for seed in seeds:
         for mixer, contexts in of["contexts"].items():
             found += [{"mixer": mixer, "context": c, **of["model"], **of["part"], "seed": seed} for c in contexts]
+        found += [
+            {
+                "mixer": "hyena",
+                "context": c,
+                "starts_at": warmed_up["starts_at"],
+                **of["model"],
+                **of["part"],
+                "seed": seed,
+            }
+            for c in warmed_up["contexts"]
+        ]
     return found
 
 
@@ -76,10 +93,10 @@ def work(settings: Settings, place: Place) -> dict[str, Any]:
     options = OPTIONS[s["mixer"]]
     sizes = {"width": s["width"], "layers": s["layers"], "gradient_checkpointing": context >= CHECKPOINT_FROM}
     model = language_model(s["mixer"], 4, context, **sizes, **options).to(place.device)
-    rows = max(1, s["bases_a_step"] // context)
 
     def loss(step: int) -> Tensor:
-        tokens, targets = data.batch(bases[:first], rows, context, s["seed"], step)
+        length = s["starts_at"] if "starts_at" in s and step < START_SHARE * s["steps"] else context
+        tokens, targets = data.batch(bases[:first], s["bases_a_step"] // length, length, s["seed"], step)
         return next_token_loss(model(tokens.to(place.device)), targets.to(place.device))
 
     def bits(given: int) -> float:
@@ -94,7 +111,7 @@ def work(settings: Settings, place: Place) -> dict[str, Any]:
         "by_context": [{"context": c, "bits": bits(c)} for c in given]
         + [{"context": context, "bits": history[-1]["bits"]}],
         "parameters": parameters(model),
-        "bases": s["steps"] * rows * context,
+        "bases": s["steps"] * s["bases_a_step"],
         "training_seconds": history[-1]["seconds"],
         "history": history,
     }
@@ -113,24 +130,27 @@ def report(found: list[dict[str, Any]], folder: Path) -> None:
         print(f"{'Markov':<24}{each['order']:>8}{each['bits']:>9.4f}")
     table = []
     for row in runs.by_seed(trained, "bits"):
-        mixer, context = row["settings"]["mixer"], row["settings"]["context"]
-        alike = [r for r in trained if r["settings"]["mixer"] == mixer and r["settings"]["context"] == context]
+        alike = [r for r in trained if {k: v for k, v in r["settings"].items() if k != "seed"} == row["settings"]]
         seconds = runs.spread(r["result"]["training_seconds"] / r["settings"]["steps"] for r in alike)
         by_context = [
             {"context": points[0]["context"], **runs.spread(point["bits"] for point in points)}
             for points in zip(*(r["result"]["by_context"] for r in alike), strict=True)
         ]
+        histories = zip(*(r["result"]["history"] for r in alike), strict=True)
+        history = [{"step": at[0]["step"], **runs.spread(each["bits"] for each in at)} for at in histories]
+        name = row["settings"]["mixer"] + (", after short rows" if "starts_at" in row["settings"] else "")
         count = alike[0]["result"]["parameters"]
-        table.append({**row, "parameters": count, "seconds_a_step": seconds, "by_context": by_context})
-        numbers = "".join(f"{row[name]:>9.4f}" for name in ("mean", "least", "largest"))
-        print(f"{mixer:<24}{context:>8}{numbers}{count:>12,}{seconds['mean']:>10.2f}")
+        table.append({"name": name, **row, "parameters": count, "seconds_a_step": seconds, "by_context": by_context})
+        table[-1]["history"] = history
+        numbers = "".join(f"{row[key]:>9.4f}" for key in ("mean", "least", "largest"))
+        print(f"{name:<24}{row['settings']['context']:>8}{numbers}{count:>12,}{seconds['mean']:>10.2f}")
     print("\nmean bits by the context that is given, and the context of the training")
     for row in table:
         points = "  ".join(f"{point['context']}: {point['mean']:.4f}" for point in row["by_context"])
-        print(f"{row['settings']['mixer']:<12}{row['settings']['context']:>8}   {points}")
+        print(f"{row['name']:<24}{row['settings']['context']:>8}   {points}")
     runs.write(folder / "results.json", WHAT, found, markov=orders, models=table)
     print(f"\nresults  {folder / 'results.json'}")
-    draw(orders, table, trained, folder / "results.png")
+    draw(orders, table, folder / "results.png")
 
 
 if __name__ == "__main__":

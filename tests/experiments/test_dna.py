@@ -17,13 +17,15 @@ from helpers.experiments import loss_falls
 def test_a_short_run(toy: Callable[..., dict[str, Any]]) -> None:
     found = toy("dna", "--seeds", "5")
     counted, *trained = found["runs"]
-    assert [run["settings"]["context"] for run in trained] == [64, 256, 64]
+    assert [run["settings"]["context"] for run in trained] == [64, 256, 64, 256]
     assert all(loss_falls(run) for run in trained)
     assert all(run["result"]["bases"] == 24 * 1024 for run in trained)
     for row, run in zip(found["models"], trained, strict=True):
         assert row["mean"] == row["least"] == run["result"]["bits"] == row["by_context"][-1]["mean"]
         settings = run["settings"]
-        assert f"{settings['mixer']:<24}{settings['context']:>8}{row['mean']:>9.4f}" in found["printed"]
+        assert f"{row['name']:<24}{settings['context']:>8}{row['mean']:>9.4f}" in found["printed"]
+    assert [row["name"] for row in found["models"]] == ["hyena", "hyena", "attention", "hyena, after short rows"]
+    assert trained[3]["result"]["history"] != trained[1]["result"]["history"]
     assert [each["order"] for each in found["markov"]] == [0, 1, 2, 3, 4]
     assert found["markov"] == counted["result"]["orders"]
     assert counted["result"]["bits"] == min(each["bits"] for each in found["markov"]) < 2.0
