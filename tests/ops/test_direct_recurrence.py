@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from helpers.cases import ANY_LENGTH, DTYPES, LAYOUTS, MASKS, Tier, compare, laid_out, offsets, place, rand
+from helpers.cases import ANY_LENGTH, DTYPES, LAYOUTS, MASKS, Judge, Tier, compare, laid_out, offsets, place, rand
 from helpers.gated_conv import direct_errors
 from helpers.recurrence import convolve, inputs, matrices, mix
 from hyena import ops
@@ -19,12 +20,32 @@ from hyena import ops
 KINDS = pytest.mark.parametrize(("order", "value_filter"), [(2, False), (1, True)], ids=["two gates", "one gate"])
 
 
-def check(x: dict, tier: Tier, dtype: torch.dtype, layouts: dict | None = None, causal: bool = True) -> None:
-    order = x["z"].size(2) // x["d"].size(1) - 1
-    dy = laid_out(rand(x["z"].size(0), x["z"].size(1), x["d"].size(1)), (layouts or {}).get("dy", "contiguous"))
-    fn, want = partial(mix, causal=causal), partial(matrices, order=order, causal=causal)
+def check(
+    x: dict,
+    tier: Tier,
+    dtype: torch.dtype,
+    layouts: dict | None = None,
+    causal: bool = True,
+    judge: Judge | None = None,
+) -> None:
+    dy = laid_out(gradient_of(x), (layouts or {}).get("dy", "contiguous"))
     wide, allowed = torch.promote_types(dtype, torch.float32), direct_errors(dtype)
-    compare(fn, want, x, dy, tier, dtype, layouts, allowed=allowed, h=wide)
+    fn, want = partial(mix, causal=causal), definition_of(x, causal)
+    compare(fn, want, x, dy, tier, dtype, layouts, judge, allowed=allowed, h=wide)
+
+
+def gradient_of(x: dict) -> Tensor:
+    return rand(x["z"].size(0), x["z"].size(1), x["d"].size(1))
+
+
+def definition_of(x: dict, causal: bool) -> Callable[..., Tensor]:
+    return partial(matrices, order=x["z"].size(2) // x["d"].size(1) - 1, causal=causal)
+
+
+@lru_cache
+def case_of_length(length: int, taps: int, causal: bool) -> tuple[dict, Judge]:
+    x = inputs(1, length, 2, taps=taps, causal=causal, mask="random")
+    return x, Judge.of(definition_of(x, causal), x, gradient_of(x))
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])
@@ -32,7 +53,8 @@ def check(x: dict, tier: Tier, dtype: torch.dtype, layouts: dict | None = None, 
 @pytest.mark.parametrize(("length", "taps"), [(1, 7), (9, 70), (513, 70), (1100, 7)])
 def test_lengths(tier: Tier, dtype: torch.dtype, length: int, taps: int, causal: bool) -> None:
     """Around the ends of a tile, and more taps than there are positions."""
-    check(inputs(1, length, 2, taps=taps, causal=causal, mask="random"), tier, dtype, causal=causal)
+    x, judge = case_of_length(length, taps, causal)
+    check(x, tier, dtype, causal=causal, judge=judge)
 
 
 @KINDS
@@ -69,7 +91,7 @@ def test_anything(tier: Tier, data: st.DataObject) -> None:
         draw(st.integers(0, 3)),
         draw(ANY_LENGTH),
     )
-    groups, width = draw(st.sampled_from([1, 2, 3, 8, 9, 17])), draw(st.sampled_from([1, 2, 5, 16]))
+    groups, width = draw(st.sampled_from([1, 2, 3, 8, 17])), draw(st.sampled_from([1, 2, 5]))
     x = inputs(
         batch,
         length,
