@@ -22,15 +22,17 @@ SETUP: dict[str, Any] = {
 def default_runs() -> list[Settings]:
     """Minutes of a core: every task once, addition by digits and depth, multi-query recall by pairs and width."""
     found: list[Settings] = []
+    for width, pairs in itertools.product((64, 32), (4, 16)):
+        options = {"length": 64, "pairs": pairs, "vocabulary": 64}
+        more = {"width": width, "batch": 32, "lr": 3e-3}
+        found += _runs("multi-query recall", BOTH, options, examples=50_000, steps=1500, **more)
     found += _runs("majority", BOTH, {"length": 32, "letters": 10}, examples=2000, steps=600)
-    found += _runs("counting", BOTH, {"length": 32, "letters": 5, "most": 10}, examples=2000, steps=1000)
-    found += _runs("induction", (*BOTH, "gss"), {"length": 64, "letters": 18}, examples=5000, steps=1000)
+    found += _runs("counting", BOTH, {"length": 32, "letters": 5, "most": 10}, examples=2000, steps=800)
+    found += _runs("induction", (*BOTH, "gss"), {"length": 32, "letters": 18}, examples=5000, steps=800)
     for digits, layers in itertools.product((2, 4, 8), (1, 2)):
-        found += _runs("addition", BOTH, {"digits": digits}, examples=40_000, steps=1500, layers=layers)
+        models = BOTH if layers == 2 else ("hyena",)
+        found += _runs("addition", models, {"digits": digits}, examples=40_000, steps=1500, layers=layers)
     found += _runs("linear functions", BOTH, {"dimension": 3, "pairs": 12}, examples=100_000, steps=2000)
-    for width, pairs in itertools.product((32, 64), (4, 8, 16)):
-        options = {"length": 64, "pairs": pairs, "vocabulary": 256}
-        found += _runs("multi-query recall", BOTH, options, examples=50_000, steps=1000, width=width)
     return found
 
 
