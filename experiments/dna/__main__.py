@@ -47,7 +47,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "warmed_up": {"contexts": [8192, 32768], "starts_at": 1024},
         "order": 12,
         "part": {"bases": None, "held_out": 87563},
-        "model": {"width": 32, "layers": 2, "lr": 3e-3, "steps": 300, "bases_a_step": 32768},
+        "model": {"width": 32, "layers": 2, "lr": 3e-3, "steps": 200, "bases_a_step": 32768},
     },
     "full": {
         "contexts": {"hyena": [1024, 8192, 32768, 131072], "attention": [1024, 4096, 8192]},
@@ -103,7 +103,7 @@ def work(settings: Settings, place: Place) -> dict[str, Any]:
         return data.held_out_bits(model, bases, first, given).mean().item()
 
     schedule = Schedule(s["steps"], s["lr"], warmup=s["steps"] // 20, floor=0.1)
-    every = max(1, s["steps"] // 12)
+    every = max(1, s["steps"] // 10)
     history = train(model, loss, schedule, place, evaluate=lambda: {"bits": bits(context)}, evaluate_every=every)
     given = [c for c in (*SHORT, *SIZES["full"]["contexts"]["hyena"]) if c < context]
     return {

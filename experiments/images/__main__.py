@@ -31,25 +31,25 @@ WHAT = "share of the 2,000 test digits that get another class than theirs, in pe
 
 SIZES: dict[str, dict[str, Any]] = {
     "toy": {
-        "training": {"training": 160, "test": 40, "epochs": 2, "batch": 16},
-        "sequential": {"side": 7, "width": 8, "layers": 1},
-        "permuted": {"side": 7, "width": 8, "layers": 1},
-        "vit": {"side": 14, "width": 8, "layers": 1, "patch": 2},
-        "grid": {"side": 7, "width": 8, "layers": 2, "dropout": 0.0},
+        "training": {"training": 160, "test": 40, "batch": 16},
+        "sequential": {"side": 7, "width": 8, "layers": 1, "epochs": 2},
+        "permuted": {"side": 7, "width": 8, "layers": 1, "epochs": 2},
+        "vit": {"side": 14, "width": 8, "layers": 1, "patch": 2, "epochs": 2},
+        "grid": {"side": 7, "width": 8, "layers": 2, "dropout": 0.0, "epochs": 2},
     },
     "default": {
-        "training": {"training": 8000, "test": 2000, "epochs": 4, "batch": 32},
-        "sequential": {"side": 14, "width": 32, "layers": 2},
-        "permuted": {"side": 14, "width": 32, "layers": 2},
-        "vit": {"side": 28, "width": 48, "layers": 3, "patch": 4},
-        "grid": {"side": 14, "width": 32, "layers": 3, "dropout": 0.1},
+        "training": {"training": 8000, "test": 2000, "batch": 32},
+        "sequential": {"side": 14, "width": 32, "layers": 2, "epochs": 4},
+        "permuted": {"side": 14, "width": 32, "layers": 2, "epochs": 4},
+        "vit": {"side": 28, "width": 48, "layers": 3, "patch": 4, "epochs": 4},
+        "grid": {"side": 14, "width": 32, "layers": 3, "dropout": 0.1, "epochs": 8},
     },
     "full": {
-        "training": {"training": 8000, "test": 2000, "epochs": 100, "batch": 64},
-        "sequential": {"side": 28, "width": 128, "layers": 6},
-        "permuted": {"side": 28, "width": 128, "layers": 6},
-        "vit": {"side": 28, "width": 192, "layers": 12, "patch": 2},
-        "grid": {"side": 28, "width": 128, "layers": 4, "dropout": 0.1},
+        "training": {"training": 8000, "test": 2000, "batch": 64},
+        "sequential": {"side": 28, "width": 128, "layers": 6, "epochs": 100},
+        "permuted": {"side": 28, "width": 128, "layers": 6, "epochs": 100},
+        "vit": {"side": 28, "width": 192, "layers": 12, "patch": 2, "epochs": 300},
+        "grid": {"side": 28, "width": 128, "layers": 4, "dropout": 0.1, "epochs": 100},
     },
 }
 CHUNK = 500  # digits of one forward pass of the evaluation
