@@ -23,10 +23,6 @@ from hyena.filters.window import ExponentialWindow
 # fast consist of, and from about as many of all the others, whose window is smooth.
 _NORM_SAMPLES = 1024
 
-# The share of the unit of time in which the fastest channel of a new filter falls to a hundredth. The released code has
-# 0.3; with more channels that forget fast text is learned better, and recall in the end as well (docs/results.md).
-_FAST_DECAY = 0.03
-
 # From this many taps on, training keeps none of the FFN's activations and computes them again in the backward pass:
 # they are ten arrays of (taps, width), 2.5 GB for a million taps, held while everything else needs memory. (The kernel
 # keeps none at any length.)
@@ -87,9 +83,7 @@ class HyenaFilter(Filter):
         self.ffn = (
             SineFFN(emb_dim, width, rows * channels, inner_layers=inner_layers, freq=freq, **at) if ffn is None else ffn
         )
-        if window is None:
-            window = ExponentialWindow(channels, rows, fast_decay_pct=_FAST_DECAY, shift=shift, **at)
-        self.window = window
+        self.window = ExponentialWindow(channels, rows, shift=shift, **at) if window is None else window
         if self.keep_float32:  # the parts that were passed too
             self._apply(at_least_float32)
         self._scales = True

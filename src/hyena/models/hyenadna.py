@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hyena.filters import ExponentialWindow, HyenaFilter
+from hyena.filters import HyenaFilter
 from hyena.mixers import HyenaOperator
 from hyena.models.blocks import Block
 from hyena.models.config import ModelConfig
@@ -234,9 +234,8 @@ class HyenaDNA(Decoder):
 
 
 def _mixer(c: HyenaDNAConfig, at: dict[str, Any]) -> HyenaOperator:
-    window = ExponentialWindow(c.d_model, c.order - 1, shift=WINDOW_SHIFT, **at)
     long_filter = functools.partial(
-        HyenaFilter, emb_dim=c.emb_dim, width=c.filter_width, freq=SINE_FREQUENCY, window=window
+        HyenaFilter, emb_dim=c.emb_dim, width=c.filter_width, freq=SINE_FREQUENCY, shift=WINDOW_SHIFT
     )
     mixer = HyenaOperator(c.d_model, c.l_max, order=c.order, short_taps=c.short_taps, filter=long_filter, **at)
     _reset_projections(mixer, c.num_layers)
