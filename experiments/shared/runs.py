@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -227,7 +228,7 @@ def command(
     every = distinct(grid(options.size, options.seeds))
     wanted = only(every, options.only)
     if not options.report:
-        run_all(work, wanted, out, workers=options.workers, device=options.device)
+        run_all(_importable(work), wanted, out, workers=options.workers, device=options.device)
     runs = read(out, every)
     if not runs:
         print(f"no results in {out}")
@@ -237,6 +238,15 @@ def command(
     if len(versions := {run["made"]["package"] for run in runs}) > 1:
         print(f"these runs are of {len(versions)} versions of src/hyena: delete in {out} what is to be run again")
     report(runs, results)
+
+
+def _importable(work: Work) -> Work:
+    """The same function by its module's name: other processes do not find what a package's ``__main__`` defines."""
+    spec = sys.modules["__main__"].__spec__
+    if work.__module__ != "__main__" or spec is None:
+        return work
+    found: Work = getattr(importlib.import_module(spec.name), work.__qualname__)
+    return found
 
 
 def only(grid: list[Settings], conditions: list[str]) -> list[Settings]:

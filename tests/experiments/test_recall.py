@@ -20,7 +20,7 @@ Toy = Callable[..., dict[str, Any]]
 
 
 def test_recall(toy: Toy) -> None:
-    found = toy("recall", "--seeds", "1", "2")
+    found = toy("recall", "--seeds", "1", "2", "--workers", "2")  # processes that import what __main__ defines
     assert len(found["runs"]) == 4
     assert all(map(loss_falls, found["runs"]))
     assert [row["settings"]["model"] for row in found["table"]] == ["hyena", "hyena/conv1d"]
