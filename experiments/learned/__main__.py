@@ -29,13 +29,18 @@ from hyena.models import CausalLM
 HERE = Path(__file__).resolve().parent
 DRAWN = 4  # channels whose taps are kept for the plot, and at most so many lags
 DRAWN_LAGS = 256
-LOOKED_AT = 64  # examples
+LOOKED_AT = 256  # examples of recall
 
 
 def grid(size: str, seeds: list[int]) -> list[runs.Settings]:
     """Hyena on every job and attention on recall; what is drawn is kept of the first seed."""
+    looked_at = {"recall": {"looked_at": LOOKED_AT if size != "toy" else 32}}
     return [
-        {"job": name, "mixer": mixer, **dataclasses.asdict(job), "drawn": seed == seeds[0], "seed": seed}
+        {
+            **{"job": name, "mixer": mixer, **dataclasses.asdict(job)},
+            **looked_at.get(job.kind, {}),
+            **{"drawn": seed == seeds[0], "seed": seed},
+        }
         for seed in seeds
         for name, job in jobs.JOBS[size].items()
         for mixer in (("hyena", "attention") if job.kind == "recall" else ("hyena",))
@@ -67,7 +72,9 @@ def work(settings: runs.Settings, place: runs.Place) -> dict[str, Any]:
         lengths = [1 << i for i in range(job.length.bit_length()) if 1 << i < job.length]
         result["cut"] = [{"taps": k, **cut_score(model, k, score)} for k in [*lengths, job.length]]
     if job.kind == "recall":
-        result |= where_it_looks(model, jobs.recall_examples(job, LOOKED_AT, seed)[0], place.device, settings["drawn"])
+        result |= where_it_looks(
+            model, jobs.recall_examples(job, settings["looked_at"], seed)[0], place.device, settings["drawn"]
+        )
     return result
 
 
@@ -92,28 +99,30 @@ def cut_score(model: CausalLM, taps: int, score: Any) -> dict[str, float]:
 
 
 def where_it_looks(model: CausalLM, tokens: Tensor, device: str, drawn: bool) -> dict[str, Any]:
-    """How each layer's matrix looks at what was asked for; drawn, the first example's matrices."""
-    sums: list[Tensor] = []
-    pictures: list[dict[str, Any]] = []
-    parts = tokens.to(device).split(8)
-    for i, part in enumerate(parts):
+    """How each layer's matrix looks at what was asked for; drawn, the first example's matrices.
+
+    Which channel looks most is found on one half of the examples, and how much on the other.
+    """
+    rows: list[list[Tensor]] = []
+    for i, part in enumerate(tokens.to(device).split(8)):
         made = measures.matrices(model, part)
-        each = [measures.looks(matrix, part).cpu() for matrix in made]
-        sums = [a + b for a, b in zip(sums, each, strict=True)] if sums else each
-        if drawn and i == 0:
+        rows.append([matrix[:, :, -1].cpu() for matrix in made])
+        if i == 0:
             first = [matrix[0].cpu() for matrix in made]
-    means = [total / len(parts) for total in sums]
-    found: dict[str, Any] = {
-        "looks": [[round(float(x), 4) for x in layer.mean(0)] for layer in means],
-        "looks_best": [[round(float(x), 4) for x in layer.max(0).values] for layer in means],
-    }
-    if drawn:
-        for layer, (matrix, mean) in enumerate(zip(first, means, strict=True), 1):
-            best = int(mean[:, 1].argmax())  # the channel that looks most at the value
-            pictures.append({"layer": layer, "what": "all channels", **picture(matrix.square().mean(0).sqrt())})
-            pictures.append({"layer": layer, "what": f"channel {best}", **picture(matrix[best])})
-        found |= {"pictures": pictures, "tokens": tokens[0].tolist()}
-    return found
+    found: dict[str, Any] = {"looks": [], "looks_best": []}
+    pictures = []
+    half = len(tokens) // 2
+    for layer, parts in enumerate(zip(*rows, strict=True)):
+        whole = torch.cat(parts)
+        choice = measures.looks(whole[:half], tokens[:half])  # (C, OFFSETS)
+        measured = measures.looks(whole[half:], tokens[half:])
+        chosen = measured.gather(0, choice.argmax(0)[None])[0]
+        found["looks"].append([round(float(x), 4) for x in measured.mean(0)])
+        found["looks_best"].append([round(float(x), 4) for x in chosen])
+        best, matrix = int(choice[:, 1].argmax()), first[layer]  # the channel that looks most at the value
+        pictures.append({"layer": layer + 1, "what": "all channels", **picture(matrix.square().mean(0).sqrt())})
+        pictures.append({"layer": layer + 1, "what": f"channel {best}", **picture(matrix[best])})
+    return {**found, "pictures": pictures, "tokens": tokens[0].tolist()} if drawn else found
 
 
 def picture(matrix: Tensor) -> dict[str, Any]:

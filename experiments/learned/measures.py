@@ -112,23 +112,26 @@ def matrices(model: CausalLM, tokens: Tensor) -> list[Tensor]:
     return found
 
 
-def asked(tokens: Tensor) -> Tensor:
-    """Where the key stands that the last token asks for, ``(B, L)`` bool; the last token itself not counted."""
-    found = tokens == tokens[:, -1:]
-    found[:, -1] = False
-    return found
+def looks(rows: Tensor, tokens: Tensor) -> Tensor:
+    """How much more the last row looks at what was asked for than at the same place if it was not, ``(C, OFFSETS)``.
 
+    The mean weight of the positions that stand 0, 1, … after a key that the last token asks for, over that of the same
+    positions in examples where another key stands there: how far back they are makes no difference. 1 is chance, and
+    a value stands 1 after its key.
 
-def looks(matrix: Tensor, tokens: Tensor) -> Tensor:
-    """How much more than by chance the last row looks at what was asked for, ``(C, OFFSETS)``.
-
-    The weight ``|H|`` of the positions that stand 0, 1, … after the asked key, over what it would be if all positions
-    had the same: 1 is chance, and a value stands 1 after its key.
+    Args:
+        rows: the last rows of matrices, ``(N, C, L)``; an example's absolute values are taken to sum to 1.
+        tokens: of associative recall, ``(N, L)``.
     """
-    weight = matrix[:, :, -1].abs().double()
-    weight = weight / weight.sum(-1, keepdim=True)  # (B, C, L)
-    key, offsets = asked(tokens), []
+    weight = rows.abs().double()
+    weight = weight / weight.sum(-1, keepdim=True)
+    pairs = tokens.size(1) - 2  # positions of pairs: then come the separator and the key
+    asked = (tokens[:, 0:pairs:2] == tokens[:, -1:]).double()[:, None]  # (N, 1, keys)
+    offsets = []
     for i in range(OFFSETS):
-        at = torch.nn.functional.pad(key, (i, 0))[:, : key.size(1)].double()[:, None]  # (B, 1, L)
-        offsets.append((weight * at).sum(-1) / at.mean(-1))
-    return torch.stack(offsets, -1).mean(0)
+        there = weight[:, :, i:pairs:2]  # (N, C, keys)
+        yes = asked[:, :, : there.size(2)]
+        both = (yes.sum(0) > 0) & (yes.sum(0) < len(tokens))  # places that are asked for in some examples, not in all
+        means = [(there * given).sum(0) / given.sum(0).clamp(min=1) * both for given in (yes, 1 - yes)]
+        offsets.append(means[0].sum(-1) / means[1].sum(-1))
+    return torch.stack(offsets, -1)

@@ -66,7 +66,7 @@ def tables(found: list[Run]) -> dict[str, list[dict[str, Any]]]:
         "Held-out loss": scores,
         "Filters: taps by which 90 and 99 % of the energy has come, mean frequency (0.25 is flat)": filters,
         "Loss with the trained filters cut, all layers alike": cuts,
-        "How many times as much as by chance the last row looks at places after the asked key": looks,
+        "How many times as much the last row looks at places after a key if it is the one asked for": looks,
     }
 
 

@@ -12,6 +12,7 @@ pytest.importorskip("tqdm")
 
 from experiments.learned import measures
 from experiments.learned.report import enough
+from experiments.recall.tasks import associative_recall
 from experiments.shared.models import language_model
 
 from helpers.experiments import loss_falls
@@ -98,14 +99,15 @@ def test_matrices_are_those_of_the_layers_inputs(mixer: str) -> None:
 
 
 def test_looks() -> None:
-    """All the weight on the two values of the asked key, out of ten positions: five times as much as by chance."""
-    tokens = torch.tensor([[0, 5, 1, 6, 0, 5, 2, 7, 9, 0]])  # pairs, a separator, the key
-    assert measures.asked(tokens)[0].nonzero().flatten().tolist() == [0, 4]
-    matrix = torch.zeros(1, 2, 10, 10)
-    matrix[0, 0, -1, [1, 5]] = torch.tensor([-0.5, 0.5])
-    matrix[0, 1, -1] = 1.0
-    found = measures.looks(matrix, tokens)
-    assert found[0].tolist() == pytest.approx([0.0, 5.0, 0.0, 0.0])
+    """Rows that look three times as much at values of the asked key; that nearer places weigh more is not a look."""
+    tokens, _ = associative_recall(400, 32, 10, torch.Generator().manual_seed(0))
+    recent = 0.95 ** torch.arange(32).flip(0)
+    asked = torch.zeros(400, 32)
+    asked[:, 1:30:2] = (tokens[:, 0:30:2] == tokens[:, -1:]).float()
+    rows = torch.stack([-recent * (1 + 2 * asked), recent.expand(400, 32)], 1)
+    found = measures.looks(rows, tokens)
+    assert found[0, 1] == pytest.approx(3.0, rel=0.1)
+    assert found[0, [0, 2, 3]].tolist() == pytest.approx([1.0] * 3, rel=0.2)
     assert found[1].tolist() == pytest.approx([1.0] * 4)
 
 
