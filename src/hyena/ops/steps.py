@@ -211,7 +211,12 @@ for _schema, _fallback, _fake, _check in (
 ):
     define(_schema, _fallback, _fake, check=_check, plain=_fallback)
 
-_OPS = torch.ops.hyena
+# Looked for once: a step is over in the time of some dozens of attributes.
+_SHORT = torch.ops.hyena.short_step_.default
+_MODAL, _GATED_MODAL = torch.ops.hyena.modal_step_.default, torch.ops.hyena.gated_modal_step_.default
+_WINDOW, _GATED_WINDOW = torch.ops.hyena.window_step_.default, torch.ops.hyena.gated_window_step_.default
+_FLOAT32, _FLOAT64 = torch.float32, torch.float64
+_is_grad_enabled, _is_compiling = torch.is_grad_enabled, torch.compiler.is_compiling
 
 
 def short_step_(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor) -> Tensor:
@@ -227,7 +232,7 @@ def short_step_(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor) 
         ``(B, 1, C)``.
     """
     if _has_a_kernel("short_step_", x, weight, bias):
-        return _call(_OPS.short_step_.default, x, weight, bias, memory)
+        return _call(_SHORT, x, weight, bias, memory)
     return _short_step(x, weight, bias, memory)
 
 
@@ -255,7 +260,7 @@ def modal_step_(
         ``(B, 1, C)``.
     """
     if _has_a_kernel("modal_step_", x, first, pre, post):
-        return _call(_OPS.modal_step_.default, x, pre, post, pole, residue, first, memory)
+        return _call(_MODAL, x, pre, post, pole, residue, first, memory)
     return _modal_step(x, pre, post, pole, residue, first, memory)
 
 
@@ -272,7 +277,7 @@ def window_step_(x: Tensor, pre: Tensor | None, post: Tensor | None, h: Tensor, 
         ``(B, 1, C)``.
     """
     if _has_a_kernel("window_step_", x, h, pre, post):
-        return _call(_OPS.window_step_.default, x, pre, post, h, memory)
+        return _call(_WINDOW, x, pre, post, h, memory)
     return _window_step(x, pre, post, h, memory)
 
 
@@ -298,7 +303,7 @@ def gated_modal_step_(
         ``(B, 1, C)``.
     """
     if _has_a_kernel("gated_modal_step_", z, weight, first, bias):
-        return _call(_OPS.gated_modal_step_.default, z, weight, bias, last, pole, residue, first, memory)
+        return _call(_GATED_MODAL, z, weight, bias, last, pole, residue, first, memory)
     return _gated_modal_step(z, weight, bias, last, pole, residue, first, memory)
 
 
@@ -317,7 +322,7 @@ def gated_window_step_(
         ``(B, 1, C)``.
     """
     if _has_a_kernel("gated_window_step_", z, weight, h, bias):
-        return _call(torch.ops.hyena.gated_window_step_.default, z, weight, bias, last, h, memory)
+        return _call(_GATED_WINDOW, z, weight, bias, last, h, memory)
     return _gated_window_step(z, weight, bias, last, h, memory)
 
 
@@ -336,11 +341,11 @@ def _has_a_kernel(op: str, x: Tensor, a: Tensor, b: Tensor | None = None, c: Ten
     """
     dtype = x.dtype
     return (
-        (dtype is torch.float32 or dtype is torch.float64)
+        (dtype is _FLOAT32 or dtype is _FLOAT64)
         and a.dtype is dtype
         and (b is None or b.dtype is dtype)
         and (c is None or c.dtype is dtype)
-        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, a, b, c)))
+        and not (_is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, a, b, c)))
         and has_kernel(op, x.device)
-        and not torch.compiler.is_compiling()
+        and not _is_compiling()
     )
