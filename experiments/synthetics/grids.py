@@ -14,26 +14,27 @@ SETUP: dict[str, Any] = {
     "width": 64,
     "d_inner": 128,
     "batch": 64,
-    "lr": 2e-3,
+    "lr": 3e-3,
     "weight_decay": 0.1,
 }
+DEFAULT_RATES = {"attention": 1e-3}  # which begins later, or not, at the rate of the others
 
 
 def default_runs() -> list[Settings]:
-    """Minutes of a core: every task once, addition by digits and depth, multi-query recall by pairs and width."""
+    """Minutes of a core: every task once, addition by digits and depth, multi-query recall by width."""
     found: list[Settings] = []
-    for width, pairs in itertools.product((64, 32), (4, 16)):
-        options = {"length": 64, "pairs": pairs, "vocabulary": 64}
-        more = {"width": width, "batch": 32, "lr": 3e-3}
-        found += _runs("multi-query recall", BOTH, options, examples=50_000, steps=1500, **more)
-    found += _runs("majority", BOTH, {"length": 32, "letters": 10}, examples=2000, steps=600)
-    found += _runs("counting", BOTH, {"length": 32, "letters": 5, "most": 10}, examples=2000, steps=800)
-    found += _runs("induction", (*BOTH, "gss"), {"length": 32, "letters": 18}, examples=5000, steps=800)
-    for digits, layers in itertools.product((2, 4, 8), (1, 2)):
-        models = BOTH if layers == 2 else ("hyena",)
-        found += _runs("addition", models, {"digits": digits}, examples=40_000, steps=1500, layers=layers)
+    for width in (32, 64, 128):
+        options = {"length": 64, "pairs": 4, "vocabulary": 64}
+        models = BOTH if width < 128 else ("hyena",)
+        more = {"width": width, "d_inner": 2 * width, "batch": 32}
+        found += _runs("multi-query recall", models, options, examples=100_000, steps=4000, **more)
+    found += _runs("majority", BOTH, {"length": 32, "letters": 10}, examples=2000, steps=1500)
+    found += _runs("counting", BOTH, {"length": 32, "letters": 5, "most": 10}, examples=2000, steps=3000)
+    found += _runs("induction", (*BOTH, "h3", "gss"), {"length": 32, "letters": 18}, examples=5000, steps=2500)
+    for digits, layers in itertools.product((4, 8), (1, 2)):
+        found += _runs("addition", BOTH, {"digits": digits}, examples=100_000, steps=6000, layers=layers)
     found += _runs("linear functions", BOTH, {"dimension": 3, "pairs": 12}, examples=100_000, steps=2000)
-    return found
+    return [{**run, "lr": DEFAULT_RATES.get(run["model"], run["lr"])} for run in found]
 
 
 def full_runs() -> list[Settings]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,13 @@ def draw(written: dict[str, Any], path: Path) -> None:
         around.append([row["score"]["largest"] - row["score"]["mean"] for row in bars])
         simple.errorbar(at, means, around, fmt="o", capsize=3, color=colours[model], label=model)
         _lines(addition, mine, "addition", "digits", "layers", model, colours[model])
-        _lines(recall, mine, "multi-query recall", "pairs", "width", model, colours[model])
+        _lines(recall, mine, "multi-query recall", "width", "pairs", model, colours[model])
     _draw_functions(linear, [run for run in written["runs"] if run["settings"]["task"] == "linear functions"], colours)
     simple.set_xticks(range(len(names)), names)
     simple.set(title="majority, counting, induction", ylabel="accuracy")
     addition.set(title="addition", xlabel="digits", ylabel="sums that are right")
     linear.set(title="linear functions", xlabel="pairs shown", ylabel="squared error")
-    recall.set(title="multi-query recall", xlabel="pairs", ylabel="accuracy")
+    recall.set(title="multi-query recall", xlabel="width", ylabel="accuracy", xscale="log")
     for panel in (simple, addition, recall):
         panel.set_ylim(-0.03, 1.03)
     for panel in (simple, addition, linear, recall):
@@ -94,14 +95,16 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _lines(panel: Any, mine: list[dict[str, Any]], task: str, by: str, style: str, model: str, colour: str) -> None:
-    """Scores of a task by an option, a line for each value of a setting."""
+    """Scores of a task by one of its settings or options, a line for each value of another."""
     mine = [row for row in mine if row["settings"]["task"] == task]
-    values = sorted({row["settings"][style] for row in mine})
+    of = [{**row["settings"], **row["settings"]["options"]} for row in mine]
+    values = sorted({each[style] for each in of})
     for value, dashes in zip(values, ("-", "--", ":", "-.")):
-        some = sorted((r for r in mine if r["settings"][style] == value), key=lambda r: r["settings"]["options"][by])
-        at = [row["settings"]["options"][by] for row in some]
+        some = sorted(
+            ((each[by], row["score"]) for each, row in zip(of, mine) if each[style] == value), key=itemgetter(0)
+        )
         label = f"{model}, {style} {value}"
-        plots.line(panel, at, [row["score"] for row in some], label, color=colour, ls=dashes)
+        plots.line(panel, [at for at, _ in some], [score for _, score in some], label, color=colour, ls=dashes)
 
 
 def _draw_functions(panel: Any, found: list[dict[str, Any]], colours: dict[str, str]) -> None:
