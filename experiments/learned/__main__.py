@@ -101,7 +101,9 @@ def cut_score(model: CausalLM, taps: int, score: Any) -> dict[str, float]:
 def where_it_looks(model: CausalLM, tokens: Tensor, device: str, drawn: bool) -> dict[str, Any]:
     """How each layer's matrix looks at what was asked for; drawn, the first example's matrices.
 
-    Which channel looks most is found on one half of the examples, and how much on the other.
+    Of all channels together, and of the one that looks most, which is found on one half of the examples and measured on
+    the other. What is asked for is in the gate of Hyena's last row, one factor for a channel's whole row: a channel
+    weighs places alike whatever is asked for, and only which channels are loud can tell.
     """
     rows: list[list[Tensor]] = []
     for i, part in enumerate(tokens.to(device).split(8)):
@@ -117,7 +119,8 @@ def where_it_looks(model: CausalLM, tokens: Tensor, device: str, drawn: bool) ->
         choice = measures.looks(whole[:half], tokens[:half])  # (C, OFFSETS)
         measured = measures.looks(whole[half:], tokens[half:])
         chosen = measured.gather(0, choice.argmax(0)[None])[0]
-        found["looks"].append([round(float(x), 4) for x in measured.mean(0)])
+        together = measures.looks(whole.square().mean(1, keepdim=True).sqrt(), tokens)[0]
+        found["looks"].append([round(float(x), 4) for x in together])
         found["looks_best"].append([round(float(x), 4) for x in chosen])
         best, matrix = int(choice[:, 1].argmax()), first[layer]  # the channel that looks most at the value
         pictures.append({"layer": layer + 1, "what": "all channels", **picture(matrix.square().mean(0).sqrt())})

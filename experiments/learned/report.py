@@ -57,7 +57,7 @@ def tables(found: list[Run]) -> dict[str, list[dict[str, Any]]]:
                 cuts.append(row)
             cuts.append({"job": job, "taps": f"enough to {NEAR} nats", "loss": _of(enough(r) for r in results)})
         for layer in range(len(results[0].get("looks", ()))):
-            for which, number in (("mean of channels", "looks"), ("best channel", "looks_best")):
+            for which, number in (("all channels", "looks"), ("best channel", "looks_best")):
                 row = {**name, "layer": layer + 1, "which": which}
                 for offset in range(len(results[0][number][layer])):
                     row[f"key+{offset}"] = _of(r[number][layer][offset] for r in results)
