@@ -57,11 +57,13 @@ def draw(written: dict[str, Any], path: Path) -> None:
     colours = {m: f"C{i % 10}" for i, m in enumerate(dict.fromkeys(row["settings"]["model"] for row in table))}
     figure, (ours, published, lengths, learning) = plots.figure(4, size=(4.6, 4.2))
     length = _most(row["settings"]["length"] for row in table)
-    vocabulary = max(row["settings"]["vocabulary"] for row in table)
+    vocabulary = _most(row["settings"]["vocabulary"] for row in table if row["settings"]["length"] == length)
+    tried = {(row["settings"]["length"], row["settings"]["vocabulary"]) for row in table}
+    of_lengths = _most(v for _, v in sorted(tried))  # the vocabulary of which there are most lengths
     for model, colour in colours.items():
         mine = [row for row in table if row["settings"]["model"] == model]
         by_vocabulary = [row for row in mine if row["settings"]["length"] == length]
-        by_length = [row for row in mine if row["settings"]["vocabulary"] == vocabulary]
+        by_length = [row for row in mine if row["settings"]["vocabulary"] == of_lengths]
         _line(ours, by_vocabulary, "vocabulary", model, colour)
         _line(lengths, by_length, "length", model, colour)
         if model in PUBLISHED:
@@ -76,7 +78,7 @@ def draw(written: dict[str, Any], path: Path) -> None:
             learning.plot(at, right, color=colours[settings["model"]], lw=1)
     ours.set(title=f"length {length}", xlabel="vocabulary", ylabel="accuracy")
     published.set(title="published, length 2048", xlabel="vocabulary")
-    lengths.set(title=f"vocabulary {vocabulary}", xlabel="length", xscale="log")
+    lengths.set(title=f"vocabulary {of_lengths}", xlabel="length", xscale="log")
     learning.set(title=f"vocabulary {vocabulary}, length {length}; every seed", xlabel="epoch")
     guess = {v: chance(v) for v in sorted({row["settings"]["vocabulary"] for row in table} | {10, 20, 30, 40})}
     for panel in (ours, published):

@@ -30,9 +30,10 @@ def default_runs() -> list[Settings]:
         found += _runs("multi-query recall", models, options, examples=100_000, steps=4000, **more)
     found += _runs("majority", BOTH, {"length": 32, "letters": 10}, examples=2000, steps=1500)
     found += _runs("counting", BOTH, {"length": 32, "letters": 5, "most": 10}, examples=2000, steps=3000)
-    found += _runs("induction", (*BOTH, "h3", "gss"), {"length": 32, "letters": 18}, examples=5000, steps=2500)
+    found += _runs("induction", BOTH, {"length": 32, "letters": 18}, examples=5000, steps=2500)
     for digits, layers in itertools.product((4, 8), (1, 2)):
-        found += _runs("addition", BOTH, {"digits": digits}, examples=100_000, steps=6000, layers=layers)
+        models = BOTH if layers == 1 else ("hyena",)
+        found += _runs("addition", models, {"digits": digits}, examples=100_000, steps=6000, layers=layers)
     found += _runs("linear functions", BOTH, {"dimension": 3, "pairs": 12}, examples=100_000, steps=2000)
     return [{**run, "lr": DEFAULT_RATES.get(run["model"], run["lr"])} for run in found]
 
