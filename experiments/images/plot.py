@@ -27,8 +27,9 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
             spreads = [runs.spread(row["error"] for row in at) for at in zip(*alike, strict=True)]
             plots.line(panel, epochs, spreads, name)
         panel.set(title=TITLES[task], xlabel="epoch", ylabel="test error, %", yscale="log")
-        for axis_format in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
-            axis_format("{x:g}")
+        panel.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("")
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.legend(fontsize=7)
     plots.save(made, path)
