@@ -22,7 +22,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         panels[0].legend()
         plots.line(panels[1], modes, [row["mean_error"] for row in rows], "mean of the filters")
         plots.line(panels[1], modes, [row["largest_error"] for row in rows], "largest")
-        panels[1].set_yscale("log")
+        plots.log_scale(panels[1])
         panels[1].legend()
     panels[0].set(xlabel="modes a filter", ylabel="test loss (nats a character)", title="Shakespeare, distilled")
     panels[1].set(xlabel="modes a filter", ylabel="relative l2 error", title="filters")
@@ -35,6 +35,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
                 [r["context"] for r in mine], [r["milliseconds"][way] for r in mine], marker="o", ms=4, label=words
             )
         panel.set_xscale("log", base=2)
-        panel.set(yscale="log", xlabel="context", ylabel="milliseconds a token", title=f"whole models, batch {batch}")
+        plots.log_scale(panel)
+        panel.set(xlabel="context", ylabel="milliseconds a token", title=f"whole models, batch {batch}")
         panel.legend(fontsize=7)
     plots.save(made, path)

@@ -26,10 +26,8 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
             epochs = range(1, len(alike[0]) + 1)
             spreads = [runs.spread(row["error"] for row in at) for at in zip(*alike, strict=True)]
             plots.line(panel, epochs, spreads, name)
-        panel.set(title=TITLES[task], xlabel="epoch", ylabel="test error, %", yscale="log")
-        panel.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
-        panel.yaxis.set_major_formatter("{x:g}")
-        panel.yaxis.set_minor_formatter("")
+        panel.set(title=TITLES[task], xlabel="epoch", ylabel="test error, %")
+        plots.log_scale(panel)
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.legend(fontsize=7)
     plots.save(made, path)

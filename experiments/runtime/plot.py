@@ -47,7 +47,7 @@ def draw(machines: list[dict[str, Any]], path: Path) -> None:
 
 def _finish(panel: Any) -> None:
     panel.set_xscale("log", base=2)
-    panel.set_yscale("log")
+    plots.log_scale(panel)
     panel.set_xlabel("length")
     if panel.get_legend_handles_labels()[0]:
         panel.legend(fontsize=7)
