@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -237,10 +238,11 @@ def crossover(rows: list[dict[str, Any]], width: int, mode: str) -> int | None:
 
 
 def import_seconds(repeats: int) -> float:
-    """What ``import hyena`` takes beyond ``import torch``."""
+    """What ``import hyena`` takes beyond ``import torch``, with the bytecode that an installation has."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def run(code: str) -> Callable[[], object]:
-        return lambda: subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+        return lambda: subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=environment)
 
     times = interleaved({"torch": run("import torch"), "hyena": run("import torch, hyena")}, repeats=repeats)
     return times["hyena"] - times["torch"]
