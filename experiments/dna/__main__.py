@@ -7,7 +7,8 @@ One chromosome of 0.88 million bases, its last tenth held out. Every model is tr
 in rows of its context, from either strand, and predicts the same held-out bases: each one with between half of the
 context and all of it before it, for the context that it was trained at and for shorter ones. Beside them are bases
 drawn evenly (2 bits), by their frequencies (order 0), and Markov models with interpolated counts. Long contexts are
-trained twice, from the first step and after more than half of the steps on short rows (the paper's warm-up of lengths).
+trained three times: from the first step, after more than half of the steps on short rows (the paper's warm-up of
+lengths), and with the time of the filters measured in short rows, whatever the context.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ SHORT = (16, 64, 256)  # contexts of the evaluation below those of the training
 SIZES: dict[str, dict[str, Any]] = {
     "toy": {
         "contexts": {"hyena": [64, 256], "attention": [64]},
-        "warmed_up": {"contexts": [256], "starts_at": 64},
+        "long": {"contexts": [256], "starts_at": 64, "time_unit": 64},
         "order": 4,
         "part": {"bases": 40000, "held_out": 4000},
         "model": {"width": 16, "layers": 1, "lr": 1e-2, "steps": 24, "bases_a_step": 1024},
     },
     "default": {
         "contexts": {"hyena": [1024, 8192, 32768], "attention": [1024]},
-        "warmed_up": {"contexts": [8192, 32768], "starts_at": 1024},
+        "long": {"contexts": [8192, 32768], "starts_at": 1024, "time_unit": 1024},
         "order": 12,
         "part": {"bases": None, "held_out": 87563},
         "model": {"width": 32, "layers": 2, "lr": 3e-3, "steps": 200, "bases_a_step": 32768},
     },
     "full": {
         "contexts": {"hyena": [1024, 8192, 32768, 131072], "attention": [1024, 4096, 8192]},
-        "warmed_up": {"contexts": [8192, 32768, 131072], "starts_at": 1024},
+        "long": {"contexts": [8192, 32768, 131072], "starts_at": 1024, "time_unit": 1024},
         "order": 16,
         "part": {"bases": None, "held_out": 87563},
         "model": {"width": 128, "layers": 2, "lr": 6e-4, "steps": 3000, "bases_a_step": 131072},
@@ -60,24 +61,16 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def grid(size: str, seeds: list[int]) -> list[Settings]:
-    """Markov models once, each mixer at each of its contexts, and Hyena at long ones after short rows."""
+    """Markov models once, each mixer at each of its contexts, and Hyena at long ones in two more ways."""
     of = SIZES[size]
-    warmed_up = of["warmed_up"]
+    long = of["long"]
     found: list[Settings] = [{"mixer": "markov", "order": of["order"], **of["part"]}]
     for seed in seeds:
+        common = {**of["model"], **of["part"], "seed": seed}
         for mixer, contexts in of["contexts"].items():
-            found += [{"mixer": mixer, "context": c, **of["model"], **of["part"], "seed": seed} for c in contexts]
-        found += [
-            {
-                "mixer": "hyena",
-                "context": c,
-                "starts_at": warmed_up["starts_at"],
-                **of["model"],
-                **of["part"],
-                "seed": seed,
-            }
-            for c in warmed_up["contexts"]
-        ]
+            found += [{"mixer": mixer, "context": c, **common} for c in contexts]
+        for way in ("starts_at", "time_unit"):
+            found += [{"mixer": "hyena", "context": c, way: long[way], **common} for c in long["contexts"]]
     return found
 
 
@@ -90,7 +83,9 @@ def work(settings: Settings, place: Place) -> dict[str, Any]:
         return {"bits": min(each["bits"] for each in orders), "orders": orders}
     s, context = settings, settings["context"]
     torch.manual_seed(s["seed"])
-    options = OPTIONS[s["mixer"]]
+    options = dict(OPTIONS[s["mixer"]])
+    if "time_unit" in s:
+        options["filter"] = {"class": "HyenaFilter", "time_unit": s["time_unit"]}
     sizes = {"width": s["width"], "layers": s["layers"], "gradient_checkpointing": context >= CHECKPOINT_FROM}
     model = language_model(s["mixer"], 4, context, **sizes, **options).to(place.device)
 
@@ -138,7 +133,11 @@ def report(found: list[dict[str, Any]], folder: Path) -> None:
         ]
         histories = zip(*(r["result"]["history"] for r in alike), strict=True)
         history = [{"step": at[0]["step"], **runs.spread(each["bits"] for each in at)} for at in histories]
-        name = row["settings"]["mixer"] + (", after short rows" if "starts_at" in row["settings"] else "")
+        name = row["settings"]["mixer"]
+        if "starts_at" in row["settings"]:
+            name += ", after short rows"
+        if "time_unit" in row["settings"]:
+            name += f", time unit {row['settings']['time_unit']}"
         count = alike[0]["result"]["parameters"]
         table.append({"name": name, **row, "parameters": count, "seconds_a_step": seconds, "by_context": by_context})
         table[-1]["history"] = history

@@ -21,7 +21,9 @@ def draw(orders: list[dict[str, Any]], table: list[dict[str, Any]], path: Path) 
         over_training.axhline(best, color="k", ls="--", lw=1, label="best Markov model")
     for row in table:
         settings = row["settings"]
-        style = {"ls": "-." if settings["mixer"] == "attention" else "--" if "starts_at" in settings else "-"}
+        dashes = {"starts_at": "--", "time_unit": ":"}
+        way = next((dashes[name] for name in dashes if name in settings), "-")
+        style = {"ls": "-." if settings["mixer"] == "attention" else way}
         label = f"{row['name']}, at {settings['context']:,}"
         plots.line(by_context, [point["context"] for point in row["by_context"]], row["by_context"], label, **style)
         bases = [point["step"] * settings["bases_a_step"] / 1e6 for point in row["history"]]

@@ -24,7 +24,13 @@ def test_a_short_run(toy: Callable[..., dict[str, Any]]) -> None:
         assert row["mean"] == row["least"] == run["result"]["bits"] == row["by_context"][-1]["mean"]
         settings = run["settings"]
         assert f"{row['name']:<24}{settings['context']:>8}{row['mean']:>9.4f}" in found["printed"]
-    assert [row["name"] for row in found["models"]] == ["hyena", "hyena", "attention", "hyena, after short rows"]
+    assert [row["name"] for row in found["models"]] == [
+        "hyena",
+        "hyena",
+        "attention",
+        "hyena, after short rows",
+        "hyena, time unit 64",
+    ]
     assert trained[3]["result"]["history"] != trained[1]["result"]["history"]
     assert [each["order"] for each in found["markov"]] == [0, 1, 2, 3, 4]
     assert found["markov"] == counted["result"]["orders"]
