@@ -1,8 +1,10 @@
-"""The rooms of the library import each other in one direction, lazy imports inside functions included."""
+"""The rooms of the library import each other in one direction, and ``import hyena`` little else than itself."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import hyena
@@ -105,3 +107,20 @@ def test_a_file_does_not_import_the_room_it_is_in() -> None:
                 if names:
                     wrong.append(f"{path.relative_to(SOURCE)} imports {names} from {node.module}")
     assert not wrong, "\n".join(wrong)
+
+
+IMPORTED = """
+import sys
+import torch
+before = set(sys.modules)
+import hyena
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_what_the_package_imports() -> None:
+    """Beside itself one small dependency: not torch's compiler, which takes a second, and no optional package."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORTED], capture_output=True, text=True, check=True)
+    names = done.stdout.split()
+    assert {name.partition(".")[0] for name in names} - {"hyena", "torch"} <= {"einops"}
+    assert [name for name in names if name.startswith(("torch._dynamo", "torch._inductor"))] == []
