@@ -56,9 +56,8 @@ def default_cells() -> list[Cell]:
         *cells(["hyena", "attention", "h3", "hyena/conv1d"], [30, 10], [128]),
         *cells(["aft-conv", "gss", *(m for m in FILTER_MODELS if m != "hyena/conv1d")], [30], [128]),
         *cells(["hyena", "attention"], [10], [256]),
-        *cells(["hyena", "attention", "h3"], [20, 40], [128]),
-        *cells(["hyena", "attention"], [10], [512]),
-        *cells(["hyena"], [10], [1024]),
+        *cells(["hyena", "attention"], [20, 40], [128]),
+        *cells(["hyena"], [10], [512, 1024]),
     ]
 
 

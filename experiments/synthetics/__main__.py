@@ -1,6 +1,6 @@
 """Synthetic tasks beside associative recall: what does Hyena learn as attention does, and what not?
 
-    python -m experiments.synthetics --workers 2                     # some hour of a core
+    python -m experiments.synthetics --workers 2                     # about an hour of a core
     python -m experiments.synthetics --only "task=multi-query recall"
     python -m experiments.synthetics --full --device cuda            # the published lengths, digits and widths
 
