@@ -48,9 +48,10 @@ class HyenaFilter(Filter):
         freq: start of the sine's frequency (``w``); None: :func:`hyena.filters.ffn.start_frequency` of the time unit,
             2.4 for 64 positions, 6 for 1024, 12 for 8192. The released code has 10, for language models 14.
         shift: what the window decays to.
-        time_unit: positions at which time reaches 1, ``l_max`` if missing. It is part of the state dict: weights bring
-            the unit that they were trained with, so that they give the same taps in a filter with another ``l_max``.
-            (State dicts without one are taken to be in this filter's.)
+        time_unit: positions at which time reaches 1, ``l_max`` if missing; where rows are much longer than what matters
+            in them, the length of what matters: the default window forgets within 1.5 of it. It is part of the state
+            dict: weights bring the unit that they were trained with, so that they give the same taps in a filter with
+            another ``l_max``. (State dicts without one are taken to be in this filter's.)
         encoding, ffn, window: parts to use instead of the ones that the numbers above describe.
     """
 
