@@ -18,7 +18,7 @@ def draw(orders: list[dict[str, Any]], table: list[dict[str, Any]], path: Path) 
         )
         by_context.axhline(orders[0]["bits"], color="0.6", ls=":", label="frequencies of the bases")
         best = min(each["bits"] for each in orders)
-        over_training.axhline(best, color="k", ls="--", lw=1, label="best Markov model")
+        over_training.axhline(best, color="k", ls="--", lw=1)
     for row in table:
         settings = row["settings"]
         dashes = {"starts_at": "--", "time_unit": ":"}
@@ -30,6 +30,5 @@ def draw(orders: list[dict[str, Any]], table: list[dict[str, Any]], path: Path) 
         plots.line(over_training, bases, row["history"], label, **style)
     by_context.set(xscale="log", xlabel="bases of context given (at most)", ylabel="bits of a held-out base")
     over_training.set(xlabel="million bases trained on", ylabel="bits of a held-out base, at the context of training")
-    for panel in (by_context, over_training):
-        panel.legend(fontsize=7)
+    made.legend(*by_context.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     plots.save(made, path)
