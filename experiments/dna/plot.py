@@ -29,6 +29,7 @@ def draw(orders: list[dict[str, Any]], table: list[dict[str, Any]], path: Path) 
         bases = [point["step"] * settings["bases_a_step"] / 1e6 for point in row["history"]]
         plots.line(over_training, bases, row["history"], label, **style)
     by_context.set(xscale="log", xlabel="bases of context given (at most)", ylabel="bits of a held-out base")
-    over_training.set(xlabel="million bases trained on", ylabel="bits of a held-out base, at the context of training")
+    over_training.set(xlabel="million bases trained on", ylabel="bits, at the training's context")
+    over_training.set_title("black: the best Markov model", fontsize=9)
     made.legend(*by_context.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     plots.save(made, path)
