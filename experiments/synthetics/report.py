@@ -80,7 +80,10 @@ def draw(written: dict[str, Any], path: Path) -> None:
     simple.set(title="majority, counting, induction", ylabel="accuracy")
     addition.set(title="addition", xlabel="digits", ylabel="sums that are right")
     linear.set(title="linear functions", xlabel="pairs shown", ylabel="squared error")
-    recall.set(title="multi-query recall", xlabel="width", ylabel="accuracy", xscale="log")
+    recall.set(title="multi-query recall", xlabel="width", ylabel="accuracy")
+    recall.set_xscale("log", base=2)
+    recall.xaxis.set_major_formatter("{x:g}")
+    addition.set_xticks(sorted({row["settings"]["options"].get("digits", 2) for row in table}))
     for panel in (simple, addition, recall):
         panel.set_ylim(-0.03, 1.03)
     for panel in (simple, addition, linear, recall):
