@@ -78,7 +78,9 @@ def draw(written: dict[str, Any], path: Path) -> None:
             learning.plot(at, right, color=colours[settings["model"]], lw=1)
     ours.set(title=f"length {length}", xlabel="vocabulary", ylabel="accuracy")
     published.set(title="published, length 2048", xlabel="vocabulary")
-    lengths.set(title=f"vocabulary {of_lengths}", xlabel="length", xscale="log")
+    lengths.set(title=f"vocabulary {of_lengths}", xlabel="length")
+    lengths.set_xscale("log", base=2)
+    lengths.xaxis.set_major_formatter("{x:g}")
     learning.set(title=f"vocabulary {vocabulary}, length {length}; every seed", xlabel="epoch")
     guess = {v: chance(v) for v in sorted({row["settings"]["vocabulary"] for row in table} | {10, 20, 30, 40})}
     for panel in (ours, published):
