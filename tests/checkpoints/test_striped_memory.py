@@ -75,7 +75,7 @@ def test_devices_layer_by_layer() -> None:
     seen: list[str] = []
     for block in model.blocks:
         block.register_forward_hook(lambda m, inputs, y: seen.append(y.device.type))
-    with pytest.raises(NotImplementedError, match="meta"):  # values do not come back from there
+    with pytest.raises(NotImplementedError, match="meta"):  # torch's: values do not come back from there
         model(torch.randint(19, (1, 9)))
     assert seen == ["cpu", "meta"]
     whole = load_striped_hyena(state, config, device_map="meta")
