@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("tqdm")
 
 from experiments.learned import measures
+from experiments.learned.__main__ import where_it_looks
 from experiments.learned.report import enough
 from experiments.recall.tasks import associative_recall
 from experiments.shared.models import language_model
@@ -105,10 +106,27 @@ def test_looks() -> None:
     asked = torch.zeros(400, 32)
     asked[:, 1:30:2] = (tokens[:, 0:30:2] == tokens[:, -1:]).float()
     rows = torch.stack([-recent * (1 + 2 * asked), recent.expand(400, 32)], 1)
+    rows = rows * torch.tensor([1.0, -1.0]).repeat(16)  # the size counts, not the sign
     found = measures.looks(rows, tokens)
     assert found[0, 1] == pytest.approx(3.0, rel=0.1)
     assert found[0, [0, 2, 3]].tolist() == pytest.approx([1.0] * 3, rel=0.2)
     assert found[1].tolist() == pytest.approx([1.0] * 4)
+
+
+def test_all_channels_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loud when asked for: channels that weigh all places alike, and of which a place's own is loud, look together."""
+    tokens, _ = associative_recall(400, 32, 10, torch.Generator().manual_seed(0))
+
+    def matrices(model: Any, part: torch.Tensor) -> list[torch.Tensor]:
+        asked = torch.zeros(len(part), 32)
+        asked[:, 1:30:2] = (part[:, 0:30:2] == part[:, -1:]).float()
+        last = torch.stack([asked, torch.ones_like(asked)], 1)  # together sqrt(1 + asked) / sqrt(2)
+        return [last[:, :, None].expand(-1, -1, 32, -1)]
+
+    monkeypatch.setattr(measures, "matrices", matrices)
+    found = where_it_looks(model(), tokens, "cpu", drawn=False)
+    assert found["looks"][0] == pytest.approx([1.0, 2**0.5, 1.0, 1.0], rel=0.05)
+    assert "pictures" not in found
 
 
 def test_enough_taps() -> None:
