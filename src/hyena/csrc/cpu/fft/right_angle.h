@@ -7,35 +7,11 @@
 // Work is offered in ranges of columns and of rows, so that one task can run them all, or several threads share them.
 #pragma once
 
+#include "../simd/ahead.h"
 #include "fft.h"
 
 namespace hyena {
 namespace {
-
-// Memory that will be needed soon: up to four arrays with one step a position. Positions of a column lie far apart,
-// where no hardware prefetcher looks, so the passes ask for them one block of columns ahead, between the butterflies.
-struct Ahead {
-    struct Stream {
-        const char* data;
-        int64_t step;
-    };
-    Stream streams[4];
-    int count = 0;
-    int64_t length = 0;  // positions there are
-
-    template <class C>
-    void add(const C& channels) {
-        streams[count++] = {reinterpret_cast<const char*>(channels.data),
-                            int64_t(channels.stride * sizeof(*channels.data))};
-    }
-    HYENA_INLINE void operator()(int64_t t) const {
-        if (t >= length) return;
-        for (int i = 0; i < count; ++i) __builtin_prefetch(streams[i].data + t * streams[i].step, 0, 2);
-    }
-};
-
-// How far ahead of a short transform, which has one row and reads in order.
-constexpr int64_t kReadAhead = 12;
 
 // A plan that stays as long as this does. (No smart pointer of the standard library: its functions would be compiled
 // for this instruction set, and could be linked into code for another.)
@@ -52,6 +28,9 @@ class HeldPlan {
     const Plan<T>& plan_;
 };
 
+// Buffers larger than this (bytes), several times a core's own cache, are asked for ahead too.
+constexpr int64_t kNearBuffer = int64_t(6) << 20;
+
 // Rows of the plan's P1 x P2 matrix hold points [i * P2, (i + 1) * P2) of the spectrum and of the buffer.
 template <class T>
 struct Passes {
@@ -67,6 +46,13 @@ struct Passes {
     // Points of the buffer, and of the scratch that a thread needs for a block of columns.
     int64_t buffer() const { return p1() * row_stride(); }
     int64_t scratch() const { return p1() > 1 ? plan.columns_at_once * column_stride() : 0; }
+
+    // Asks for the same point of the next block of columns.
+    HYENA_INLINE void next_block(const T* point) const {
+        __builtin_prefetch(point + plan.columns_at_once * S, 0, 2);
+        __builtin_prefetch(point + plan.columns_at_once * S + W, 0, 2);
+    }
+    bool far() const { return buffer() * S * int64_t(sizeof(T)) > kNearBuffer; }
 
     static HYENA_INLINE Cx<T> twisted(Vec<T> x, T c, T s) { return {x * c, x * s}; }
     static HYENA_INLINE Cx<T> twisted(Cx<T> x, T c, T s) { return twiddled<false>(x, c, s); }
@@ -99,6 +85,7 @@ struct Passes {
     __attribute__((noinline)) void columns_forward(T* buffer, int64_t c, int64_t q, T* local,
                                                    const Ahead& ahead) const {
         const int64_t n2 = p2(), stride = row_stride();
+        const bool ask = far();
         for (int64_t j = 0; j < q; ++j) {
             T* x = local + j * column_stride() * S;
             forward_stages(plan.column, x);
@@ -107,7 +94,9 @@ struct Passes {
                 for (int k = 0; k < decltype(r)::value; ++k) {
                     ahead((at + k) * n2 + c + j + plan.columns_at_once);
                     const T* w = plan.between + 2 * ((at + k) * n2 + c + j);
-                    store_cx(buffer + ((at + k) * stride + c + j) * S, twiddled<false>(a[k], w[0], w[1]));
+                    T* point = buffer + ((at + k) * stride + c + j) * S;
+                    if (ask) next_block(point);
+                    store_cx(point, twiddled<false>(a[k], w[0], w[1]));
                 }
             });
         }
@@ -141,6 +130,7 @@ struct Passes {
     __attribute__((noinline)) void columns_inverse(const T* buffer, int64_t c, int64_t q, T* local,
                                                    const Ahead& ahead) const {
         const int64_t n2 = p2(), stride = row_stride();
+        const bool ask = far();
         for (int64_t j = 0; j < q; ++j) {
             T* x = local + j * column_stride() * S;
             first_inverse_stage(plan.column, x, [&](int at, Cx<T>* a, auto r) HYENA_LAMBDA {
@@ -148,7 +138,9 @@ struct Passes {
                 for (int k = 0; k < decltype(r)::value; ++k) {
                     ahead((at + k) * n2 + c + j);
                     const T* w = plan.between + 2 * ((at + k) * n2 + c + j);
-                    a[k] = twiddled<true>(load_cx(buffer + ((at + k) * stride + c + j) * S), w[0], w[1]);
+                    const T* point = buffer + ((at + k) * stride + c + j) * S;
+                    if (ask) next_block(point);
+                    a[k] = twiddled<true>(load_cx(point), w[0], w[1]);
                 }
             });
             inverse_stages(plan.column, x);

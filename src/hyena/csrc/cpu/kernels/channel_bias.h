@@ -1,6 +1,7 @@
 // A bias of every channel added to an array, and its gradient, the sum over all positions.
 #pragma once
 
+#include "../simd/ahead.h"
 #include "sequences.h"
 #include "work.h"
 
@@ -51,7 +52,13 @@ struct ChannelBias {
                     for (int64_t tile = first; tile < end; ++tile) {
                         const Channels<T, IO> x(a.x, Row{tile / tiles(), 0, a.length}, g);
                         const int64_t t0 = tile % tiles() * kBiasTile, t1 = end_of(t0, a.length);
-                        for (int64_t t = t0; t < t1; ++t) sum.add(x[t]);
+                        Ahead ahead;
+                        ahead.length = t1;
+                        ahead.add(x);
+                        for (int64_t t = t0; t < t1; ++t) {
+                            ahead(t + kReadAhead);
+                            sum.add(x[t]);
+                        }
                     }
                     LongSum<T> all = sum.blocks;
                     all.add(sum.block);

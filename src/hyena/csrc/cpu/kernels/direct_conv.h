@@ -37,6 +37,13 @@ struct DirectConv {
             : v(a.v, row, group), pre(a.pre, row, group), post(a.post, row, group) {}
         HYENA_INLINE Vec<T> product(int64_t t) const { return pre.data ? v[t] * pre[t] : v[t]; }
         HYENA_INLINE Vec<T> gated(int64_t t, Vec<T> x) const { return post.data ? x * post[t] : x; }
+        Ahead ahead(int64_t length) const {
+            Ahead them;
+            them.length = length;
+            them.add(v);
+            if (pre.data) them.add(pre);
+            return them;
+        }
     };
 
     void forward() const {
@@ -49,7 +56,7 @@ struct DirectConv {
                 const Channels<T, IO> y(a.y, row, group);
                 each_tile(row.length, kDirectTile, team, [&](int64_t t0, int64_t count, int part) {
                     T* x = m.product.get() + part * m.tile;
-                    filter.fill(x, t0 - filter.past, t0 + count + filter.future, row.length,
+                    filter.fill(x, t0 - filter.past, t0 + count + filter.future, in.ahead(row.length),
                                 [&](int64_t t) { return in.product(t); });
                     const T* here = x + filter.past * W;
                     const Vec<T> d = load(taps + a.taps * W);
@@ -83,10 +90,15 @@ struct DirectConv {
         const T* taps = m.taps.get();
         const Vec<T> d = load(taps + a.taps * W);
         const int64_t past = filter.past, future = filter.future;
+        Ahead of_dy;
+        of_dy.length = row.length;
+        of_dy.add(dy);
+        if (in.post.data) of_dy.add(in.post);
         each_tile(row.length, kDirectTile, team, [&](int64_t t0, int64_t count, int part) {
             T *x = m.product.get() + part * m.tile, *g = m.gradient.get() + part * m.tile;
-            filter.fill(x, t0 - past, t0 + count + future, row.length, [&](int64_t t) { return in.product(t); });
-            filter.fill(g, t0 - future, t0 + count + past, row.length, [&](int64_t t) { return in.gated(t, dy[t]); });
+            filter.fill(x, t0 - past, t0 + count + future, in.ahead(row.length),
+                        [&](int64_t t) { return in.product(t); });
+            filter.fill(g, t0 - future, t0 + count + past, of_dy, [&](int64_t t) { return in.gated(t, dy[t]); });
             const T *here = x + past * W, *gradient = g + future * W;
             if (a.post.data)
                 filter.template convolve<-1>(taps, here + future * W, count, [&](int64_t i, Vec<T> sum) HYENA_LAMBDA {

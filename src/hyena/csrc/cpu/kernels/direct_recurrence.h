@@ -32,17 +32,22 @@ struct DirectRecurrence {
     struct Inputs {
         Convolved<T, IO> first, gate, value;
         bool gated;
+        Ahead ahead;  // of gate and value
         Inputs(const DirectRecurrence& m, const Parts& parts)
-            : first(parts[0]), gate(parts[m.a.order - 1]), value(parts[m.a.order]), gated(m.a.order > 1) {}
+            : first(parts[0]), gate(parts[m.a.order - 1]), value(parts[m.a.order]), gated(m.a.order > 1) {
+            ahead.length = first.keep.length;
+            ahead.add(value.z);
+            if (gated) ahead.add(gate.z);
+        }
     };
 
     // Gate times value, where the taps of positions [t0, t0 + count) reach.
-    void fill(T* to, const Inputs& in, int64_t t0, int64_t count, int64_t length) const {
+    void fill(T* to, const Inputs& in, int64_t t0, int64_t count) const {
         const int64_t begin = t0 - filter.past, end = t0 + count + filter.future;
         if (in.gated)
-            filter.fill(to, begin, end, length, [&](int64_t t) HYENA_LAMBDA { return in.gate[t] * in.value[t]; });
+            filter.fill(to, begin, end, in.ahead, [&](int64_t t) HYENA_LAMBDA { return in.gate[t] * in.value[t]; });
         else
-            filter.fill(to, begin, end, length, [&](int64_t t) HYENA_LAMBDA { return in.value[t]; });
+            filter.fill(to, begin, end, in.ahead, [&](int64_t t) HYENA_LAMBDA { return in.value[t]; });
     }
 
     // ---- forward ------------------------------------------------------------------------------------------------
@@ -92,7 +97,7 @@ struct DirectRecurrence {
         z.lay_out(group, m.short_taps.get());
         const Inputs in(*this, Parts{z, row, group, m.short_taps.get()});
         const Channels<T, IO> y(a.y, row, group);
-        fill(m.product.get(), in, t0, count, row.length);
+        fill(m.product.get(), in, t0, count);
         const T *taps = m.taps.get(), *here = m.product.get() + filter.past * W;
         const Vec<T> d = load(taps + a.taps * W);
         filter.template convolve<-1>(taps, here + filter.future * W, count, [&](int64_t i, Vec<T> sum) HYENA_LAMBDA {
@@ -144,11 +149,15 @@ struct DirectRecurrence {
         const T* taps = m.taps.get();
         const Vec<T> d = load(taps + a.taps * W);
         const int64_t past = filter.past, future = filter.future, step = z.count * W;
+        Ahead of_dy;
+        of_dy.length = row.length;
+        of_dy.add(dy);
+        of_dy.add(in.first.z);
         each_tile(row.length, kMixingTile, team, [&](int64_t t0, int64_t count, int part) {
             T *x = m.product.get() + part * m.tile, *g = m.gradient.get() + part * m.tile;
             T* grad = m.grad.get() + t0 * step;
-            fill(x, in, t0, count, row.length);
-            filter.fill(g, t0 - future, t0 + count + past, row.length,
+            fill(x, in, t0, count);
+            filter.fill(g, t0 - future, t0 + count + past, of_dy,
                         [&](int64_t t) HYENA_LAMBDA { return dy[t] * in.first[t]; });
             const T *here = x + past * W, *gradient = g + future * W;
             filter.template convolve<-1>(taps, here + future * W, count, [&](int64_t i, Vec<T> sum) HYENA_LAMBDA {

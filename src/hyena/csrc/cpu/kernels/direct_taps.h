@@ -54,8 +54,11 @@ struct DirectTaps {
 
     // Positions [begin, end), zero outside the row; room for the last, incomplete block of sums is zero too.
     template <class Read>
-    static HYENA_INLINE void fill(T* buffer, int64_t begin, int64_t end, int64_t length, Read&& read) {
-        for (int64_t t = begin; t < end; ++t, buffer += W) store(buffer, t >= 0 && t < length ? read(t) : zero<T>());
+    static HYENA_INLINE void fill(T* buffer, int64_t begin, int64_t end, const Ahead& ahead, Read&& read) {
+        for (int64_t t = begin; t < end; ++t, buffer += W) {
+            ahead(t + kReadAhead);
+            store(buffer, t >= 0 && t < ahead.length ? read(t) : zero<T>());
+        }
         for (int i = 0; i < kDirectSums; ++i, buffer += W) store(buffer, zero<T>());
     }
 

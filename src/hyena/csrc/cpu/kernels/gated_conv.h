@@ -98,36 +98,51 @@ struct GatedConv {
         const Channels<T, IO> dy(a.dy, row, group), dv(a.dv, row, group), dpre(a.dpre, row, group),
             dpost(a.dpost, row, group);
         read_product(input, row, in, m, team);
+        Ahead of_dy, of_output, of_input;
+        of_dy.length = of_output.length = of_input.length = row.length;
+        of_dy.add(dy);
+        of_output.add(dy);
+        of_input.add(dv);
+        if (in.post.data) {
+            of_dy.add(in.post);
+            of_output.add(dpost);
+        }
+        if (in.pre.data) {
+            of_input.add(in.pre);
+            of_input.add(in.v);
+            of_input.add(dpre);
+        }
         team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
-            BlockedSum<T> skip;
-            passes.columns_in(buffer, c0, c1, m.local.get() + part * passes.scratch() * S, [&](int64_t t) HYENA_LAMBDA {
-                if (t >= row.length) return zero<T>();
-                const Vec<T> gradient = in.gated(t, dy[t]);
-                if (a.dd) skip.add(gradient * in.product(t));
-                return gradient;
-            });
-            store(m.skips.get() + part * W, skip.value());
+            passes.columns_in(
+                buffer, c0, c1, m.local.get() + part * passes.scratch() * S,
+                [&](int64_t t) HYENA_LAMBDA { return t < row.length ? in.gated(t, dy[t]) : zero<T>(); }, of_dy);
         });
-        if (a.dd) add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + group.first, group.lanes);
         const bool want_output = in.post.data != nullptr;  // whether the convolution itself is needed
         if (!want_output)
             team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) {
                 passes.rows_in(input, r0, r1, [](int64_t, Cx<T> x) HYENA_LAMBDA { return x; });
             });
         SpectrumOf<T> dspectrum(a.dspectra, 0, blocks, block, group);
-        dspectrum.overwrite = overwrite;
-        backward_rows(products_of(block, group), input, buffer, want_output, dspectrum, team);
+        dspectrum.start(overwrite, a.seq.num_rows);
+        backward_rows(products_of(block, group), input, buffer, want_output, dspectrum, m.skips.get(), team);
+        if (a.dd) add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + group.first, group.lanes);
         team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
             T* local = m.local.get() + part * passes.scratch() * S;
-            passes.columns_out(buffer, c0, c1, local, [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
-                if (t >= row.length) return;
-                dv.put(t, in.pre.data ? v.re * in.pre[t] : v.re);
-                if (in.pre.data) dpre.put(t, v.re * in.v[t]);
-            });
+            passes.columns_out(
+                buffer, c0, c1, local,
+                [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                    if (t >= row.length) return;
+                    dv.put(t, in.pre.data ? v.re * in.pre[t] : v.re);
+                    if (in.pre.data) dpre.put(t, v.re * in.v[t]);
+                },
+                of_input);
             if (in.post.data)
-                passes.columns_out(input, c0, c1, local, [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
-                    if (t < row.length) dpost.put(t, v.re * dy[t]);
-                });
+                passes.columns_out(
+                    input, c0, c1, local,
+                    [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                        if (t < row.length) dpost.put(t, v.re * dy[t]);
+                    },
+                    of_output);
         });
     }
 };

@@ -13,8 +13,6 @@ namespace {
 
 // Spectra up to this size (bytes) are taken to stay in the last cache level from one row to the next.
 constexpr int64_t kSpectraInCache = int64_t(4) << 20;
-// Results up to this size (bytes) are taken to be there still when the output projection reads them.
-constexpr int64_t kResultInCache = int64_t(16) << 20;
 
 template <class T, class IO>
 struct Recurrence {
@@ -116,11 +114,7 @@ struct Recurrence {
                     passes.columns_out(
                         buffer, c0, c1, local,
                         [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
-                            if (t >= row.length) return;
-                            if (past_caches)
-                                y.stream(t, first[t] * v.re);
-                            else
-                                y.put(t, first[t] * v.re);
+                            if (t < row.length) y.put(t, first[t] * v.re, past_caches);
                         },
                         out);
             });
@@ -183,43 +177,62 @@ struct Recurrence {
             const int64_t g = gate_of(i);
             const auto gate = parts[g < 0 ? 0 : g];
             const T* before = i > 0 ? m.values.get() + (i - 1) * m.points * W : nullptr;
+            Ahead of_dy, of_output, of_input;
+            of_dy.length = of_output.length = of_input.length = row.length;
+            if (last) {
+                of_dy.add(dy);
+                of_dy.add(first.z);
+                of_output.add(dy);
+                of_output.add(grad, step);
+            }
+            if (g >= 0) {
+                of_input.add(gate.z);
+                of_input.add(grad + g * W, step);
+            }
+            if (i == 0) {
+                of_input.add(value.z);
+                of_input.add(grad + order * W, step);
+            }
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
                 T* local = m.local.get() + part * passes.scratch() * S;
-                // On the way in, the gradient of d: the sum over time of gradient times input.
-                BlockedSum<T> skip;
-                passes.columns_in(buffer, c0, c1, local, [&](int64_t t) HYENA_LAMBDA {
-                    if (t >= row.length) return zero<T>();
-                    const Vec<T> gradient = last ? dy[t] * first[t] : load(flow + t * W);
-                    const Vec<T> v = i > 0 ? load(before + t * W) : value[t];
-                    skip.add(gradient * (g >= 0 ? gate[t] * v : v));
-                    return gradient;
-                });
-                store(m.skips.get() + part * W, skip.value());
+                passes.columns_in(
+                    buffer, c0, c1, local,
+                    [&](int64_t t) HYENA_LAMBDA {
+                        if (t >= row.length) return zero<T>();
+                        return last ? dy[t] * first[t] : load(flow + t * W);
+                    },
+                    of_dy);
             });
-            add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + i * a.channels + group.first, group.lanes);
             T* spectrum_in = m.spectra.get() + i * passes.buffer() * S;
             SpectrumOf<T> dspectrum(a.dspectra, i, blocks, block, group);
-            dspectrum.overwrite = overwrite;
-            backward_rows(products_of(i, block, group), spectrum_in, buffer, last, dspectrum, team);
+            dspectrum.start(overwrite, a.seq.num_rows);
+            backward_rows(products_of(i, block, group), spectrum_in, buffer, last, dspectrum, m.skips.get(), team);
+            add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + i * a.channels + group.first, group.lanes);
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
                 T* local = m.local.get() + part * passes.scratch() * S;
                 // The gradient of this convolution's input, gate * value.
-                passes.columns_out(buffer, c0, c1, local, [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
-                    if (t >= row.length) {
-                        if (i > 0) store(flow + t * W, zero<T>());
-                        return;
-                    }
-                    Vec<T> g_value = v.re;
-                    if (g >= 0) {
-                        store(grad + t * step + g * W, v.re * (i > 0 ? load(before + t * W) : value[t]));
-                        g_value *= gate[t];
-                    }
-                    store(i > 0 ? flow + t * W : grad + t * step + order * W, g_value);
-                });
+                passes.columns_out(
+                    buffer, c0, c1, local,
+                    [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                        if (t >= row.length) {
+                            if (i > 0) store(flow + t * W, zero<T>());
+                            return;
+                        }
+                        Vec<T> g_value = v.re;
+                        if (g >= 0) {
+                            store(grad + t * step + g * W, v.re * (i > 0 ? load(before + t * W) : value[t]));
+                            g_value *= gate[t];
+                        }
+                        store(i > 0 ? flow + t * W : grad + t * step + order * W, g_value);
+                    },
+                    of_input);
                 if (last)
-                    passes.columns_out(spectrum_in, c0, c1, local, [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
-                        if (t < row.length) store(grad + t * step, v.re * dy[t]);
-                    });
+                    passes.columns_out(
+                        spectrum_in, c0, c1, local,
+                        [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                            if (t < row.length) store(grad + t * step, v.re * dy[t]);
+                        },
+                        of_output);
             });
         }
         z.backward(row, group, m.taps.get(), grad, m.sums.get(), team, a.dweight, a.dbias);
@@ -232,15 +245,20 @@ struct Recurrence {
         const auto gate = parts[g < 0 ? 0 : g], value = parts[a.order];
         T* input = m.spectra.get() + i * passes.buffer() * S;
         const T* before = i > 0 ? m.values.get() + (i - 1) * m.points * W : nullptr;
+        Ahead in;
+        in.length = gate.keep.length;
+        if (g >= 0) in.add(gate.z);
+        if (i == 0) in.add(value.z);
         team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
             T* local = m.local.get() + part * passes.scratch() * S;
             if (i > 0)
-                passes.columns_in(input, c0, c1, local,
-                                  [&](int64_t t) HYENA_LAMBDA { return gate[t] * load(before + t * W); });
+                passes.columns_in(
+                    input, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return gate[t] * load(before + t * W); }, in);
             else if (g >= 0)
-                passes.columns_in(input, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return gate[t] * value[t]; });
+                passes.columns_in(
+                    input, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return gate[t] * value[t]; }, in);
             else
-                passes.columns_in(input, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return value[t]; });
+                passes.columns_in(input, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return value[t]; }, in);
         });
         if (i == a.spectra.filters - 1) return;  // its rows are transformed together with the gradient's
         T* after = m.values.get() + i * m.points * W;

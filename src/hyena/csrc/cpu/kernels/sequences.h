@@ -7,6 +7,9 @@
 namespace hyena {
 namespace {
 
+// Results up to this size (bytes) are taken to be in the caches still when they are read.
+constexpr int64_t kResultInCache = int64_t(16) << 20;
+
 // Up to W neighbouring channels, from `first` on.
 struct Group {
     int64_t first;
@@ -27,7 +30,13 @@ struct Channels {
           lanes(group.lanes) {}
     HYENA_INLINE Vec<T> operator[](int64_t t) const { return load_lanes<T>(data + t * stride, lanes); }
     HYENA_INLINE void put(int64_t t, Vec<T> v) const { store_lanes<T>(data + t * stride, v, lanes); }
-    HYENA_INLINE void stream(int64_t t, Vec<T> v) const { stream_lanes<T>(data + t * stride, v, lanes); }
+    // `past_caches` where nobody reads it before it is out of them.
+    HYENA_INLINE void put(int64_t t, Vec<T> v, bool past_caches) const {
+        if (past_caches)
+            stream_lanes<T>(data + t * stride, v, lanes);
+        else
+            put(t, v);
+    }
 };
 
 // The positions of a row that are kept.

@@ -1,6 +1,7 @@
 // The short convolution of one group of channels, forward and backward.
 #pragma once
 
+#include "../simd/ahead.h"
 #include "sequences.h"
 #include "work.h"
 
@@ -58,15 +59,20 @@ HYENA_INLINE void add_to_sum(T* sums, int64_t k, Vec<T> v) {
 // The usual three taps, with everything in registers, for positions with two more behind them.
 template <class T, class IO>
 void three_taps_backward(const Channels<T, IO>& z, const Channels<T, IO>& dz, const T* taps, const T* grad,
-                         int64_t step, int64_t begin, int64_t end, T* sums) {
+                         int64_t step, int64_t begin, int64_t end, T* sums, bool past_caches) {
     constexpr int W = Simd<T>::W;
     if (begin >= end) return;
+    Ahead ahead;
+    ahead.add(z);
+    if (!past_caches) ahead.add(dz);
+    ahead.length = end;
     const Vec<T> w0 = load(taps), w1 = load(taps + W), w2 = load(taps + 2 * W);
     BlockedSum<T> s0, s1, s2, s3;
     Vec<T> now = load(grad + begin * step), next = load(grad + (begin + 1) * step);
     for (int64_t t = begin; t < end; ++t) {
+        ahead(t + kReadAhead);
         const Vec<T> after = load(grad + (t + 2) * step), x = z[t];
-        dz.put(t, w2 * now + w1 * next + w0 * after);
+        dz.put(t, w2 * now + w1 * next + w0 * after, past_caches);
         s0.add(after * x);
         s1.add(next * x);
         s2.add(now * x);
@@ -82,14 +88,15 @@ void three_taps_backward(const Channels<T, IO>& z, const Channels<T, IO>& dz, co
 
 // dz, and sums for dweight and dbias, from the gradient after the short convolution.
 //
-// `grad[t * step]` is W lanes of that gradient, zero where a position is not kept.
+// `grad[t * step]` is W lanes of that gradient, zero where a position is not kept. `past_caches` if dz is long.
 template <class T, class IO>
 void short_conv_backward_span(const Channels<T, IO>& z, const Channels<T, IO>& dz, const Keep& keep, const T* taps,
-                              int64_t count, const T* grad, int64_t step, int64_t begin, int64_t end, T* sums) {
+                              int64_t count, const T* grad, int64_t step, int64_t begin, int64_t end, T* sums,
+                              bool past_caches) {
     constexpr int W = Simd<T>::W;
     if (count == 3 && !keep.mask) {
         const int64_t inside = end < keep.length - 2 ? end : keep.length - 2;
-        three_taps_backward(z, dz, taps, grad, step, begin, inside, sums);
+        three_taps_backward(z, dz, taps, grad, step, begin, inside, sums, past_caches);
         if (begin < inside) begin = inside;
     }
     for (int64_t first = begin; first < end; first += kSumBlock) {
@@ -145,8 +152,15 @@ struct ShortConv {
                 lay_out(a.filter, g, taps.get());
                 const Convolved<T, IO> x{Channels<T, IO>(a.z, row, g), Keep(a.seq, row), taps.get(), a.filter.taps};
                 const Channels<T, IO> y(a.y, row, g);
+                Ahead ahead;
+                ahead.add(x.z);
+                ahead.add(y);
+                ahead.length = row.length;
                 team.over(row.length, [&](int64_t t0, int64_t t1, int) {
-                    for (int64_t t = t0; t < t1; ++t) y.put(t, x[t]);
+                    for (int64_t t = t0; t < t1; ++t) {
+                        ahead(t + kReadAhead);
+                        y.put(t, x[t]);
+                    }
                 });
             });
     }
@@ -174,13 +188,21 @@ struct ShortConv {
                     const Row& row = a.seq.rows[r];
                     const Keep keep(a.seq, row);
                     const Channels<T, IO> dy(a.dy, row, g);
+                    const bool past_caches =
+                        a.seq.num_rows * row.length * a.channels * int64_t(sizeof(IO)) > kResultInCache;
+                    Ahead ahead;
+                    ahead.add(dy);
+                    ahead.length = row.length;
                     team.over(row.length, [&](int64_t t0, int64_t t1, int) {
-                        for (int64_t t = t0; t < t1; ++t) store(m.grad.get() + t * W, keep[t] ? dy[t] : zero<T>());
+                        for (int64_t t = t0; t < t1; ++t) {
+                            ahead(t + kReadAhead);
+                            store(m.grad.get() + t * W, keep[t] ? dy[t] : zero<T>());
+                        }
                     });
                     team.over(row.length, [&](int64_t t0, int64_t t1, int part) {
                         short_conv_backward_span<T, IO>(Channels<T, IO>(a.z, row, g), Channels<T, IO>(a.dz, row, g),
                                                         keep, m.taps.get(), a.filter.taps, m.grad.get(), W, t0, t1,
-                                                        m.sums.get() + part * each);
+                                                        m.sums.get() + part * each, past_caches);
                     });
                 }
                 for (int part = 0; part < team.parts; ++part)

@@ -45,6 +45,7 @@ struct ShortParts {
                   void* dbias) const {
         const int64_t each = sums_size(filter.taps, W), step = count * W;
         const Keep keep(seq, row);
+        const bool past_caches = seq.num_rows * row.length * channels * count * int64_t(sizeof(IO)) > kResultInCache;
         std::memset(to, 0, sums() * team.parts * sizeof(T));
         if (keep.mask)
             for (int64_t t = 0; t < row.length; ++t)
@@ -54,7 +55,7 @@ struct ShortParts {
                 short_conv_backward_span<T, IO>(Channels<T, IO>(z, row, of(p, group)),
                                                 Channels<T, IO>(dz, row, of(p, group)), keep,
                                                 taps + p * (filter.taps + 1) * W, filter.taps, grad + p * W, step, t0,
-                                                t1, to + part * sums() + p * each);
+                                                t1, to + part * sums() + p * each, past_caches);
         });
         for (int part = 0; part < team.parts; ++part)
             for (int64_t p = 0; p < count; ++p)

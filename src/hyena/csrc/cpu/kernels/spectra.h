@@ -34,6 +34,8 @@ struct SpectrumOf {
     int64_t width;           // filters in the block: the distance from real to imaginary parts
     bool direct;             // lane i is filter i of the block
     bool overwrite = false;  // nothing has been added yet, and there is no zero to add to
+    bool long_array;         // all spectra together are more than the caches hold
+    bool past_caches;        // what is put need not stay there
     int lanes;
     int filter[W];
 
@@ -41,8 +43,15 @@ struct SpectrumOf {
         : data(static_cast<T*>(s.data) + f * s.filter_stride + block * 2 * s.points * W),
           width(blocks.width(block)),
           direct(blocks.ratio() == 1),
+          long_array(s.filters * s.channels * s.points * int64_t(2 * sizeof(T)) > kResultInCache),
+          past_caches(long_array),
           lanes(group.lanes) {
         for (int i = 0; i < W; ++i) filter[i] = i < lanes ? int((group.first + i) / blocks.ratio() - block * W) : 0;
+    }
+    // Of a sum over `rows`: whether the next one is the first. What a second will add to stays in the caches.
+    void start(bool first, int64_t rows) {
+        overwrite = first;
+        past_caches = long_array && rows == 1;
     }
     HYENA_INLINE Cx<T> operator[](int64_t k) const {
         const T* at = data + 2 * width * k;
@@ -60,8 +69,13 @@ struct SpectrumOf {
     }
     HYENA_INLINE void put(int64_t k, Cx<T> v) const {
         T* at = data + 2 * width * k;
-        store_lanes<T>(at, v.re, lanes);
-        store_lanes<T>(at + width, v.im, lanes);
+        if (past_caches) {
+            stream_lanes<T>(at, v.re, lanes);
+            stream_lanes<T>(at + width, v.im, lanes);
+        } else {
+            store_lanes<T>(at, v.re, lanes);
+            store_lanes<T>(at + width, v.im, lanes);
+        }
     }
 
   private:

@@ -45,20 +45,28 @@ struct FilterSpectrum {
         each([&](const T* h, int lanes, const SpectrumOf<T>& spectrum, const WorkMemory& m, const Team& team) {
             const int64_t step = a.spectra.channels, points = a.spectra.points, lags = a.lags;
             T* buffer = m.buffer.get();
+            Ahead ahead;
+            ahead.add(h, step);
+            ahead.length = lags;
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
                 T* local = m.local.get() + part * passes.scratch() * S;
                 // Lag t stands at time t; lag t - P, whose twist is -i times that of t, in the imaginary part.
                 if (a.causal)
-                    passes.columns_in(buffer, c0, c1, local, [&](int64_t t) HYENA_LAMBDA {
-                        return t < lags ? load_lanes<T>(h + t * step, lanes) : zero<T>();
-                    });
+                    passes.columns_in(
+                        buffer, c0, c1, local,
+                        [&](int64_t t)
+                            HYENA_LAMBDA { return t < lags ? load_lanes<T>(h + t * step, lanes) : zero<T>(); },
+                        ahead);
                 else
-                    passes.columns_in(buffer, c0, c1, local, [&](int64_t t) HYENA_LAMBDA {
-                        Cx<T> v{};
-                        if (t < lags) v.re = load_lanes<T>(h + t * step, lanes);
-                        if (points - t < lags) v.im = -load_lanes<T>(h + (t - points) * step, lanes);
-                        return v;
-                    });
+                    passes.columns_in(
+                        buffer, c0, c1, local,
+                        [&](int64_t t) HYENA_LAMBDA {
+                            Cx<T> v{};
+                            if (t < lags) v.re = load_lanes<T>(h + t * step, lanes);
+                            if (points - t < lags) v.im = -load_lanes<T>(h + (t - points) * step, lanes);
+                            return v;
+                        },
+                        ahead);
             });
             const T scale = T(1) / T(points);
             team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) {
@@ -78,12 +86,19 @@ struct FilterSpectrum {
             team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) {
                 passes.rows_out(buffer, r0, r1, [&](int64_t k) HYENA_LAMBDA { return dspectrum[k]; });
             });
+            Ahead ahead;
+            ahead.add(dh, step);
+            ahead.length = lags;
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
                 T* local = m.local.get() + part * passes.scratch() * S;
-                passes.columns_out(buffer, c0, c1, local, [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
-                    if (t < lags) store_lanes<T>(dh + t * step, v.re * scale, lanes);
-                    if (!a.causal && points - t < lags) store_lanes<T>(dh + (t - points) * step, -v.im * scale, lanes);
-                });
+                passes.columns_out(
+                    buffer, c0, c1, local,
+                    [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                        if (t < lags) store_lanes<T>(dh + t * step, v.re * scale, lanes);
+                        if (!a.causal && points - t < lags)
+                            store_lanes<T>(dh + (t - points) * step, -v.im * scale, lanes);
+                    },
+                    ahead);
             });
         });
     }
