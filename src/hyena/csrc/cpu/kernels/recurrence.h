@@ -255,8 +255,7 @@ struct Recurrence {
                 passes.columns_in(
                     input, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return gate[t] * load(before + t * W); }, in);
             else if (g >= 0)
-                passes.columns_in(
-                    input, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return gate[t] * value[t]; }, in);
+                passes.columns_in(input, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return gate[t] * value[t]; }, in);
             else
                 passes.columns_in(input, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return value[t]; }, in);
         });
