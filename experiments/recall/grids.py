@@ -58,7 +58,7 @@ def cells(models: Iterable[str], vocabularies: Iterable[int], lengths: Iterable[
 def default_cells() -> list[Cell]:
     """The operators by vocabulary, the filters at one, and longer rows; what matters most is first."""
     return [
-        *cells(["hyena", "attention", "h3", "hyena/conv1d"], [30], [512]),
+        *cells(["hyena", "attention"], [30], [512]),
         *cells(["hyena"], [20, 40], [512]),
         *cells(["hyena", "attention", "h3", "hyena/conv1d"], [30, 10], [128]),
         *cells(["aft-conv", "gss", *(m for m in FILTER_MODELS if m != "hyena/conv1d")], [30], [128]),
