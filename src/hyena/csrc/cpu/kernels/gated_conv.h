@@ -62,6 +62,11 @@ struct GatedConv {
         T* buffer = m.buffer.get();
         const Inputs in(a, row, group);
         const Channels<T, IO> y(a.y, row, group);
+        const bool past_caches = a.seq.num_rows * row.length * a.channels * int64_t(sizeof(IO)) > kResultInCache;
+        Ahead out;
+        out.length = row.length;
+        if (in.post.data) out.add(in.post);
+        if (!past_caches) out.add(y);
         read_product(buffer, row, in, m, team);
         const Products<T> products = products_of(block, group);
         team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) { products.convolve(buffer, r0, r1); });
@@ -78,9 +83,12 @@ struct GatedConv {
                     },
                     ahead);
             } else
-                passes.columns_out(buffer, c0, c1, local, [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
-                    if (t < row.length) y.put(t, in.gated(t, v.re));
-                });
+                passes.columns_out(
+                    buffer, c0, c1, local,
+                    [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
+                        if (t < row.length) y.put(t, in.gated(t, v.re), past_caches);
+                    },
+                    out);
         });
     }
 
