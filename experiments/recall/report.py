@@ -59,12 +59,17 @@ def draw(written: dict[str, Any], path: Path) -> None:
     length = _most(row["settings"]["length"] for row in table)
     vocabulary = _most(row["settings"]["vocabulary"] for row in table if row["settings"]["length"] == length)
     tried = {(row["settings"]["length"], row["settings"]["vocabulary"]) for row in table}
-    of_lengths = _most(v for _, v in sorted(tried))  # the vocabulary of which there are most lengths
+    # The hardest of which there is a line to draw, if there is any.
+    of_lengths = max((v for _, v in tried if sum(v == w for _, w in tried) > 2), default=_most(v for _, v in tried))
+    longer = max((n for n, _ in tried if n > length and sum(n == m for m, _ in tried) > 2), default=None)
     for model, colour in colours.items():
         mine = [row for row in table if row["settings"]["model"] == model]
         by_vocabulary = [row for row in mine if row["settings"]["length"] == length]
         by_length = [row for row in mine if row["settings"]["vocabulary"] == of_lengths]
         _line(ours, by_vocabulary, "vocabulary", model, colour)
+        if longer is not None:
+            in_longer = [row for row in mine if row["settings"]["length"] == longer]
+            _line(ours, in_longer, "vocabulary", None, colour, ls="--")
         _line(lengths, by_length, "length", model, colour)
         if model in PUBLISHED:
             there = PUBLISHED[model]
@@ -76,7 +81,8 @@ def draw(written: dict[str, Any], path: Path) -> None:
             at = [row["step"] / each for row in run["result"]["history"]]
             right = [row["accuracy"] for row in run["result"]["history"]]
             learning.plot(at, right, color=colours[settings["model"]], lw=1)
-    ours.set(title=f"length {length}", xlabel="vocabulary", ylabel="accuracy")
+    dashed = "" if longer is None else f", dashed {longer}"
+    ours.set(title=f"length {length}{dashed}", xlabel="vocabulary", ylabel="accuracy")
     published.set(title="published, length 2048", xlabel="vocabulary")
     lengths.set(title=f"vocabulary {of_lengths}", xlabel="length")
     lengths.set_xscale("log", base=2)
@@ -91,10 +97,12 @@ def draw(written: dict[str, Any], path: Path) -> None:
     plots.save(figure, path)
 
 
-def _line(panel: Any, mine: list[dict[str, Any]], by: str, label: str, colour: str) -> None:
+def _line(panel: Any, mine: list[dict[str, Any]], by: str, label: str | None, colour: str, **style: Any) -> None:
     """Means over seeds by a setting, with the band of the seeds."""
     mine = sorted(mine, key=lambda row: row["settings"][by])
-    plots.line(panel, [row["settings"][by] for row in mine], [row["accuracy"] for row in mine], label, color=colour)
+    plots.line(
+        panel, [row["settings"][by] for row in mine], [row["accuracy"] for row in mine], label, color=colour, **style
+    )
 
 
 def _most(values: Iterable[int]) -> int:

@@ -22,7 +22,7 @@ def figure(columns: int = 1, rows: int = 1, *, size: tuple[float, float] = (5.5,
     return made, list(panels.flat)
 
 
-def line(panel: Axes, x: Sequence[float], rows: Sequence[dict[str, Any]], label: str, **style: Any) -> None:
+def line(panel: Axes, x: Sequence[float], rows: Sequence[dict[str, Any]], label: str | None, **style: Any) -> None:
     """Means over seeds as a line, and from the least to the largest as a band; ``rows`` are spreads."""
     (drawn,) = panel.plot(x, [row["mean"] for row in rows], marker="o", ms=4, label=label, **style)
     least, largest = [row["least"] for row in rows], [row["largest"] for row in rows]
