@@ -44,11 +44,9 @@ def error(got: Tensor, want: Tensor, square: Tensor) -> float:
 def kernel_limit(fallback: float, dtype: torch.dtype) -> float:
     """What :func:`mean_error` of a kernel may be: twice the fallback's, and an eps where that is all but exact.
 
-    In float64 two of them: a fallback that computes as the oracle does has no error then, and the oracle's own is there
-    all the same. The error of an average entry is compared, because the largest one is a matter of luck where errors
-    are a few eps.
+    The error of an average entry is compared, because the largest one is a matter of luck where errors are a few eps.
     """
-    return 2 * fallback + torch.finfo(dtype).eps * (2 if dtype == torch.float64 else 1)
+    return 2 * fallback + torch.finfo(dtype).eps
 
 
 def mean_error(got: Tensor, want: Tensor, square: Tensor) -> float:

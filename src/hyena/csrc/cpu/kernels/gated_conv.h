@@ -121,10 +121,19 @@ struct GatedConv {
             of_input.add(dpre);
         }
         team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+            BlockedSum<T> skip;
             passes.columns_in(
                 buffer, c0, c1, m.local.get() + part * passes.scratch() * S,
-                [&](int64_t t) HYENA_LAMBDA { return t < row.length ? in.gated(t, dy[t]) : zero<T>(); }, of_dy);
+                [&](int64_t t) HYENA_LAMBDA {
+                    if (t >= row.length) return zero<T>();
+                    const Vec<T> gradient = in.gated(t, dy[t]);
+                    if (a.dd) skip.add(gradient * in.product(t));
+                    return gradient;
+                },
+                of_dy);
+            store(m.skips.get() + part * W, skip.value());
         });
+        if (a.dd) add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + group.first, group.lanes);
         const bool want_output = in.post.data != nullptr;  // whether the convolution itself is needed
         if (!want_output)
             team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) {
@@ -132,8 +141,7 @@ struct GatedConv {
             });
         SpectrumOf<T> dspectrum(a.dspectra, 0, blocks, block, group);
         dspectrum.start(overwrite, a.seq.num_rows);
-        backward_rows(products_of(block, group), input, buffer, want_output, dspectrum, m.skips.get(), team);
-        if (a.dd) add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + group.first, group.lanes);
+        backward_rows(products_of(block, group), input, buffer, want_output, dspectrum, team);
         team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
             T* local = m.local.get() + part * passes.scratch() * S;
             passes.columns_out(

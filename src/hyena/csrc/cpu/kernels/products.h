@@ -36,17 +36,15 @@ struct Products {
 
     // The gradient. `input` holds the convolution's input (its spectrum already, unless `want_output`), `gradient` that
     // of its output. Adds to the filter's gradient, turns `gradient` into that of the input, and, if `want_output`,
-    // `input` into the output. Returns these rows' part of the gradient of d.
-    __attribute__((noinline)) Vec<T> backward(T* input, T* gradient, bool want_output, const SpectrumOf<T>& dspectrum,
-                                              int64_t r0, int64_t r1) const {
-        BlockedSum<T> sum;  // of the real parts: d is added to every point's, divided by P
+    // `input` into the output.
+    __attribute__((noinline)) void backward(T* input, T* gradient, bool want_output, const SpectrumOf<T>& dspectrum,
+                                            int64_t r0, int64_t r1) const {
         for (int64_t r = r0; r < r1; ++r) {
             T* x = want_output ? to_spectrum(input, r) : input + r * passes.row_stride() * S;
             passes.rows_through(gradient, r, r + 1, [&](int64_t k, Cx<T> g) HYENA_LAMBDA {
                 T* at = x + (k - r * passes.p2()) * S;
                 const Cx<T> s = filter(k), v = load_cx(at), ds = times_conj(g, v);
                 dspectrum.add(k, ds);
-                sum.add(ds.re);
                 if (want_output) store_cx(at, times(v, s));
                 return times_conj(g, s);
             });
@@ -54,7 +52,6 @@ struct Products {
                 passes.rows_out(input, r, r + 1,
                                 [&](int64_t k) HYENA_LAMBDA { return load_cx(x + (k - r * passes.p2()) * S); });
         }
-        return sum.value() * (T(1) / T(passes.plan.size));
     }
 
   private:
@@ -64,19 +61,16 @@ struct Products {
     }
 };
 
-// Products::backward by a team, which leaves each part's gradient of d in `skips`. Channels that share a filter add to
-// the same place, and are left to one worker.
+// Products::backward by a team. Channels that share a filter add to the same place, and are left to one worker.
 template <class T>
 void backward_rows(const Products<T>& products, T* input, T* gradient, bool want_output, const SpectrumOf<T>& dspectrum,
-                   T* skips, const Team& team) {
-    const Team one{team.pool, 1};
-    if (!dspectrum.direct) std::memset(skips, 0, size_t(team.parts) * Simd<T>::W * sizeof(T));
-    (dspectrum.direct ? team : one).over(products.passes.p1(), [&](int64_t r0, int64_t r1, int part) {
-        store(skips + part * Simd<T>::W, products.backward(input, gradient, want_output, dspectrum, r0, r1));
-    });
+                   Team team) {
+    if (!dspectrum.direct) team.parts = 1;
+    team.over(products.passes.p1(),
+              [&](int64_t r0, int64_t r1, int) { products.backward(input, gradient, want_output, dspectrum, r0, r1); });
 }
 
-// Adds every part of one group's gradient of d.
+// Adds every worker's sum of gradient times input to one group's part of the gradient of d.
 template <class T>
 void add_skips(const T* partial, int parts, T* dd, int lanes) {
     for (int part = 0; part < parts; ++part)

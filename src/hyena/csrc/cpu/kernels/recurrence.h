@@ -177,37 +177,45 @@ struct Recurrence {
             const int64_t g = gate_of(i);
             const auto gate = parts[g < 0 ? 0 : g];
             const T* before = i > 0 ? m.values.get() + (i - 1) * m.points * W : nullptr;
-            Ahead of_dy, of_output, of_input;
-            of_dy.length = of_output.length = of_input.length = row.length;
+            Ahead of_gradient, of_output, of_input;
+            of_gradient.length = of_output.length = of_input.length = row.length;
             if (last) {
-                of_dy.add(dy);
-                of_dy.add(first.z);
+                of_gradient.add(dy);
+                of_gradient.add(first.z);
                 of_output.add(dy);
                 of_output.add(grad, step);
             }
             if (g >= 0) {
+                of_gradient.add(gate.z);
                 of_input.add(gate.z);
                 of_input.add(grad + g * W, step);
             }
             if (i == 0) {
+                of_gradient.add(value.z);
                 of_input.add(value.z);
                 of_input.add(grad + order * W, step);
             }
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
                 T* local = m.local.get() + part * passes.scratch() * S;
+                // On the way in, the gradient of d: the sum over time of gradient times input.
+                BlockedSum<T> skip;
                 passes.columns_in(
                     buffer, c0, c1, local,
                     [&](int64_t t) HYENA_LAMBDA {
                         if (t >= row.length) return zero<T>();
-                        return last ? dy[t] * first[t] : load(flow + t * W);
+                        const Vec<T> gradient = last ? dy[t] * first[t] : load(flow + t * W);
+                        const Vec<T> v = i > 0 ? load(before + t * W) : value[t];
+                        skip.add(gradient * (g >= 0 ? gate[t] * v : v));
+                        return gradient;
                     },
-                    of_dy);
+                    of_gradient);
+                store(m.skips.get() + part * W, skip.value());
             });
+            add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + i * a.channels + group.first, group.lanes);
             T* spectrum_in = m.spectra.get() + i * passes.buffer() * S;
             SpectrumOf<T> dspectrum(a.dspectra, i, blocks, block, group);
             dspectrum.start(overwrite, a.seq.num_rows);
-            backward_rows(products_of(i, block, group), spectrum_in, buffer, last, dspectrum, m.skips.get(), team);
-            add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + i * a.channels + group.first, group.lanes);
+            backward_rows(products_of(i, block, group), spectrum_in, buffer, last, dspectrum, team);
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
                 T* local = m.local.get() + part * passes.scratch() * S;
                 // The gradient of this convolution's input, gate * value.
