@@ -35,7 +35,7 @@ def claim(folder: Path, identity: dict[str, Any], begun: bool) -> None:
     """
     path, mine = folder / "run.json", json.loads(json.dumps(identity))
     if begun and path.exists():
-        then = json.loads(path.read_text())
+        then = {"mlp": "gelu", **json.loads(path.read_text())}  # what all models had when it was no setting
         if differing := [f"{k} {then.get(k)} (now {v})" for k, v in mine.items() if then.get(k) != v]:
             raise ValueError(
                 f"{folder} has a run with other settings: {', '.join(differing)}. Choose another --out, or --restart"

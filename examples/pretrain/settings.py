@@ -29,6 +29,7 @@ class Settings:
     length_warmup: int = option(60, "steps before rows have --length tokens")
     shuffle: int = option(512, "blocks that are read ahead and shuffled; each process holds them in memory")
     mixer: str = option("HyenaOperator", "a mixer of hyena.mixers")
+    mlp: str = option("swiglu", "of the blocks: swiglu, geglu, gelu or gelu_tanh")
     layers: int = option(4, "blocks of the model")
     width: int = option(128, "channels of the model")
     lr: float = option(2e-3, "learning rate at its highest")

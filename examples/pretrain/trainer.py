@@ -106,6 +106,7 @@ def build(settings: Settings) -> CausalLM:
         num_layers=settings.layers,
         mixer=settings.mixer,
         gradient_checkpointing=settings.recompute,
+        mlp=settings.mlp,
     )
     torch.manual_seed(settings.seed)
     return CausalLM(config, dtype=torch.float64 if settings.dtype == "float64" else torch.float32)

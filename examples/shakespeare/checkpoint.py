@@ -42,7 +42,7 @@ def resume(trainer: Trainer, path: Path) -> bool:
     try:
         with path.open("rb") as file:
             state = torch.load(file, map_location=trainer.device, weights_only=True)
-        found = dict(state["identity"])
+        found = {"mlp": "gelu", **state["identity"]}  # what all models had when it was no setting
     except (PermissionError, IsADirectoryError):
         raise
     except Exception as e:  # whatever a damaged archive leads to, OSError too

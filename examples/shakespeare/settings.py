@@ -30,6 +30,7 @@ class Settings:
     layers: int = 4
     width: int = 128
     heads: int = 4  # of attention
+    mlp: str = "swiglu"
     dropout: float = 0.0
     lr: float = 1e-3
     min_lr: float = 1e-4
@@ -86,6 +87,7 @@ class Settings:
             mixer=mixer,
             mixer_options=options,
             dropout=self.dropout,
+            mlp=self.mlp,
         )
 
     def lr_factor(self, step: int) -> float:

@@ -44,6 +44,7 @@ HELP = {
     "batch": "windows in a batch",
     "context": "characters in a window",
     "heads": "heads of the attention",
+    "mlp": "swiglu, geglu, gelu or gelu_tanh",
     "min_lr": "learning rate at the end",
     "clip": "largest norm of the gradient, 0 for no limit",
 }

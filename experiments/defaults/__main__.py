@@ -38,6 +38,8 @@ CHANGES: list[dict[str, Any]] = [
     {"freq": None, "skip": 2.0},
     {"freq": None, "short": 2.0},
     {"freq": None, "short": 0.5},
+    {"freq": None, "mlp": "swiglu"},
+    {"freq": None, "mlp": "geglu"},
     {"freq": 10.0, "norm": None},
     {"freq": 3.0, "norm": None},
     {"freq": 3.0, "skip": 0.3},

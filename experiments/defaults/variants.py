@@ -28,6 +28,7 @@ class Variant:
         short: what the start of the short convolution's taps is multiplied by.
         filter_lr: learning rate of the filters over that of the rest.
         order: of the operator.
+        mlp: of the model around it.
     """
 
     freq: float | None = 10.0
@@ -43,6 +44,7 @@ class Variant:
     short: float = 1.0
     filter_lr: float = 1.0
     order: int = 2
+    mlp: str = "gelu"
 
 
 def model(variant: Variant, vocabulary: int, length: int, *, width: int, layers: int) -> CausalLM:
@@ -63,7 +65,9 @@ def model(variant: Variant, vocabulary: int, length: int, *, width: int, layers:
         )
         return HyenaOperator(d_model, l_max, order=variant.order, filter=made, **at)
 
-    config = CausalLMConfig(vocab_size=vocabulary, l_max=length, d_model=width, num_layers=layers, mixer=mixer)
+    config = CausalLMConfig(
+        vocab_size=vocabulary, l_max=length, d_model=width, num_layers=layers, mixer=mixer, mlp=variant.mlp
+    )
     made = CausalLM(config)
     for part in made.modules():
         if isinstance(part, HyenaOperator):

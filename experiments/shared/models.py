@@ -86,6 +86,7 @@ def language_model(
         d_inner=d_inner,
         gradient_checkpointing=gradient_checkpointing,
         dropout=dropout,
+        mlp="gelu",  # that of the papers whose claims these are
     )
     model = CausalLM(config)
     for i in attention_layers:

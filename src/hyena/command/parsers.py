@@ -31,6 +31,7 @@ def _train(to: argparse.ArgumentParser) -> None:
     to.add_argument("--layers", type=int, default=4, metavar="N", help="default: 4")
     to.add_argument("--lr", type=float, default=1e-3, help="the highest learning rate (default: 0.001)")
     to.add_argument("--dropout", type=float, default=0.0, help="default: 0")
+    to.add_argument("--mlp", default="swiglu", help="swiglu, geglu, gelu or gelu_tanh (default: swiglu)")
     to.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
     to.add_argument("--eval-every", type=int, default=250, metavar="N", help="steps between two validations")
     to.add_argument("--save-every", type=int, default=100, metavar="N", help="steps between two checkpoints")

@@ -26,8 +26,6 @@ from hyena.models import CausalLM, CausalLMConfig
 from hyena.optim import param_groups
 
 _EVALUATED = 256  # windows of the validation part, spread over it
-# Filters of short rows look like noise where their sines start at the library's frequency; at 1 they are smooth.
-_SMOOTH = {"filter": {"class": "HyenaFilter", "freq": 1.0}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +38,7 @@ class Settings:
     batch: int
     lr: float
     dropout: float
+    mlp: str
     seed: int
     steps: int
 
@@ -80,8 +79,8 @@ class Run:
             l_max=settings.context,
             d_model=settings.width,
             num_layers=settings.layers,
-            mixer_options=_SMOOTH,
             dropout=settings.dropout,
+            mlp=settings.mlp,
         )
         self.model = CausalLM(self.config).to(device).train()
         groups = param_groups(self.model, lr=settings.lr, weight_decay=0.1)
@@ -156,7 +155,7 @@ class Run:
         again = "choose another --out, or begin again with --overwrite"
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            before = dict(state["identity"])
+            before = {"mlp": "gelu", **state["identity"]}  # what all models had when it was no setting
         except Exception as error:  # whatever a damaged archive leads to
             raise ValueError(f"{path} is no checkpoint of this command ({type(error).__name__}): {again}") from None
         now = self.identity

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from hyena.models.blocks import GATED_MLPS, check_mlp, inner_width
+
 # Of the library's own filter: features of a time, width and hidden layers of its FFN.
 FEATURES, FILTER_WIDTH, HIDDEN = 33, 64, 2
 CONTEXTS = ("all-to-all", "ring")
@@ -26,11 +28,12 @@ class Work:
         mixer: ``"hyena"``, or ``"attention"``: causal, rotary positions, as many heads of keys as of queries.
         order: N.
         num_heads: of attention.
-        d_inner: inner width of the MLP, ``4 * D`` if missing.
+        d_inner: inner width of the MLP; as :class:`hyena.models.Block` has it if missing.
         vocab_size: V.
+        mlp: its name, see :class:`hyena.models.Block`.
 
     Raises:
-        ValueError: sizes below 1, another mixer, an order below 2.
+        ValueError: sizes below 1, another mixer or MLP, an order below 2.
     """
 
     length: int
@@ -42,6 +45,7 @@ class Work:
     num_heads: int = 32
     d_inner: int | None = None
     vocab_size: int = 512
+    mlp: str = "swiglu"
 
     def __post_init__(self) -> None:
         """Checks the sizes."""
@@ -54,11 +58,17 @@ class Work:
             raise ValueError(f"order must be at least 2, got {self.order}")
         if self.d_inner is not None and self.d_inner < 1:
             raise ValueError(f"d_inner must be at least 1, got {self.d_inner}")
+        check_mlp(self.mlp)
 
     @property
     def inner(self) -> int:
         """Inner width of the MLP."""
-        return 4 * self.d_model if self.d_inner is None else self.d_inner
+        return inner_width(self.mlp, self.d_model) if self.d_inner is None else self.d_inner
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate: a third matrix, and no biases."""
+        return self.mlp in GATED_MLPS
 
     @property
     def parts(self) -> int:
@@ -75,7 +85,7 @@ class Work:
         """Of one block."""
         D, N, w = self.d_model, self.order, FILTER_WIDTH
         projections = (self.parts + 1) * (D * D + D)
-        mlp = 2 * D * self.inner + D + self.inner
+        mlp = 3 * D * self.inner if self.gated else 2 * D * self.inner + D + self.inner
         found = projections + mlp + 4 * D  # two norms
         if self.mixer == "hyena":
             ffn = FEATURES * w + w + HIDDEN * (w * w + w) + w * D * (N - 1) + w  # the last w: frequencies of its sines
@@ -175,7 +185,7 @@ def cost(
     shared = w.length * w.rows / mesh.dp  # whole rows of its cp group
     mine = w.d_model / (mesh.cp * mesh.tp)  # channels that it mixes
     head = 2 * positions * w.d_model * w.vocab_size / mesh.tp
-    dense = 2 * positions * w.d_model * ((w.parts + 1) * w.d_model + 2 * w.inner) / mesh.tp
+    dense = 2 * positions * w.d_model * ((w.parts + 1) * w.d_model + (3 if w.gated else 2) * w.inner) / mesh.tp
     there, back = _context_bytes(w, mesh, itemsize)
     along_tp = 4 * positions * w.d_model * itemsize * _share(mesh.tp)  # an all-reduce each for the mixer and the MLP
     ends = positions * (4 * w.d_model + w.vocab_size) * itemsize * _share(mesh.tp)  # of the embedding; of the logits
@@ -243,10 +253,11 @@ def _mixing_flops(w: Work, mesh: Mesh, channels: float) -> float:
 def _kept_bytes(
     w: Work, mesh: Mesh, positions: float, channels: float, itemsize: int, recompute: bool, chunks: int
 ) -> float:
-    """Of one process: norms' inputs and outputs, z, the mixed values, the MLP before and after GELU."""
+    """Of one process: norms' inputs and outputs, z, the mixed values, what the MLP has between its layers."""
     D, tp = w.d_model, mesh.tp
     outside = 4 * D + 4  # both norms' inputs and outputs, whole on every process of tp; their statistics
-    inside = (w.parts * D + D + 2 * w.inner) / tp
+    # Before and after GELU; or the gate before and after SiLU, what it multiplies, and the product.
+    inside = (w.parts * D + D + (4 if w.gated else 2) * w.inner) / tp
     block = positions * (outside + inside)
     if w.mixer == "hyena":  # taps and a complex spectrum; the FFN's features and its weights, side by side
         block += w.length * (w.order - 1) * (3 * channels)

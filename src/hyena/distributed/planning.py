@@ -144,9 +144,13 @@ def predict(work: Work, mesh: Mesh, machine: Machine = H100, *, recompute: bool 
 
 
 def _working(work: Work, mesh: Mesh) -> float:
-    """Bytes of one block's backward pass beside what was kept: gradients of the MLP's inner layer, logits."""
+    """Bytes of one block's backward pass beside what was kept: gradients between the MLP's layers, logits."""
     positions = work.rows * work.length / (mesh.dp * mesh.cp)
-    return positions * (2 * (2 * work.inner + 2 * work.parts * work.d_model) + 6 * work.vocab_size) / mesh.tp
+    return (
+        positions
+        * (2 * ((3 if work.gated else 2) * work.inner + 2 * work.parts * work.d_model) + 6 * work.vocab_size)
+        / mesh.tp
+    )
 
 
 def _ring(sent: float, size: int, stride: int, machine: Machine) -> float:

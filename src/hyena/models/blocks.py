@@ -5,6 +5,7 @@ Dimensions: B batch, L length, D channels (d_model), I inner width of the MLP.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,27 @@ class GatedMLP(nn.Module):
         return f"activation={getattr(self.activation, '__name__', self.activation)}"
 
 
+# What a config's ``mlp`` may be, and which of them have a gate.
+MLPS: dict[str, Callable[..., nn.Module]] = {
+    "gelu": MLP,
+    "gelu_tanh": functools.partial(MLP, approximate="tanh"),
+    "geglu": functools.partial(GatedMLP, activation="gelu"),
+    "swiglu": GatedMLP,
+}
+GATED_MLPS = ("geglu", "swiglu")
+
+
+def check_mlp(name: object) -> None:
+    """Raises ``ValueError`` for a name that is none of ``MLPS``."""
+    if not isinstance(name, str) or name not in MLPS:
+        raise ValueError(f"mlp must be one of {', '.join(MLPS)}, got {name!r}")
+
+
+def inner_width(mlp: str, d_model: int) -> int:
+    """I where a config gives none: ``4 D``, or of a gated MLP ``8 D / 3``, which is as many weights, in eights."""
+    return -(-8 * d_model // 24) * 8 if mlp in GATED_MLPS else 4 * d_model
+
+
 class RMSNorm(nn.Module):
     """``weight * x / (rms(x) + eps)`` over the channels, or ``weight * x / sqrt(rms(x)^2 + eps)`` (arXiv 1910.07467).
 
@@ -147,13 +169,15 @@ class Block(nn.Module):
         mixer: ``(B, L, D) -> (B, L, D)``: a :class:`hyena.mixers.Mixer`, or anything else that is called with the
             keywords given to :meth:`forward`.
         d_model: D.
-        d_inner: I, ``4 * D`` if missing.
+        mlp: ``"gelu"`` or ``"gelu_tanh"`` (:class:`MLP`), ``"swiglu"`` or ``"geglu"`` (:class:`GatedMLP`); or a module,
+            ``(…, D) -> (…, D)``.
+        d_inner: I, for an MLP by name; ``4 D`` if missing, of a gated one ``8 D / 3`` in eights.
         dropout: probability of dropping an entry of what is added to the residual stream.
-        bias: whether the MLP's layers have a bias.
-        approximate: of the GELU, see :class:`MLP`.
         norm_eps: of the two norms.
         norm: a class, called as ``norm(D, norm_eps, device=, dtype=)``, with a ``weight``.
-        mlp: ``(…, D) -> (…, D)`` in place of the :class:`MLP` that ``d_inner``, ``bias`` and ``approximate`` describe.
+
+    Raises:
+        ValueError: an MLP that there is not, or a module and ``d_inner`` for it.
     """
 
     def __init__(
@@ -161,13 +185,11 @@ class Block(nn.Module):
         mixer: nn.Module,
         d_model: int,
         *,
+        mlp: str | nn.Module = "gelu",
         d_inner: int | None = None,
         dropout: float = 0.0,
-        bias: bool = True,
-        approximate: str = "none",
         norm_eps: float = 1e-5,
         norm: Callable[..., Any] = nn.LayerNorm,
-        mlp: nn.Module | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -176,9 +198,11 @@ class Block(nn.Module):
         self.norm1 = norm(d_model, norm_eps, **at)
         self.mixer = mixer
         self.norm2 = norm(d_model, norm_eps, **at)
-        if mlp is None:
-            inner = 4 * d_model if d_inner is None else d_inner
-            mlp = MLP(d_model, inner, bias=bias, approximate=approximate, **at)
+        if not isinstance(mlp, nn.Module):
+            check_mlp(mlp)
+            mlp = MLPS[mlp](d_model, inner_width(mlp, d_model) if d_inner is None else d_inner, **at)
+        elif d_inner is not None:
+            raise ValueError(f"d_inner={d_inner} is for an MLP by name; this {type(mlp).__name__} has its own")
         self.mlp: Any = mlp
         self.dropout = nn.Dropout(dropout)
 

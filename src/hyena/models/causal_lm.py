@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from hyena import mixers
 from hyena.mixers.masks import keep_from_tokenizer
 from hyena.models import options
-from hyena.models.blocks import Block
+from hyena.models.blocks import Block, check_mlp
 from hyena.models.config import ModelConfig
 from hyena.models.decoder import Decoder, learned_positions
 from hyena.models.initial import small_init
@@ -40,11 +40,14 @@ class CausalLMConfig(ModelConfig):
             called with ``(d_model, l_max, **mixer_options)``, and ``device`` and ``dtype`` if it takes them.
         mixer_options: its keywords, plain values. A filter is a dict with the name of a class in ``hyena.filters`` and
             its keywords: ``{"class": "HyenaFilter", "width": 32}``.
-        d_inner: inner width of the MLP, ``4 * D`` if missing.
+        d_inner: inner width of the MLPs; as :class:`hyena.models.Block` has it if missing.
         dropout: of the residual branches and the embedding.
         tie_embeddings: the output layer's weight is the embedding's.
         gradient_checkpointing: in training, keep only the blocks' inputs and compute the rest again in the backward
             pass.
+        mlp: ``"swiglu"``, ``"geglu"``, ``"gelu"`` or ``"gelu_tanh"``, see :class:`hyena.models.Block`. The gated ones
+            have the same number of weights and learn more from them (docs/results.md); the published Hyena models
+            have GELU.
     """
 
     vocab_size: int
@@ -57,18 +60,20 @@ class CausalLMConfig(ModelConfig):
     dropout: float = 0.0
     tie_embeddings: bool = True
     gradient_checkpointing: bool = False
+    mlp: str = "swiglu"
 
     def __post_init__(self) -> None:
         """Checks the values that no layer checks, and names exported classes.
 
         Raises:
-            ValueError: an unknown mixer or option, a module instead of a class, a size below 1.
+            ValueError: an unknown mixer, MLP or option, a module instead of a class, a size below 1.
         """
         self._check_sizes("vocab_size", "l_max", "d_model", "num_layers")
         if self.d_inner is not None:
             self._check_sizes("d_inner")
         self._check_flags("tie_embeddings", "gradient_checkpointing")
         self._check_probabilities("dropout")
+        check_mlp(self.mlp)
         if not isinstance(self.mixer_options, dict):
             raise ValueError(f"mixer_options must be a dict of keywords, got {self.mixer_options!r}")
         if modules := [k for k, v in {"mixer": self.mixer, **self.mixer_options}.items() if isinstance(v, nn.Module)]:
@@ -92,10 +97,13 @@ class CausalLMConfig(ModelConfig):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CausalLMConfig:
-        """Returns the config that :meth:`to_dict` was called on; also that of version 0.1's ``HyenaLMConfig``."""
+        """Returns the config that :meth:`to_dict` was called on; also that of version 0.1's ``HyenaLMConfig``.
+
+        Without ``mlp`` it was saved when all models had GELU.
+        """
         if values.get("mixer") in ("hyena", "attention"):
             values = _from_first_version(values)
-        return super().from_dict(values)
+        return super().from_dict({"mlp": "gelu", **values})
 
 
 def _from_first_version(values: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +148,14 @@ class CausalLM(Decoder):
         self.register_module("positions", None)  # its place among the parameters, which optimizers number
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(
-            Block(options.build(mixer, c.d_model, c.l_max, **at), c.d_model, d_inner=c.d_inner, dropout=c.dropout, **at)
+            Block(
+                options.build(mixer, c.d_model, c.l_max, **at),
+                c.d_model,
+                mlp=c.mlp,
+                d_inner=c.d_inner,
+                dropout=c.dropout,
+                **at,
+            )
             for _ in range(c.num_layers)
         )
         self.positions = learned_positions(self.blocks, c.l_max, c.d_model, **at)

@@ -143,7 +143,7 @@ class HyenaDNA(Decoder):
                 c.d_model,
                 d_inner=c.d_inner,
                 dropout=c.dropout,
-                approximate="tanh",
+                mlp="gelu_tanh",
                 norm_eps=c.norm_eps,
                 **at,
             )

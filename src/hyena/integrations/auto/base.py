@@ -261,6 +261,7 @@ class HyenaModel(HyenaBackbone):
             HyenaLayer(
                 options.build(mixer, c.d_model, c.l_max),
                 c.d_model,
+                mlp=c.mlp,
                 d_inner=c.d_inner,
                 dropout=c.dropout,
                 layer_idx=i,

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from hyena.models import CausalLMConfig
 from hyena.models.initial import small_init_std
 
-_SIZES = ("vocab_size", "l_max", "d_model", "num_layers", "d_inner", "dropout")
+_SIZES = ("vocab_size", "l_max", "d_model", "num_layers", "d_inner", "dropout", "mlp")
 
 
 class HyenaConfig(PretrainedConfig):
@@ -27,7 +27,7 @@ class HyenaConfig(PretrainedConfig):
         num_layers: number of blocks (``num_hidden_layers``).
         mixer: the name of a class that ``hyena.mixers`` exports, or the class.
         mixer_options: its keywords, see :class:`hyena.models.CausalLMConfig`.
-        d_inner: inner width of the MLPs, ``4 * d_model`` if missing (``intermediate_size``).
+        d_inner: inner width of the MLPs (``intermediate_size``); as :class:`hyena.models.Block` has it if missing.
         dropout: of the residual branches and the embedding.
         causal: whether no position sees a later one. If missing, the model decides: two-sided with the head for masked
             tokens, else causal.
@@ -37,6 +37,8 @@ class HyenaConfig(PretrainedConfig):
         tie_word_embeddings: the output layer's weight is the embedding's.
         use_cache: whether a forward that is not told returns a cache. Training makes none.
         bos_token_id, eos_token_id, pad_token_id: of the tokenizer.
+        mlp: ``"swiglu"``, ``"geglu"``, ``"gelu"`` or ``"gelu_tanh"``, see :class:`hyena.models.Block`. A saved config
+            without it means GELU.
         **kwargs: of ``PretrainedConfig`` (``id2label``, ``num_labels``, ``problem_type``, …).
 
     Raises:
@@ -73,6 +75,7 @@ class HyenaConfig(PretrainedConfig):
         bos_token_id: int | None = None,
         eos_token_id: int | list[int] | None = None,
         pad_token_id: int | None = None,
+        mlp: str = "swiglu",
         **kwargs: Any,
     ) -> None:
         given: dict[str, Any] = {"l_max": l_max, "d_model": d_model, "num_layers": num_layers, "d_inner": d_inner}
@@ -80,9 +83,9 @@ class HyenaConfig(PretrainedConfig):
         check_known(type(self), kwargs)
         inner = CausalLMConfig(
             vocab_size, **given, mixer=mixer, mixer_options=mixer_options or {}, dropout=dropout,
-            tie_embeddings=tie_word_embeddings,
+            tie_embeddings=tie_word_embeddings, mlp=mlp,
         ).to_dict()  # fmt: skip  # raises for what cannot be saved
-        self.vocab_size, self.dropout = vocab_size, dropout
+        self.vocab_size, self.dropout, self.mlp = vocab_size, dropout, mlp
         self.l_max, self.d_model, self.num_layers, self.d_inner = (given[name] for name in given)
         self.mixer, self.mixer_options = inner["mixer"], inner["mixer_options"]
         self.causal, self.pooling, self.classifier_dropout = causal, pooling, classifier_dropout
@@ -124,7 +127,7 @@ class HyenaConfig(PretrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """See ``PretrainedConfig.from_dict``; keys that nothing here reads are kept, with a warning."""
-        return keep_foreign(cls, super().from_dict, config_dict, kwargs)
+        return keep_foreign(cls, super().from_dict, {"mlp": "gelu", **config_dict}, kwargs)
 
 
 def standard_names(names: dict[str, str], given: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class HyenaForCausalLM(_WithOutputLayer, GenerationMixin):
         c = self.config
         config = CausalLMConfig(
             c.vocab_size, c.l_max, c.d_model, c.num_layers, c.mixer, {**c.mixer_options}, c.d_inner, c.dropout,
-            tie_embeddings=c.tie_word_embeddings,
+            tie_embeddings=c.tie_word_embeddings, mlp=c.mlp,
         )  # fmt: skip
         state = {key.removeprefix("model."): t for key, t in self.state_dict().items() if key != "lm_head.weight"}
         model = CausalLM(config, device=self.device, dtype=self.dtype)

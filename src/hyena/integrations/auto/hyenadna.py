@@ -172,7 +172,7 @@ class HyenaDNAModel(HyenaDNAPreTrainedModel, HyenaBackbone):
                 c.d_model,
                 d_inner=c.d_inner,
                 dropout=c.dropout,
-                approximate="tanh",
+                mlp="gelu_tanh",
                 norm_eps=c.norm_eps,
                 layer_idx=i,
                 std=(std, std / math.sqrt(2 * c.num_layers)),
