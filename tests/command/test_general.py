@@ -175,6 +175,13 @@ def test_what_cannot_be_trained(text: Path, tmp_path: Path, trained: Path, capsy
     assert not (tmp_path / "o").exists()
     other = error(capsys, ["train", text, "--out", trained, *SMALL, "--steps", "7"])
     assert f"{trained / 'checkpoint.pt'} is of a run with steps 6 (now 7)" in other
+    assert "mlp must be one of gelu, gelu_tanh, geglu, swiglu, got 'relu'" in said(text, "--mlp", "relu")
+    saved = torch.load(trained / "checkpoint.pt")
+    assert saved["identity"].pop("mlp") == "swiglu"
+    (tmp_path / "early").mkdir()
+    torch.save(saved, tmp_path / "early" / "checkpoint.pt")
+    other = error(capsys, ["train", text, "--out", tmp_path / "early", *SMALL, "--steps", "6"])
+    assert "is of a run with mlp gelu (now swiglu)" in other
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "checkpoint.pt").write_bytes(b"no checkpoint")
     assert "checkpoint.pt is no checkpoint of this command" in said(text)

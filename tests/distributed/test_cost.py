@@ -2,26 +2,60 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from hyena.distributed import H100, Mesh, Work, cost, plan
 from hyena.models import CausalLM, CausalLMConfig
 
+MATMULS = ("mm", "addmm", "bmm")
 
+
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
 @pytest.mark.parametrize(("width", "layers", "order", "inner"), [(32, 1, 2, None), (48, 3, 3, 100)])
-def test_parameters_are_the_models(width: int, layers: int, order: int, inner: int | None) -> None:
+def test_parameters_are_the_models(width: int, layers: int, order: int, inner: int | None, mlp: str) -> None:
     options = {"order": order}
-    config = CausalLMConfig(300, 128, width, layers, mixer_options=options, d_inner=inner)
+    config = CausalLMConfig(300, 128, width, layers, mixer_options=options, d_inner=inner, mlp=mlp)
     model = CausalLM(config, device="meta")
-    work = Work(128, 4, width, layers, order=order, d_inner=inner, vocab_size=300)
+    work = Work(128, 4, width, layers, order=order, d_inner=inner, vocab_size=300, mlp=mlp)
     assert work.parameters == sum(p.numel() for p in model.parameters())
     options = {"num_heads": 4, "rotary_base": 1e4}
     config = CausalLMConfig(300, 128, width, layers, mixer="Attention", mixer_options=options, d_inner=inner)
-    work = Work(128, 4, width, layers, "attention", num_heads=4, d_inner=inner, vocab_size=300)
+    config = dataclasses.replace(config, mlp=mlp)
+    work = Work(128, 4, width, layers, "attention", num_heads=4, d_inner=inner, vocab_size=300, mlp=mlp)
     assert work.parameters == sum(p.numel() for p in CausalLM(config, device="meta").parameters())
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+def test_products_and_kept_bytes_are_the_models(mlp: str) -> None:
+    """Against what torch counts, in models that differ in their depth alone: blocks without what is around them."""
+    B, L, D = 3, 40, 24
+    counted, kept, said = [], [], []
+    for layers in (1, 3):
+        options = {"num_heads": 4, "rotary_base": 1e4}
+        config = CausalLMConfig(50, L, D, layers, mixer="Attention", mixer_options=options, mlp=mlp)
+        model = CausalLM(config)
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        held: dict[int, int] = {}
+
+        def keep(t: torch.Tensor, weights: set[int] = weights, held: dict[int, int] = held) -> torch.Tensor:
+            if t.untyped_storage().data_ptr() not in weights:
+                held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            out = model(torch.randint(50, (B, L)))
+        counted.append(sum(n for op, n in counter.get_flop_counts()["Global"].items() if op.__name__ in MATMULS))
+        kept.append(sum(held.values()))
+        del out
+        said.append(cost(Work(L, B, D, layers, "attention", num_heads=4, vocab_size=50, mlp=mlp), Mesh(), itemsize=4))
+    assert said[1].matmul - said[0].matmul == counted[1] - counted[0]
+    assert said[1].kept - said[0].kept == pytest.approx(kept[1] - kept[0], rel=0.02)
 
 
 def test_bytes_are_those_of_the_table_in_the_docs() -> None:

@@ -230,7 +230,10 @@ def test_a_run_of_version_0_1_goes_on(text: Path, monkeypatch: pytest.MonkeyPatc
         return dataclasses.replace(full(self, vocab_size), d_inner=8, mixer_options=options)
 
     monkeypatch.setattr(Settings, "model", small)
-    settings = Settings(context=8, layers=1, width=4, batch=2, steps=6, dropout=0.1, lr=0.01)
+    settings = Settings(context=8, layers=1, width=4, batch=2, steps=6, dropout=0.1, lr=0.01, mlp="gelu")
+    other = Trainer(dataclasses.replace(settings, mlp="swiglu"), load_corpus(text, 8), torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"other settings: mlp gelu \(now swiglu\)"):
+        resume(other, GOLDEN / "shakespeare_step3.pt")
     trainer = Trainer(settings, load_corpus(text, 8), torch.device("cpu"))
     assert resume(trainer, GOLDEN / "shakespeare_step3.pt")
     assert trainer.step == 3

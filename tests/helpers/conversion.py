@@ -19,7 +19,8 @@ QUIET = {"progress": False, "evaluate": 2, "start_batches": 1}
 def language_model(seed: int = 0, layers: int = LAYERS) -> CausalLM:
     """A CausalLM of attention, in eval mode, whose attention is not flat."""
     torch.manual_seed(seed)
-    config = CausalLMConfig(VOCAB, L, D, layers, mixer="Attention", mixer_options={"num_heads": M})
+    # With a gate in its MLPs, weights as large as `sharpened` makes them would multiply.
+    config = CausalLMConfig(VOCAB, L, D, layers, mixer="Attention", mixer_options={"num_heads": M}, mlp="gelu")
     return sharpened(CausalLM(config).eval())
 
 

@@ -13,10 +13,10 @@ V, L_MAX = 13, 48
 MODELS = ["hyena", "attention", "dna"]
 
 
-def build(name: str, **options: Any) -> Decoder:
+def build(name: str, mlp: str = "swiglu", **options: Any) -> Decoder:
     """A float64 model with weights large enough that its choices depend on all of them.
 
-    The output layer of ``"dna"`` is wider than its vocabulary.
+    ``mlp`` is not for ``"dna"``, which has its own. The output layer of ``"dna"`` is wider than its vocabulary.
     """
     sizes = {"vocab_size": V, "l_max": L_MAX, "d_model": 16, "num_layers": 2}
     model: Decoder
@@ -28,7 +28,8 @@ def build(name: str, **options: Any) -> Decoder:
     else:
         mixer = {"hyena": "HyenaOperator", "attention": "Attention"}[name]
         options = {"num_heads": 4} if name == "attention" else options
-        model = CausalLM(CausalLMConfig(**sizes, mixer=mixer, mixer_options=options), dtype=torch.float64).eval()
+        config = CausalLMConfig(**sizes, mixer=mixer, mixer_options=options, mlp=mlp)
+        model = CausalLM(config, dtype=torch.float64).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,10 +147,10 @@ def _bytes(mesh: Mesh) -> None:
 
     batch, layers, d = 2, 2, 16
     length = 6 * r
-    for spread_rows in (False, True):
+    for spread_rows, mlp in itertools.product((False, True), ("gelu", "swiglu")):
         restore: list[tuple[str, Any]] = []
         torch.manual_seed(1)
-        model = build("hyena", filter=partial(_explicit, taps=5))
+        model = build("hyena", filter=partial(_explicit, taps=5), mlp=mlp)
         tensor_parallel(model, mesh["tp"], sequence_parallel=spread_rows, check=False)
         sent.clear()
         count("sum", 2 * (r - 1) / r)
@@ -166,8 +167,9 @@ def _bytes(mesh: Mesh) -> None:
         layer = 4 * rows  # a mixer and an MLP
         gathering = rows if spread_rows else 0
         assert forward == layers * layer + gathering, (forward, layers * layer)
-        # The gradients of what is shared: norms, and the biases of what is summed.
-        shared = 2 * 8 * ((2 * layers + 1) * 2 * d + 2 * layers * d) * (r - 1) / r if spread_rows else 0
+        # The gradients of what is shared: norms, and the biases of what is summed, of which a gated MLP has none.
+        biases = layers * d * (2 if mlp == "gelu" else 1)
+        shared = 2 * 8 * ((2 * layers + 1) * 2 * d + biases) * (r - 1) / r if spread_rows else 0
         assert abs(sum(sent) - forward - (layers * layer + gathering + shared)) < 1e-6 * forward, (sent, shared)
 
 

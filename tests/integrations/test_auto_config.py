@@ -125,10 +125,10 @@ def test_what_other_tools_write_is_kept(tmp_path: Path):
         AutoModelForCausalLM.from_pretrained(tmp_path, hidden_sze=3)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_to_and_from_the_library(tied: bool, tmp_path: Path):
+@pytest.mark.parametrize(("tied", "mlp"), [(True, "swiglu"), (False, "swiglu"), (True, "gelu")])
+def test_to_and_from_the_library(tied: bool, mlp: str, tmp_path: Path):
     made = CausalLMConfig(
-        40, 64, 16, 2, tie_embeddings=tied, mixer_options={"filter": {"class": "HyenaFilter", "width": 8}}
+        40, 64, 16, 2, tie_embeddings=tied, mixer_options={"filter": {"class": "HyenaFilter", "width": 8}}, mlp=mlp
     )
     ours = CausalLM(made, dtype=torch.float64).eval()
     model = auto.HyenaForCausalLM.from_hyena(ours)
@@ -137,6 +137,23 @@ def test_to_and_from_the_library(tied: bool, tmp_path: Path):
     back = AutoModelForCausalLM.from_pretrained(tmp_path).to_hyena()
     assert torch.equal(back(tokens()), ours(tokens()))
     assert back.config == made
+
+
+def test_a_saved_config_without_the_mlp_is_of_gelu(tmp_path: Path):
+    """Saved when there was no other."""
+    model = build(mlp="gelu")
+    assert type(model.model.blocks[0].mlp).__name__ == "MLP"
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved.pop("mlp") == "gelu"
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.config.mlp == "gelu"
+    assert torch.equal(again(tokens()).logits, model(tokens()).logits)
+    build().save_pretrained(tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["mlp"] == "swiglu"
+    with pytest.raises(ValueError, match="mlp must be one of gelu, gelu_tanh, geglu, swiglu, got 'relu'"):
+        config(mlp="relu")
 
 
 def test_without_transformers(monkeypatch: pytest.MonkeyPatch):

@@ -60,6 +60,42 @@ def test_gated_mlp(activation: str | None) -> None:
         GatedMLP(5, 7, activation="swish")
 
 
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "geglu", "swiglu"])
+def test_mlps_by_name(name: str) -> None:
+    x = torch.randn(3, 16, dtype=torch.float64)
+    for d_inner in (None, 10):
+        block = Block(nn.Identity(), 16, mlp=name, d_inner=d_inner, dtype=torch.float64)
+        weights = {key: p.detach() for key, p in block.mlp.named_parameters()}
+        hidden = x @ weights["fc1.weight"].T + weights.get("fc1.bias", 0.0)
+        on = x @ weights["gate.weight"].T if "glu" in name else hidden
+        if name == "gelu_tanh":
+            on = on * 0.5 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (on + 0.044715 * on**3)))
+        elif name == "swiglu":
+            on = on / (1 + torch.exp(-on))
+        else:
+            on = on * 0.5 * (1 + torch.erf(on / 2**0.5))
+        hidden = on * hidden if "glu" in name else on
+        assert_close(block.mlp(x), hidden @ weights["fc2.weight"].T + weights.get("fc2.bias", 0.0), name)
+        inner = d_inner or {"gelu": 64, "gelu_tanh": 64, "geglu": 48, "swiglu": 48}[name]  # 8 / 3 of 16 is 42.7
+        assert weights["fc1.weight"].shape == (inner, 16)
+        assert ("fc1.bias" in weights) == ("glu" not in name)
+
+
+@pytest.mark.parametrize("width", [1, 8, 24, 128, 768, 4096])
+def test_a_gated_mlp_has_as_many_weights_as_a_plain_one(width: int) -> None:
+    gated, plain = (Block(nn.Identity(), width, mlp=name, device="meta").mlp for name in ("swiglu", "gelu"))
+    more = sum(p.numel() for p in gated.parameters() if p.dim() == 2) - 8 * width**2
+    assert 0 <= more < 3 * 8 * width  # less than eight more inner channels
+    assert sum(p.numel() for p in plain.parameters() if p.dim() == 2) == 8 * width**2
+
+
+def test_mlps_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="mlp must be one of gelu, gelu_tanh, geglu, swiglu, got 'relu'"):
+        Block(nn.Identity(), 6, mlp="relu")
+    with pytest.raises(ValueError, match="d_inner=12 is for an MLP by name; this GatedMLP has its own"):
+        Block(nn.Identity(), 6, mlp=GatedMLP(6, 9), d_inner=12)
+
+
 def test_a_block_of_them() -> None:
     norm = functools.partial(RMSNorm, eps_inside=False)
     block = Block(nn.Identity(), 6, norm_eps=0.1, norm=norm, mlp=GatedMLP(6, 9))

@@ -135,6 +135,8 @@ def test_options_of_a_mixer_of_ones_own() -> None:
         ({"dropout": 1.0}, r"dropout must be a number in \[0, 1\), got 1.0"),
         ({"dropout": "0.1"}, r"dropout must be a number in \[0, 1\), got '0.1'"),
         ({"tie_embeddings": "no"}, "tie_embeddings must be True or False, got 'no'"),
+        ({"mlp": "swish"}, "mlp must be one of gelu, gelu_tanh, geglu, swiglu, got 'swish'"),
+        ({"mlp": nn.Identity()}, r"mlp must be one of gelu, .*, got Identity\(\)"),
         ({"gradient_checkpointing": 1}, "gradient_checkpointing must be True or False, got 1"),
     ],
 )
@@ -158,6 +160,17 @@ def test_hyenadna_errors(changes: dict[str, Any], message: str) -> None:
         HyenaDNAConfig(**changes)
 
 
+def test_a_config_without_the_mlp_is_of_gelu() -> None:
+    """Saved when there was no other: the default of new configs may not reach old weights."""
+    saved = config().to_dict()
+    assert saved.pop("mlp") == "swiglu"
+    assert CausalLMConfig.from_dict(saved) == config(mlp="gelu")
+    names = CausalLM(config(mlp="gelu")).state_dict()
+    CausalLM(CausalLMConfig.from_dict(saved)).load_state_dict(names)
+    with pytest.raises(RuntimeError, match=r"blocks.0.mlp.gate.weight"):
+        CausalLM(config()).load_state_dict(names)
+
+
 def test_unknown_fields_are_named() -> None:
     with pytest.raises(ValueError, match=r"CausalLMConfig: \['depth', 'size'\]; it has .*num_layers"):
         CausalLMConfig.from_dict({**config().to_dict(), "size": 1, "depth": 2})
@@ -171,11 +184,13 @@ def test_configs_of_the_first_version() -> None:
         {**old, "mixer": "hyena", "operator": {"order": 3, "filter_order": 8, "emb_dim": 5}, "filter": {}}
     )
     options = {"order": 3, "filter": {"class": "HyenaFilter", "width": 8, "emb_dim": 5}}
-    assert hyena == config(dropout=0.1, mixer_options=options)
+    assert hyena == config(dropout=0.1, mixer_options=options, mlp="gelu")
     smooth = CausalLMConfig.from_dict({**old, "mixer": "hyena", "operator": {}, "filter": {"freq": 1.0}})
-    assert smooth == config(dropout=0.1, mixer_options={"filter": {"class": "HyenaFilter", "freq": 1.0}})
+    assert smooth == config(dropout=0.1, mixer_options={"filter": {"class": "HyenaFilter", "freq": 1.0}}, mlp="gelu")
     attention = CausalLMConfig.from_dict({**old, "mixer": "attention", "operator": {}, "filter": {}})
-    assert attention == config(dropout=0.1, mixer="Attention", mixer_options={"num_heads": 4, "dropout": 0.1})
+    assert attention == config(
+        dropout=0.1, mixer="Attention", mixer_options={"num_heads": 4, "dropout": 0.1}, mlp="gelu"
+    )
     assert old == given
     dna = HyenaDNAConfig.from_dict({"n_layer": 3, "n_classes": 4, "filter_order": 8, "short_filter_order": 2})
     assert dna == HyenaDNAConfig(num_layers=3, num_classes=4, filter_width=8, short_taps=2)

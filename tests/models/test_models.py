@@ -196,13 +196,19 @@ def test_compile_in_one_graph(mixer: str) -> None:
     torch.testing.assert_close(compiled(x), model(x))
 
 
-def test_initial_weights() -> None:
-    model = CausalLM(CausalLMConfig(vocab_size=500, l_max=64, d_model=256, num_layers=8))
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+def test_initial_weights(mlp: str) -> None:
+    model = CausalLM(CausalLMConfig(vocab_size=500, l_max=64, d_model=256, num_layers=8, mlp=mlp))
     fresh = HyenaOperator(256, 64)
     for block in model.blocks:
         wide, narrow = block.mixer.in_proj.weight.std(), block.mixer.out_proj.weight.std()
         torch.testing.assert_close(narrow * (2 * 8) ** 0.5, wide, rtol=0.05, atol=0)
-        assert block.mlp.fc1.bias.count_nonzero() == 0
+        entering = [block.mlp.fc1, block.mlp.gate] if mlp == "swiglu" else [block.mlp.fc1]
+        for layer in entering:
+            torch.testing.assert_close(layer.weight.std(), wide, rtol=0.05, atol=0)
+        torch.testing.assert_close(block.mlp.fc2.weight.std(), narrow, rtol=0.05, atol=0)
+        if mlp == "gelu":
+            assert block.mlp.fc1.bias.count_nonzero() == 0
         # The filters keep their own.
         norm = block.mixer.conv.filter(64).square().sum(1).sqrt()
         torch.testing.assert_close(norm, fresh.conv.filter(64).square().sum(1).sqrt(), rtol=1e-3, atol=0)
@@ -215,7 +221,7 @@ def test_blocks_take_any_mixer() -> None:
         def forward(self, x: Tensor, factor: float) -> Tensor:
             return factor * x
 
-    block, x = Block(Doubling(), 8, d_inner=12, approximate="tanh"), torch.randn(2, 3, 8)
+    block, x = Block(Doubling(), 8, d_inner=12, mlp="gelu_tanh"), torch.randn(2, 3, 8)
     half = x + 2.0 * F.layer_norm(x, (8,))
     hidden = F.gelu(block.mlp.fc1(F.layer_norm(half, (8,))), approximate="tanh")
     torch.testing.assert_close(block(x, factor=2.0), half + block.mlp.fc2(hidden))
