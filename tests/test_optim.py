@@ -20,13 +20,14 @@ from hyena.models import CausalLM, CausalLMConfig, HyenaDNA, HyenaDNAConfig
 from hyena.optim import param_groups
 
 
-def model(**operator: Any) -> CausalLM:
-    return CausalLM(CausalLMConfig(vocab_size=7, l_max=12, d_model=8, num_layers=2, mixer_options=operator))
+def model(mlp: str = "swiglu", **operator: Any) -> CausalLM:
+    sizes = {"vocab_size": 7, "l_max": 12, "d_model": 8, "num_layers": 2}
+    return CausalLM(CausalLMConfig(**sizes, mixer_options=operator, mlp=mlp))
 
 
-def with_table() -> CausalLM:
+def with_table(mlp: str = "swiglu") -> CausalLM:
     """A model with trained positions and a trained window in its first block."""
-    m = model()
+    m = model(mlp)
     m.blocks[0].mixer.conv.filter = HyenaFilter(
         8, 12, encoding=LearnedEncoding(33, 12), window=ExponentialWindow(8, trainable=True)
     )
@@ -42,10 +43,11 @@ def by_group(m: nn.Module, groups: list[dict[str, Any]]) -> dict[str, set[str]]:
     return {g["name"]: {names[id(p)] for p in g["params"]} for g in groups}
 
 
-def test_every_parameter_of_a_language_model() -> None:
-    m = with_table()
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+def test_every_parameter_of_a_language_model(mlp: str) -> None:
+    m = with_table(mlp=mlp)
     groups = by_group(m, param_groups(m, 1e-3, 0.1))
-    layers = ("mixer.in_proj", "mixer.out_proj", "mlp.fc1", "mlp.fc2")
+    layers = ["mixer.in_proj", "mixer.out_proj", "mlp.fc1", "mlp.fc2"] + ["mlp.gate"] * (mlp == "swiglu")
     assert groups["decay"] == {
         f"blocks.{i}.{name}" for i in (0, 1) for name in [f"{n}.weight" for n in layers] + ["mixer.short.weight"]
     }
@@ -56,7 +58,8 @@ def test_every_parameter_of_a_language_model() -> None:
     assert groups["no_decay"] == {name for name, _ in m.named_parameters()} - set().union(
         groups["decay"], groups["filters"], groups["encodings"]
     )
-    assert {"embedding.weight", "norm.weight", "blocks.0.mixer.conv.bias", "blocks.1.mlp.fc1.bias"} < groups["no_decay"]
+    assert {"embedding.weight", "norm.weight", "blocks.0.mixer.conv.bias"} < groups["no_decay"]
+    assert ("blocks.1.mlp.fc1.bias" in groups["no_decay"]) == (mlp == "gelu")
 
 
 def test_rates_and_decay() -> None:
