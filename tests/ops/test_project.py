@@ -172,6 +172,64 @@ def test_other_layers_hooks_and_autocast_work_as_ever(device: str) -> None:
         ops.project(u[..., :3], layer)
 
 
+@pytest.fixture
+def slow_products(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """As on a processor where torch's matrix products are slow; what is given to the library's own."""
+    module = importlib.import_module("hyena.ops.project")
+    if not ops.has_kernel("project", torch.device("cpu")):
+        pytest.skip("no compiled kernels")
+    monkeypatch.setattr(module.EXTENSION, "fast_linear", True)
+    real, seen = module.project, []
+    monkeypatch.setattr(module, "project", lambda x, layer: seen.append(x) or real(x, layer))
+    return seen
+
+
+def test_layers_in_models_have_the_fast_product(slow_products: list[Tensor]) -> None:
+    layer = nn.Linear(24, 10)
+    for shape, own in (((2, 128, 24), True), ((1, 255, 24), False), ((300, 24), False), ((2, 2, 128, 24), False)):
+        x = rand(*shape).float().requires_grad_()
+        slow_products.clear()
+        y = ops.linear(x, layer)
+        assert bool(slow_products) == own, shape
+        want = x.double() @ layer.weight.double().T + layer.bias.double()
+        torch.testing.assert_close(y, want.float())
+        dy = torch.randn_like(y)
+        inputs = (x, layer.weight, layer.bias)
+        for a, b in zip(
+            torch.autograd.grad(y, inputs, dy), torch.autograd.grad(want, inputs, dy.double()), strict=True
+        ):
+            torch.testing.assert_close(a, b.float(), rtol=1e-5, atol=1e-4)
+
+
+def test_what_stands_in_a_layers_place_is_called(slow_products: list[Tensor]) -> None:
+    layer, x = Doubling(24, 10), rand(2, 128, 24).float()
+    torch.testing.assert_close(ops.linear(x, layer), 2 * F.linear(x, layer.weight, layer.bias))
+    plain = nn.Linear(24, 10)
+    plain.register_forward_hook(lambda module, inputs, output: output + 1)
+    torch.testing.assert_close(ops.linear(x, plain), F.linear(x, plain.weight, plain.bias) + 1)
+    assert len(slow_products) == 2
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ops.linear(x, nn.Linear(24, 10)).dtype == torch.bfloat16
+
+
+def test_traced_layers_are_layers(slow_products: list[Tensor]) -> None:
+    """A graph is the same whatever machine traced it."""
+    graph = torch.export.export(Through(nn.Linear(24, 10)), (rand(2, 128, 24).float(),)).graph
+    assert not slow_products
+    assert [node.target for node in graph.nodes if node.op == "call_function"] == [torch.ops.aten.linear.default]
+
+
+class Through(nn.Module):
+    """A layer called through ``ops.linear``."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.layer)
+
+
 def test_the_bias_stays_where_nobody_adds_it(device: str) -> None:
     layer, u = nn.Linear(4, 5, device=device), rand(2, 3, 4).float().to(device)
     z, bias = ops.project_without_bias(u, layer)

@@ -51,7 +51,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes ``(…, D) -> (…, D)``."""
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        return ops.linear(F.gelu(ops.linear(x, self.fc1), approximate=self.approximate), self.fc2)
 
     def extra_repr(self) -> str:
         return f"approximate={self.approximate!r}"
@@ -91,8 +91,9 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes ``(…, D) -> (…, D)``."""
-        gate = self.gate(x)
-        return self.fc2((gate if self.activation is None else self.activation(gate)) * self.fc1(x))
+        gate = ops.linear(x, self.gate)
+        gate = gate if self.activation is None else self.activation(gate)
+        return ops.linear(gate * ops.linear(x, self.fc1), self.fc2)
 
     def extra_repr(self) -> str:
         return f"activation={getattr(self.activation, '__name__', self.activation)}"

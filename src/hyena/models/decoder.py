@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hyena import ops
 from hyena.generation import generate
 from hyena.mixers import State, StateSize
 from hyena.mixers.attention import row_starts
@@ -92,7 +93,7 @@ class Decoder(nn.Module):
             ValueError: an input longer than ``l_max``, or shapes that do not fit.
         """
         x = self.hidden_states(tokens, mask, cu_seqlens, max_seqlen, state, last=last)
-        return x if self.head is None else self.head(x)
+        return x if self.head is None else ops.linear(x, self.head)
 
     def hidden_states(
         self,

@@ -22,7 +22,7 @@ from hyena.ops.direct_conv import direct_conv, is_direct
 from hyena.ops.direct_recurrence import direct_recurrence
 from hyena.ops.gated_conv import gated_conv
 from hyena.ops.implicit_filter import implicit_filter
-from hyena.ops.project import LinearWithoutBias, project, project_without_bias
+from hyena.ops.project import LinearWithoutBias, linear, project, project_without_bias
 from hyena.ops.recurrence import recurrence
 from hyena.ops.report import backend_report, library_file, op_names
 from hyena.ops.short_conv import check_short_conv, short_conv
@@ -61,6 +61,7 @@ __all__ = [
     "is_plain",
     "is_plain_tensor",
     "library_file",
+    "linear",
     "longest_row",
     "map_rows",
     "modal_step_",

@@ -255,6 +255,26 @@ def project(u: Tensor, layer: nn.Module, channel_major: bool | None = False, mas
     return torch.ops.hyena.project(u, weight, bias)
 
 
+def linear(x: Tensor, layer: nn.Module) -> Tensor:
+    """``layer(x)``, of many positions by a kernel where torch's matrix products are slow (``docs/kernels.md``, CPU).
+
+    For layers that nothing is fused with: traced graphs, GPUs and other processors have the layer itself.
+
+    Args:
+        x: ``(…, D)``.
+        layer: ``nn.Linear``, or what has taken its place.
+    """
+    if (
+        EXTENSION.fast_linear
+        and x.dim() == 3
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and x.size(0) * x.size(1) >= _LEAST_ROWS
+    ):
+        return project(x, layer)
+    return layer(x)
+
+
 def project_without_bias(u: Tensor, layer: nn.Module, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """The projection without its bias, and the bias: :func:`hyena.ops.recurrence` adds it as it reads the projection.
 

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
+from hyena import ops
 from hyena.integrations.auto.base import (
     HyenaBackbone,
     HyenaModel,
@@ -166,7 +167,7 @@ class HyenaForCausalLM(_WithOutputLayer, GenerationMixin):
         some = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         if labels is not None and (isinstance(some, Tensor) or some.start != 0):
             raise ValueError(f"logits_to_keep={logits_to_keep} with labels: the loss needs all logits")
-        logits = self.lm_head(out.last_hidden_state[:, some])
+        logits = ops.linear(out.last_hidden_state[:, some], self.lm_head)
         loss = None
         if labels is not None:
             if attention_mask is not None:
@@ -216,7 +217,7 @@ class HyenaForMaskedLM(_WithOutputLayer):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        logits = self.lm_head(out.last_hidden_state)
+        logits = ops.linear(out.last_hidden_state, self.lm_head)
         loss = None
         if labels is not None:
             loss = self.loss_function(
