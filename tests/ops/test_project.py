@@ -186,7 +186,13 @@ def slow_products(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 def test_layers_in_models_have_the_fast_product(slow_products: list[Tensor]) -> None:
     layer = nn.Linear(24, 10)
-    for shape, own in (((2, 128, 24), True), ((1, 255, 24), False), ((300, 24), False), ((2, 2, 128, 24), False)):
+    for shape, own in (
+        ((2, 128, 24), True),
+        ((1, 255, 24), False),
+        ((300, 24), True),
+        ((2, 2, 64, 24), True),
+        ((24,), False),
+    ):
         x = rand(*shape).float().requires_grad_()
         slow_products.clear()
         y = ops.linear(x, layer)

@@ -64,7 +64,7 @@ class _AFT(RowMixer):
 
     def mix(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int, state: Any) -> Tensor:
         """Mixed values ``(B, L, D)``."""
-        z = self.in_proj(u)
+        z = ops.linear(u, self.in_proj)
         with ops.without_autocast(u.device):
             q, k, v = z.to(ops.compute_dtype(z)).chunk(3, dim=2)
             if mask is not None:

@@ -142,7 +142,7 @@ class Attention(Mixer):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=allowed is None and self.causal,
         )  # (B, M, L, D/M)
-        y = self.out_proj(y.transpose(1, 2).flatten(2))
+        y = ops.linear(y.transpose(1, 2).flatten(2), self.out_proj)
         return y[0] if flat else y
 
     def _positions(self, u: Tensor, cu_seqlens: Tensor | None = None, start: int = 0) -> Tensor | None:
@@ -156,7 +156,7 @@ class Attention(Mixer):
         """Query ``(B, M, L, D/M)``, key and value ``(B, H, L, D/M)``."""
         size = self.head_dim
         rows = [heads * size for heads in (self.num_heads, self.num_kv_heads, self.num_kv_heads)]
-        z = self.in_proj(u)
+        z = ops.linear(u, self.in_proj)
         if z.stride(2) != 1:  # as it comes from other processes; torch's fused attention would not take it
             z = z.contiguous()
         q, k, v = (p.unflatten(2, (-1, size)).transpose(1, 2) for p in z.split(rows, dim=2))
@@ -218,7 +218,7 @@ class Attention(Mixer):
         if not torch.compiler.is_compiling() and (not state.may_pad or state.keep[:, :stop].all()):
             keep = None
         y = attend(q, state.keys[:, :, :stop], state.values[:, :, :stop], keep)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+        return ops.linear(y.transpose(1, 2).flatten(2), self.out_proj)
 
     def extend(self, l_max: int, mode: str = "continue") -> None:
         """Lets rows be longer.

@@ -158,7 +158,7 @@ class BigBird(RowMixer):
 
     def mix(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int, state: Any) -> Tensor:
         """Mixed values ``(B, L, D)``."""
-        z = self.in_proj(u)
+        z = ops.linear(u, self.in_proj)
         kept = None if mask is None else mask.sum(1)
         with ops.without_autocast(u.device):
             if state is not None:

@@ -118,7 +118,7 @@ class BlockRecurrent(RowMixer):
 
     def mix(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int, state: Any) -> Tensor:
         """Attention to the window and to the state vectors, side by side, ``(B, L, 2 D)``."""
-        z = self.in_proj(u)
+        z = ops.linear(u, self.in_proj)
         with ops.without_autocast(u.device):
             z = z.to(ops.compute_dtype(z))
             if state is None:

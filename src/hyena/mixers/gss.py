@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hyena import ops
 from hyena.conv.long import FilterFactory, LongConv, Past
 from hyena.conv.online import Online
 from hyena.filters import DSS
@@ -99,7 +100,7 @@ class GSS(RowMixer):
         else:
             memory = state.memory[0]
             y = self.conv(v.to(memory.real.dtype), past=Past(state.online, memory, state.position)).to(v.dtype)
-        return gate * self.gate(y)
+        return gate * ops.linear(y, self.gate)
 
     def _new_state(self, batch: int, length: int) -> GSSState:
         online = self.conv.online([self.conv_channels], length)

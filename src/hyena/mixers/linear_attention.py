@@ -125,7 +125,7 @@ class LinearAttention(RowMixer):
 
     def mix(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, longest: int, state: Any) -> Tensor:
         """Mixed values ``(B, L, D)``."""
-        z = self.in_proj(u)
+        z = ops.linear(u, self.in_proj)
         with ops.without_autocast(u.device):
             z = z.to(ops.compute_dtype(z))
             q, k, v = (p.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for p in z.chunk(3, dim=2))

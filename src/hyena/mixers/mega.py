@@ -117,8 +117,8 @@ class Mega(RowMixer):
             memory = state.memory[0]
             x = self.conv(u.to(memory.real.dtype), past=Past(state.online, memory, state.position)).to(u.dtype)
         sizes = [self.d_model, self.key_channels, self.value_channels, self.d_model]
-        update, z, reset, h = self.gates(F.silu(x)).split(sizes, dim=2)
-        v = F.silu(self.in_proj(u))
+        update, z, reset, h = ops.linear(F.silu(x), self.gates).split(sizes, dim=2)
+        v = F.silu(ops.linear(u, self.in_proj))
         o = F.silu(reset) * self._attention(F.silu(z), v, mask, state).to(v.dtype)
         return torch.cat([o, h, torch.sigmoid(update)], dim=2)
 

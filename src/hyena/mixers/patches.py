@@ -160,7 +160,7 @@ class HyenaPatches(Mixer):
             index, keep, back = unpacked(cu_seqlens, u.size(1), longest)
             keep = keep if mask is None else keep & mask[0][index]
             y = self._mix(u[0][index], keep, columns, condition)[back][None]
-        y = self.out_proj(self.dropout(y))
+        y = ops.linear(self.dropout(y), self.out_proj)
         return y[0] if flat else y
 
     def _columns(self, grid: Sequence[int], length: int) -> int:
@@ -183,7 +183,7 @@ class HyenaPatches(Mixer):
             first = mask.to(torch.uint8).argmax(1, keepdim=True)
             order = (torch.arange(length, device=u.device) + first) % max(length, 1)
             u, mask = take(torch.where(mask[..., None], u, 0.0), order), mask.gather(1, order)
-        z, tokens = self.in_proj(u), min(self.prefix_tokens, length)
+        z, tokens = ops.linear(u, self.in_proj), min(self.prefix_tokens, length)
         count = length - tokens
         rows = -(-count // columns)
         missing = rows * columns - count

@@ -197,7 +197,7 @@ class S5(RowMixer):
             if state is not None:
                 state.states.copy_(torch.view_as_real(states[:, -1]))
             g = F.gelu(y).to(u.dtype)
-        return g * torch.sigmoid(self.gate(g))
+        return g * torch.sigmoid(ops.linear(g, self.gate))
 
     def _new_state(self, batch: int, length: int) -> S5State:
         weight = self.system.log_decay

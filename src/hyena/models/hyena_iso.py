@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hyena import ops
 from hyena.conv.long_nd import LongConvND
 from hyena.filters import HyenaFilter, SeparableFilter
 from hyena.models.config import ModelConfig, image_size
@@ -89,7 +90,7 @@ class HyenaISOBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Computes ``(B, H, W, D) -> (B, H, W, D)``."""
         y = self.dropout(F.gelu(self.conv(self.norm(x))))
-        return x + self.dropout(F.glu(self.out_proj(y), dim=-1))
+        return x + self.dropout(F.glu(ops.linear(y, self.out_proj), dim=-1))
 
 
 class HyenaISO(nn.Module):

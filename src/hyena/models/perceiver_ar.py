@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hyena import ops
 from hyena.generation import generate
 from hyena.mixers import Attention, Mixer, State
 from hyena.mixers.masks import keep_from_tokenizer
@@ -157,7 +158,7 @@ class PerceiverAR(nn.Module):
             state.check_room(tokens.size(1), f"this model's l_max={longest}")
             place = place + state.count[:, None]
         x = self.dropout(self.embedding(tokens) + self.positions(place.clamp_min(0)))
-        keys = self.key_value(self.norm_context(x))
+        keys = ops.linear(self.norm_context(x), self.key_value)
         latents = min(self.config.num_latents, tokens.size(1))
         if state is not None:
             latents = state.recent.size(1)
@@ -185,14 +186,14 @@ class PerceiverAR(nn.Module):
             x, n = x[:, n - length :], length
         q, k, v = (
             t.unflatten(2, (heads, -1)).transpose(1, 2)
-            for t in (self.query(self.norm_context(x)), *keys.chunk(2, dim=2))
+            for t in (ops.linear(self.norm_context(x), self.query), *keys.chunk(2, dim=2))
         )
         at = torch.arange(length, device=x.device)
         own = at[length - n :, None]
         # Padding may see itself: a row of the softmax with nothing in it would be NaN.
         allowed = (at <= own) & keep[:, None, None] | (at == own)
         y = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=allowed)
-        x = x + self.dropout(self.out_proj(y.transpose(1, 2).flatten(2)))
+        x = x + self.dropout(ops.linear(y.transpose(1, 2).flatten(2), self.out_proj))
         x = x + self.dropout(self.mlp(self.norm_mlp(x)))
         for block in self.blocks:
             x = block(x, mask=keep[:, length - n :])

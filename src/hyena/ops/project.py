@@ -264,15 +264,14 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
         x: ``(…, D)``.
         layer: ``nn.Linear``, or what has taken its place.
     """
-    if (
-        EXTENSION.fast_linear
-        and x.dim() == 3
-        and x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and x.size(0) * x.size(1) >= _LEAST_ROWS
-    ):
+    if not EXTENSION.fast_linear or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return layer(x)
+    if x.dim() < 2 or x.numel() < _LEAST_ROWS * x.size(-1):
+        return layer(x)
+    if x.dim() == 3:
         return project(x, layer)
-    return layer(x)
+    y = project(x.flatten(0, -2)[None], layer)
+    return y.view(*x.shape[:-1], y.size(-1))
 
 
 def project_without_bias(u: Tensor, layer: nn.Module, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
