@@ -210,10 +210,11 @@ def test_layers_in_models_have_the_fast_product(slow_products: list[Tensor]) -> 
 def test_what_stands_in_a_layers_place_is_called(slow_products: list[Tensor]) -> None:
     layer, x = Doubling(24, 10), rand(2, 128, 24).float()
     torch.testing.assert_close(ops.linear(x, layer), 2 * F.linear(x, layer.weight, layer.bias))
-    plain = nn.Linear(24, 10)
-    plain.register_forward_hook(lambda module, inputs, output: output + 1)
-    torch.testing.assert_close(ops.linear(x, plain), F.linear(x, plain.weight, plain.bias) + 1)
-    assert len(slow_products) == 2
+    plain, shapes = nn.Linear(24, 10), []
+    plain.register_forward_hook(lambda module, inputs, output: shapes.append(inputs[0].shape) or output + 1)
+    for each in (x, x.view(2, 2, 64, 24), x[0, :2], x.flatten(0, 1)):
+        torch.testing.assert_close(ops.linear(each, plain), F.linear(each, plain.weight, plain.bias) + 1)
+        assert shapes[-1] == each.shape
     with torch.autocast("cpu", torch.bfloat16):
         assert ops.linear(x, nn.Linear(24, 10)).dtype == torch.bfloat16
 

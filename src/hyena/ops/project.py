@@ -270,8 +270,9 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
         return layer(x)
     if x.dim() == 3:
         return project(x, layer)
-    y = project(x.flatten(0, -2)[None], layer)
-    return y.view(*x.shape[:-1], y.size(-1))
+    if not is_plain(layer, nn.Linear):  # hooks see what they would
+        return layer(x)
+    return project(x.flatten(0, -2)[None], layer)[0].unflatten(0, x.shape[:-1])
 
 
 def project_without_bias(u: Tensor, layer: nn.Module, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
