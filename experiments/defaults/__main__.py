@@ -1,4 +1,4 @@
-"""Settings of Hyena's filter and operator on seven small jobs: which should be the defaults?
+"""Settings of Hyena's filter, operator and MLP on small jobs: which should be the defaults?
 
     python -m experiments.defaults --workers 2
 

@@ -21,5 +21,6 @@ def draw(found: dict[str, Any], path: Path) -> None:
             panel.plot([row["least"], row["largest"]], [i, i], color="C0", alpha=0.5, lw=3)
             panel.plot(row["mean"], i, "o", color="C0")
         panel.set_title(job)
+        panel.set_ylim(-0.7, len(labels) - 0.3)  # of all panels, whichever variants they have
         panel.set_yticks(range(len(labels)), labels if panel is panels[0] else [""] * len(labels))
     plots.save(figure, path)

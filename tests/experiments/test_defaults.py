@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
 from experiments.defaults.jobs import JOBS, batches, held_out
+from experiments.defaults.plot import draw
 from experiments.defaults.variants import Variant, model
 
 from hyena import HyenaOperator
@@ -32,8 +34,11 @@ def test_a_toy_run(toy: Callable[..., dict[str, Any]]) -> None:
 def test_a_variant_says_every_setting() -> None:
     """Each changes what it names, whatever the library's defaults are."""
     torch.manual_seed(0)
-    changed = {"freq": 2.0, "emb_dim": 5, "width": 16, "inner_layers": 1, "shift": 0.5, "order": 3}
-    operator = model(Variant(**changed), 7, 40, width=8, layers=1).blocks[0].mixer
+    changed = {"freq": 2.0, "emb_dim": 5, "width": 16, "inner_layers": 1, "shift": 0.5, "order": 3, "mlp": "geglu"}
+    block = model(Variant(**changed), 7, 40, width=8, layers=1).blocks[0]
+    assert hasattr(block.mlp, "gate")
+    assert not hasattr(model(Variant(), 7, 40, width=8, layers=1).blocks[0].mlp, "gate")
+    operator = block.mixer
     assert isinstance(operator, HyenaOperator)
     filter: Any = operator.conv.filter
     assert operator.order == 3
@@ -44,6 +49,19 @@ def test_a_variant_says_every_setting() -> None:
     fast = model(Variant(slow=1.0, fast=0.1), 7, 40, width=8, layers=1).blocks[0].mixer
     ends = fast.conv.filter.window.deltas.abs()[[0, -1]]
     torch.testing.assert_close(torch.exp(-ends * torch.tensor([1.0, 0.1])), torch.full((2,), 0.01))
+
+
+def test_a_line_of_the_plot_is_a_variant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In every panel, also of a job that some variants were not tried on."""
+    drawn: list[Any] = []
+    monkeypatch.setattr("experiments.shared.plots.save", lambda figure, path: drawn.extend(figure.axes))
+    score = {"mean": 1.0, "least": 0.9, "largest": 1.1}
+    table = {"a": {"x": score}, "b": {"x": score, "y": score}, "c": {"x": score}, "d": {"x": score, "z": score}}
+    draw({"table": table}, tmp_path / "plot.png")
+    assert [panel.get_title() for panel in drawn] == ["x", "y", "z"]
+    assert len({panel.get_ylim() for panel in drawn}) == 1
+    assert [text.get_text() for text in drawn[0].get_yticklabels()] == ["d", "c", "b", "a"]
+    assert [dots.get_ydata()[0] for dots in drawn[1].lines if dots.get_marker() == "o"] == [2]
 
 
 @pytest.mark.parametrize(("norm", "skip"), [(1.0, 1.0), (3.0, 0.25)])
