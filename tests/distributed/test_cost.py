@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hyena.distributed import H100, Mesh, Work, cost, plan
+from hyena.distributed.planning import predict
 from hyena.models import CausalLM, CausalLMConfig
 
 MATMULS = ("mm", "addmm", "bmm")
@@ -56,6 +57,17 @@ def test_products_and_kept_bytes_are_the_models(mlp: str) -> None:
         said.append(cost(Work(L, B, D, layers, "attention", num_heads=4, vocab_size=50, mlp=mlp), Mesh(), itemsize=4))
     assert said[1].matmul - said[0].matmul == counted[1] - counted[0]
     assert said[1].kept - said[0].kept == pytest.approx(kept[1] - kept[0], rel=0.02)
+
+
+def test_a_gate_has_a_gradient_of_its_own_in_memory() -> None:
+    """Beside what was kept: three arrays of the inner width instead of two, in bfloat16, spread over tp and cp."""
+    B, L, D, inner = 2, 512, 64, 96
+    for mesh in (Mesh(), Mesh(cp=4), Mesh(tp=2)):
+        beside = []
+        for mlp in ("gelu", "swiglu"):
+            each = predict(Work(L, B, D, 2, d_inner=inner, mlp=mlp), mesh)
+            beside.append(each.memory - each.cost.weights - each.cost.kept)
+        assert beside[1] - beside[0] == pytest.approx(2 * B * L * inner / mesh.size)
 
 
 def test_bytes_are_those_of_the_table_in_the_docs() -> None:
