@@ -81,6 +81,14 @@ def test_computes_what_the_library_does():
     assert torch.equal(model(ids, attention_mask=mask).logits, ours(ids, mask))
 
 
+@pytest.mark.parametrize("name", ["HyenaForCausalLM", "HyenaForMaskedLM", "HyenaDNAForCausalLM"])
+def test_logits_are_the_output_layer_s(name: str):
+    model, ids = build(name), tokens(name)
+    hidden = model.model(ids).last_hidden_state
+    want = torch.einsum("bld,vd->blv", hidden, model.lm_head.weight)
+    torch.testing.assert_close(model(ids).logits, want)
+
+
 def test_a_new_model_starts_as_the_library_s():
     model = auto.HyenaForCausalLM(config(d_model=64, vocab_size=400))
     ours = CausalLM(CausalLMConfig(400, 64, 64, 2))
