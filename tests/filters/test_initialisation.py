@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from helpers.processes import in_group
 from hyena import HyenaFilter, HyenaOperator
 from hyena.filters import ExplicitFilter, ExponentialWindow, Filter, LearnedEncoding, ModalFilter
 
@@ -109,33 +110,30 @@ def test_trained_filters_keep_their_norm() -> None:
         assert torch.equal(h(300), want)
 
 
-def sharded(rank: int, folder: str) -> None:
+@in_group
+def sharded(rank: int, processes: int, folder: str) -> None:
     """What each of two processes does."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        mesh = distributed.init_device_mesh("cpu", (2,))
-        for name in FILTERS:
-            for seed in (3, rank):  # the same on every process, or not
-                h = FILTERS[name](device=torch.device("meta"))
-                fully_shard(h, mesh=mesh)
-                h.to_empty(device="cpu")
-                torch.manual_seed(seed)
-                reset(h.modules() if seed == rank else [h])
-                whole = {k: t.full_tensor() if hasattr(t, "full_tensor") else t for k, t in h.state_dict().items()}
-                again = FILTERS[name]()
-                torch.manual_seed(3)
-                again.reset_parameters()
-                if seed == 3:
-                    for key, t in again.state_dict().items():
-                        torch.testing.assert_close(whole[key], t, rtol=1e-5, atol=1e-6)
-                again.load_state_dict(whole)
-                torch.testing.assert_close(h(300), again(300))
-                if name != "explicit":
-                    torch.testing.assert_close(norms(again), torch.ones(2, 4).double(), rtol=1e-3, atol=0)
-        mixed_precision(mesh)
-        single_linears(mesh)
-    finally:
-        distributed.destroy_process_group()
+    mesh = distributed.init_device_mesh("cpu", (processes,))
+    for name in FILTERS:
+        for seed in (3, rank):  # the same on every process, or not
+            h = FILTERS[name](device=torch.device("meta"))
+            fully_shard(h, mesh=mesh)
+            h.to_empty(device="cpu")
+            torch.manual_seed(seed)
+            reset(h.modules() if seed == rank else [h])
+            whole = {k: t.full_tensor() if hasattr(t, "full_tensor") else t for k, t in h.state_dict().items()}
+            again = FILTERS[name]()
+            torch.manual_seed(3)
+            again.reset_parameters()
+            if seed == 3:
+                for key, t in again.state_dict().items():
+                    torch.testing.assert_close(whole[key], t, rtol=1e-5, atol=1e-6)
+            again.load_state_dict(whole)
+            torch.testing.assert_close(h(300), again(300))
+            if name != "explicit":
+                torch.testing.assert_close(norms(again), torch.ones(2, 4).double(), rtol=1e-3, atol=0)
+    mixed_precision(mesh)
+    single_linears(mesh)
 
 
 def mixed_precision(mesh: distributed.DeviceMesh) -> None:
@@ -170,4 +168,4 @@ def single_linears(mesh: distributed.DeviceMesh) -> None:
 
 
 def test_sharded_filters_are_initialised(tmp_path: Path) -> None:
-    multiprocessing.spawn(sharded, (str(tmp_path),), nprocs=2)
+    multiprocessing.spawn(sharded, (2, str(tmp_path)), nprocs=2)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from helpers import split
+from helpers.processes import in_group
 from hyena.distributed import Checkpoints, full_state_dict, sum_gradients
 
 MODELS = ("tied", "striped")
@@ -81,11 +82,9 @@ def plain(folder: Path) -> None:
         torch.save(model.state_dict(), folder / f"{name}-3.pt")
 
 
+@in_group
 def run(rank: int, processes: int, folder: str, jobs: list[tuple[str, dict[str, int], str, bool]]) -> None:
     """One process of several: saves and loads in turn, and what failed into a file of its own."""
-    torch.set_num_threads(1)
-    store = f"file://{Path(folder) / f'store-{processes}-{len(jobs)}'}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=processes)
     failed = []
     try:
         for what, axes, where, asynchronous in jobs:
@@ -99,7 +98,6 @@ def run(rank: int, processes: int, folder: str, jobs: list[tuple[str, dict[str, 
             dist.barrier()
     finally:
         (Path(folder) / f"failed-{rank}.txt").write_text("\n".join(failed))
-        dist.destroy_process_group()
 
 
 def run_until_killed(rank: int, processes: int, folder: str, moment: str, asynchronous: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import torch
 from torch import distributed as dist
@@ -12,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from helpers.models import V, build
+from helpers.processes import in_group
 
 PROMPTS = [[1, 2, 3, 4, 5], [6, 7]]
 
@@ -47,12 +47,8 @@ def check_generation(name: str, units: str) -> None:
     assert model.state_size(2, 30) == whole.state_size(2, 30)
 
 
+@in_group
 def run(rank: int, processes: int, folder: str, cases: list[tuple[str, str]]) -> None:
     """One process of several."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=rank, world_size=processes)
-    try:
-        for name, units in cases:
-            check_generation(name, units)
-    finally:
-        dist.destroy_process_group()
+    for name, units in cases:
+        check_generation(name, units)

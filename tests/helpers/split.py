@@ -167,10 +167,8 @@ def expect(run: Callable[[], Any], pattern: str) -> None:
 Runs = list[tuple[dict[str, int], list[str]]]
 
 
-def run_checks(rank: int, processes: int, folder: str, runs: Runs, checks: dict[str, Check]) -> None:
+def run_checks(rank: int, folder: str, runs: Runs, checks: dict[str, Check]) -> None:
     """For each mesh its checks in turn, and what failed into a file of its own."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=rank, world_size=processes)
     failed = []
     try:
         for sizes, names in runs:
@@ -184,4 +182,3 @@ def run_checks(rank: int, processes: int, folder: str, runs: Runs, checks: dict[
                 dist.barrier()
     finally:
         (Path(folder) / f"failed-{rank}.txt").write_text("\n".join(failed))
-        dist.destroy_process_group()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from torch.distributed.tensor.parallel import parallelize_module
 
 from helpers.mixers import CASES, D
 from helpers.models import L_MAX, V, build
+from helpers.processes import in_group
 from helpers.split import (
     LENGTH,
     MODELS,
@@ -257,15 +257,15 @@ CHECKS: dict[str, Check] = {
 }
 
 
+@in_group
 def run(rank: int, processes: int, folder: str, runs: Runs) -> None:
     """One process of several."""
-    run_checks(rank, processes, folder, runs, CHECKS)
+    run_checks(rank, folder, runs, CHECKS)
 
 
+@in_group
 def run_beside_one_that_stops(rank: int, processes: int, folder: str) -> None:
     """The last process ends before the call; the others say so, and do not wait."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=rank, world_size=processes)
     mesh = init_device_mesh("cpu", (processes,), mesh_dim_names=("tp",))
     torch.manual_seed(0)
     op = tensor_parallel(HyenaOperator(D, 40), mesh, check=False)
@@ -274,4 +274,3 @@ def run_beside_one_that_stops(rank: int, processes: int, folder: str) -> None:
         stopped = f"an all-reduce of a layer failed on rank {rank} of {processes}: another process has stopped"
         with pytest.raises(RuntimeError, match=stopped):
             op(torch.randn(1, 3, D))
-    dist.destroy_process_group()

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from helpers.live_memory import LiveBytes
 from helpers.mixers import CASES, D
 from helpers.models import V, build
+from helpers.processes import in_group
 from hyena import HyenaOperator, ops
 from hyena.distributed import context_parallel, gather, shard, sum_gradients
 from hyena.distributed.exchange import Flight
@@ -276,23 +277,20 @@ CHECKS: dict[str, Check] = {
 }
 
 
+@in_group
 def run_beside_one_that_stops(rank: int, processes: int, folder: str) -> None:
     """The last process ends before the call; the others say so, and do not wait."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=rank, world_size=processes)
     mesh = init_device_mesh("cpu", (processes,), mesh_dim_names=("cp",))
     op = context_parallel(HyenaOperator(D, 40), mesh)
     dist.barrier()
     if rank < processes - 1:
         with pytest.raises(RuntimeError, match=f"failed on rank {rank} of {processes}: another process has stopped"):
             op(torch.randn(1, 3, D))
-    dist.destroy_process_group()
 
 
+@in_group
 def run(rank: int, processes: int, folder: str, names: list[str]) -> None:
     """One process of several: the checks in turn, and what failed into a file of its own."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=rank, world_size=processes)
     failed = []
     try:
         mesh = init_device_mesh("cpu", (processes,), mesh_dim_names=("cp",))
@@ -304,4 +302,3 @@ def run(rank: int, processes: int, folder: str, names: list[str]) -> None:
             dist.barrier()
     finally:
         (Path(folder) / f"failed-{rank}.txt").write_text("\n".join(failed))
-        dist.destroy_process_group()

@@ -10,6 +10,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from helpers import split, split_checks
+from helpers.processes import in_group
 from helpers.split import Check, Mesh, Runs, close, gradients, tokens
 from hyena.conv import cache, watch
 from hyena.distributed import full_state_dict, tensor_parallel
@@ -141,6 +142,7 @@ CHECKS: dict[str, Check] = {
 }
 
 
+@in_group
 def run(rank: int, processes: int, folder: str, runs: Runs) -> None:
     """One process of several."""
-    split.run_checks(rank, processes, folder, runs, CHECKS)
+    split.run_checks(rank, folder, runs, CHECKS)
