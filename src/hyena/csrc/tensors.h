@@ -69,14 +69,18 @@ inline double elements_of(const Sizes& sizes) {
     for (const int64_t n : sizes) count *= double(n);
     return count;
 }
+inline std::array<int64_t, 8> contiguous_strides(const Sizes& sizes) {
+    std::array<int64_t, 8> strides{};
+    require(sizes.size() <= strides.size(), "a tensor of ", sizes.size(), " dimensions");
+    int64_t step = 1;
+    for (size_t i = sizes.size(); i-- > 0; step *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = step;
+    return strides;
+}
 inline Tensor allocate(const Tensor& like, Sizes sizes, std::optional<ScalarType> type = std::nullopt) {
     const ScalarType element = type.value_or(like.scalar_type());
     // Not torch's new_empty, which is found by its name at every call and takes longer than a small kernel.
     return made(elements_of(sizes), element, [&] {
-        std::array<int64_t, 8> strides{};
-        require(sizes.size() <= strides.size(), "a tensor of ", sizes.size(), " dimensions");
-        int64_t step = 1;
-        for (size_t i = sizes.size(); i-- > 0; step *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = step;
+        const std::array<int64_t, 8> strides = contiguous_strides(sizes);
         int32_t device_type, device_index;
         TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
         TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));

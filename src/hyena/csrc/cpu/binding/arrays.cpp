@@ -21,10 +21,7 @@ Storage storage_of(const Tensor& t) {
     }
 }
 
-int64_t element_size(const Tensor& t) {
-    const ScalarType type = t.scalar_type();
-    return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
-}
+int64_t element_size(ScalarType type) { return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2; }
 
 }  // namespace
 
@@ -54,14 +51,30 @@ Optional channels_last(const Optional& t) {
 Array array(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
 Array array(const Optional& t) { return t ? array(*t) : Array{}; }
 
-Tensor with_huge_pages(Tensor t) {
-    ask_for_huge_pages(t.data_ptr(), t.numel() * element_size(t));
-    return t;
+Tensor result(const Tensor& like, Sizes sizes, std::optional<ScalarType> type) {
+    const ScalarType element = type.value_or(like.scalar_type());
+    const double bytes = elements_of(sizes) * double(element_size(element));
+    if (bytes < double(kLongResult) || bytes > 1e18) return allocate(like, sizes, type);  // torch says what is too much
+    return made(elements_of(sizes), element, [&] {
+        const size_t count = size_t(bytes);
+        void* data = take_memory(count);
+        const auto strides = contiguous_strides(sizes);
+        using torch::stable::detail::from, torch::stable::detail::to;
+        AtenTensorHandle handle;
+        const AOTITorchError error = torch_from_blob(
+            data, int64_t(sizes.size()), sizes.data(), strides.data(), 0, to<int32_t>(from(element)),
+            aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0,
+            [](void* memory, void* length) { give_back_memory(memory, reinterpret_cast<size_t>(length)); },
+            reinterpret_cast<void*>(count));
+        if (error != AOTI_TORCH_SUCCESS) {
+            give_back_memory(data, count);
+            throw std::runtime_error(torch_error());
+        }
+        return Tensor(handle);
+    });
 }
 
-Tensor empty(const Tensor& like, int64_t channels) {
-    return with_huge_pages(allocate(like, {like.size(0), like.size(1), channels}));
-}
+Tensor empty(const Tensor& like, int64_t channels) { return result(like, {like.size(0), like.size(1), channels}); }
 
 Tensor in_order_of(const Tensor& y, const Tensor& z) {
     if (!is_channel_major(z)) return y;
@@ -102,8 +115,9 @@ Spectra spectra(const Tensor& t, int64_t filters) {
 }
 
 Tensor empty_spectrum(const Tensor& like, int64_t filters, int64_t channels, int64_t size) {
-    Tensor t = with_huge_pages(allocate(like, {filters, channels, size + 1, 2}));
-    const int64_t used = channels * points_of(size) * 2, all = channels * (size + 1) * 2, bytes = element_size(t);
+    Tensor t = result(like, {filters, channels, size + 1, 2});
+    const int64_t used = channels * points_of(size) * 2, all = channels * (size + 1) * 2,
+                  bytes = element_size(t.scalar_type());
     if (t.numel() == 0) return t;
     for (int64_t f = 0; f < filters; ++f)
         std::memset(static_cast<char*>(t.data_ptr()) + (f * all + used) * bytes, 0, (all - used) * bytes);

@@ -29,8 +29,9 @@ Optional channels_last(const Optional& t);
 Array array(const Tensor& t);
 Array array(const Optional& t);
 
-// Large results are new memory at every call, and their pages come as they are first written: ask for huge ones.
-Tensor with_huge_pages(Tensor t);
+// Uninitialised memory for a result. Long ones have what earlier calls' results had: new pages are zeroed by the system
+// as they are first written. Their storage cannot be made longer in place (`resize_`).
+Tensor result(const Tensor& like, Sizes sizes, std::optional<ScalarType> type = std::nullopt);
 
 // Uninitialised (B, L, channels).
 Tensor empty(const Tensor& like, int64_t channels);

@@ -31,7 +31,7 @@ Tensor filter_spectrum(const Tensor& h_in, int64_t size, bool causal) {
 Tensor filter_spectrum_backward(const Tensor& ds_in, const Tensor& h_in, int64_t size, bool causal) {
     check_filter_spectrum_backward(ds_in, h_in, size, causal);
     const Tensor ds = dense(ds_in);
-    Tensor dh = with_huge_pages(allocate(ds, h_in.sizes()));
+    Tensor dh = result(ds, h_in.sizes());
     if (dh.numel() > 0) kernels().spectrum_backward(spectrum_args(dh, ds, causal));
     return back(dh, h_in);
 }
@@ -73,7 +73,7 @@ Tensor implicit_filter(const Tensor& features, const Tensor& time, const Tensor&
                        int64_t filters) {
     check_implicit_filter(features, time, first, inner, biases, freq, out, deltas, filters);
     FilterTensors f({features, time, first, inner, biases, freq, out, deltas}, shift, filters);
-    Tensor h = with_huge_pages(allocate(features, {filters, f.args.taps, f.args.channels}));
+    Tensor h = result(features, {filters, f.args.taps, f.args.channels});
     f.args.h = h.data_ptr();
     kernels().implicit_filter(f.args);
     return h;

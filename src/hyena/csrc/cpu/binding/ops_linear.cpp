@@ -43,7 +43,7 @@ Tensor as_rows(const Tensor& t) {
 Tensor project(const Tensor& u_in, const Tensor& weight, const Optional& bias_in) {
     check_project(u_in, weight, bias_in);
     const Tensor u = as_rows(u_in);
-    Tensor z = with_huge_pages(allocate(u, {u_in.size(0), u_in.size(1), weight.size(0)}));
+    Tensor z = result(u, {u_in.size(0), u_in.size(1), weight.size(0)});
     Tensor flat = torch::stable::view(z, {u.size(0), weight.size(0)});
     if (takes_linear(u, weight)) {
         Optional bias;

@@ -21,7 +21,7 @@ RecurrenceArgs recurrence_args(const Tensor& z, const Tensor& weight, const Tens
 Tensor with_bias(const Tensor& z_in, const Tensor& z_bias) {
     const ScalarType type = compute_type(z_in);
     const Tensor z = channels_last(z_in), bias = parameter(z_bias, type);
-    const Tensor sum = with_huge_pages(allocate(z, {z.size(0), z.size(1), z.size(2)}, type));
+    const Tensor sum = result(z, {z.size(0), z.size(1), z.size(2)}, type);
     ChannelBiasArgs args = channel_bias_args(z);
     args.y = array(sum);
     args.bias = bias.const_data_ptr();

@@ -1,4 +1,4 @@
-// Working memory of the kernels: taken for a call, kept for the next.
+// Memory of the kernels and of their long results: taken for a call, kept for the next.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,12 @@ namespace hyena {
 // call in the child of a fork. Throws std::runtime_error with the number of bytes where there is no memory.
 void* take_memory(size_t bytes);
 
-// Gives back what take_memory(bytes) returned.
+// Gives back what take_memory(bytes) returned. It is kept until there is more than an eighth of the machine's memory of
+// its kind; the system may take the pages of long blocks back whenever it needs them.
 void give_back_memory(void* data, size_t bytes);
+
+// Results from here on (bytes) are worth keeping: malloc keeps shorter ones itself.
+constexpr size_t kLongResult = size_t(4) << 20;
 
 // Frees what is kept for the next call.
 void clear_memory();
