@@ -28,6 +28,12 @@ class HeldPlan {
     const Plan<T>& plan_;
 };
 
+// A position in time, and where its point is in a buffer of Passes.
+struct Point {
+    int64_t t, at;
+    HYENA_INLINE operator int64_t() const { return t; }
+};
+
 // Buffers larger than this (bytes), several times a core's own cache, are asked for ahead too.
 constexpr int64_t kNearBuffer = int64_t(6) << 20;
 
@@ -47,6 +53,10 @@ struct Passes {
     int64_t buffer() const { return p1() * row_stride(); }
     int64_t scratch() const { return p1() > 1 ? plan.columns_at_once * column_stride() : 0; }
 
+    HYENA_INLINE Point point(int64_t row, int64_t column) const {
+        return {row * p2() + column, (row * row_stride() + column) * S};
+    }
+
     // Asks for the same point of the next block of columns.
     HYENA_INLINE void next_block(const T* point) const {
         __builtin_prefetch(point + plan.columns_at_once * S, 0, 2);
@@ -57,7 +67,8 @@ struct Passes {
     static HYENA_INLINE Cx<T> twisted(Vec<T> x, T c, T s) { return {x * c, x * s}; }
     static HYENA_INLINE Cx<T> twisted(Cx<T> x, T c, T s) { return twiddled<false>(x, c, s); }
 
-    // Columns [c0, c1): read time t from `read(t)` (real or complex), twist, transform, write to the buffer.
+    // Columns [c0, c1): read each time from `read(point)` (real or complex), twist, transform, write to the buffer. What
+    // a column's points were in the buffer is read before it is written.
     template <class Read>
     HYENA_INLINE void columns_in(T* buffer, int64_t c0, int64_t c1, T* local, Read&& read,
                                  const Ahead& ahead = {}) const {
@@ -66,7 +77,7 @@ struct Passes {
         if (n1 == 1) {
             for (int64_t t = c0; t < c1; ++t) {
                 ahead(t + kReadAhead);
-                store_cx(buffer + t * S, twisted(read(t), between[2 * t], between[2 * t + 1]));
+                store_cx(buffer + t * S, twisted(read(Point{t, t * S}), between[2 * t], between[2 * t + 1]));
             }
             return;
         }
@@ -75,7 +86,7 @@ struct Passes {
             for (int64_t i = 0; i < n1; ++i) {
                 const T cs = plan.twist[2 * i], sn = plan.twist[2 * i + 1];
                 for (int64_t j = 0; j < q; ++j)
-                    store_cx(local + (j * column_stride() + i) * S, twisted(read(i * n2 + c + j), cs, sn));
+                    store_cx(local + (j * column_stride() + i) * S, twisted(read(point(i, c + j)), cs, sn));
             }
             columns_forward(buffer, c, q, local, ahead);
         }
@@ -102,7 +113,8 @@ struct Passes {
         }
     }
 
-    // Columns [c0, c1) back: hands time t's complex value, untwisted, to `write(t, value)`.
+    // Columns [c0, c1) back: hands each time's complex value, untwisted, to `write(point, value)`, which may put something
+    // else in that point's place.
     template <class Write>
     HYENA_INLINE void columns_out(const T* buffer, int64_t c0, int64_t c1, T* local, Write&& write,
                                   const Ahead& ahead = {}) const {
@@ -111,7 +123,7 @@ struct Passes {
         if (n1 == 1) {
             for (int64_t t = c0; t < c1; ++t) {
                 ahead(t + kReadAhead);
-                write(t, twiddled<true>(load_cx(buffer + t * S), between[2 * t], between[2 * t + 1]));
+                write(Point{t, t * S}, twiddled<true>(load_cx(buffer + t * S), between[2 * t], between[2 * t + 1]));
             }
             return;
         }
@@ -121,7 +133,7 @@ struct Passes {
             for (int64_t i = 0; i < n1; ++i) {
                 const T cs = plan.twist[2 * i], sn = plan.twist[2 * i + 1];
                 for (int64_t j = 0; j < q; ++j)
-                    write(i * n2 + c + j, twiddled<true>(load_cx(local + (j * column_stride() + i) * S), cs, sn));
+                    write(point(i, c + j), twiddled<true>(load_cx(local + (j * column_stride() + i) * S), cs, sn));
             }
         }
     }

@@ -170,7 +170,8 @@ struct DirectRecurrence {
             });
             filter.add_sums_of(here, gradient, count, m.sums.get() + part * filter.sums());
         });
-        z.backward(row, group, m.short_taps.get(), m.grad.get(), m.short_sums.get(), team, a.dweight, a.dbias);
+        const auto grad_of = [&](int64_t part) { return Runs<T>{m.grad.get() + part * W, step, row.length, 0}; };
+        z.backward(row, group, m.short_taps.get(), grad_of, m.short_sums.get(), team, a.dweight, a.dbias);
     }
 };
 

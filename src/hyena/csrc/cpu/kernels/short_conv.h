@@ -56,10 +56,20 @@ HYENA_INLINE void add_to_sum(T* sums, int64_t k, Vec<T> v) {
     store(sums + (2 * k + 1) * W, sum.left_out);
 }
 
+// W lanes a position, in runs of positions `step` numbers apart, with `gap` more numbers between runs.
+template <class T>
+struct Runs {
+    T* data;
+    int64_t step, run, gap;
+    HYENA_INLINE T* operator()(int64_t t) const { return data + t * step + t / run * gap; }
+    // The first position behind the run that t is in.
+    int64_t end(int64_t t) const { return (t / run + 1) * run; }
+};
+
 // The usual three taps, with everything in registers, for positions with two more behind them.
 template <class T, class IO>
-void three_taps_backward(const Channels<T, IO>& z, const Channels<T, IO>& dz, const T* taps, const T* grad,
-                         int64_t step, int64_t begin, int64_t end, T* sums, bool past_caches) {
+void three_taps_backward(const Channels<T, IO>& z, const Channels<T, IO>& dz, const T* taps, const Runs<T>& grad,
+                         int64_t begin, int64_t end, T* sums, bool past_caches) {
     constexpr int W = Simd<T>::W;
     if (begin >= end) return;
     Ahead ahead;
@@ -68,17 +78,22 @@ void three_taps_backward(const Channels<T, IO>& z, const Channels<T, IO>& dz, co
     ahead.length = end;
     const Vec<T> w0 = load(taps), w1 = load(taps + W), w2 = load(taps + 2 * W);
     BlockedSum<T> s0, s1, s2, s3;
-    Vec<T> now = load(grad + begin * step), next = load(grad + (begin + 1) * step);
-    for (int64_t t = begin; t < end; ++t) {
-        ahead(t + kReadAhead);
-        const Vec<T> after = load(grad + (t + 2) * step), x = z[t];
-        dz.put(t, w2 * now + w1 * next + w0 * after, past_caches);
-        s0.add(after * x);
-        s1.add(next * x);
-        s2.add(now * x);
-        s3.add(now);
-        now = next;
-        next = after;
+    Vec<T> now = load(grad(begin)), next = load(grad(begin + 1));
+    for (int64_t first = begin; first < end;) {
+        const int64_t run = grad.end(first + 2) - 2, last = run < end ? run : end;
+        const T* behind = grad(first + 2) - first * grad.step;
+        for (int64_t t = first; t < last; ++t) {
+            ahead(t + kReadAhead);
+            const Vec<T> after = load(behind + t * grad.step), x = z[t];
+            dz.put(t, w2 * now + w1 * next + w0 * after, past_caches);
+            s0.add(after * x);
+            s1.add(next * x);
+            s2.add(now * x);
+            s3.add(now);
+            now = next;
+            next = after;
+        }
+        first = last;
     }
     add_to_sum<T>(sums, 0, s0.value());
     add_to_sum<T>(sums, 1, s1.value());
@@ -88,33 +103,37 @@ void three_taps_backward(const Channels<T, IO>& z, const Channels<T, IO>& dz, co
 
 // dz, and sums for dweight and dbias, from the gradient after the short convolution.
 //
-// `grad[t * step]` is W lanes of that gradient, zero where a position is not kept. `past_caches` if dz is long.
+// `grad(t)` is W lanes of that gradient, zero where a position is not kept. `past_caches` if dz is long.
 template <class T, class IO>
 void short_conv_backward_span(const Channels<T, IO>& z, const Channels<T, IO>& dz, const Keep& keep, const T* taps,
-                              int64_t count, const T* grad, int64_t step, int64_t begin, int64_t end, T* sums,
+                              int64_t count, const Runs<T>& grad, int64_t begin, int64_t end, T* sums,
                               bool past_caches) {
     constexpr int W = Simd<T>::W;
     if (count == 3 && !keep.mask) {
         const int64_t inside = end < keep.length - 2 ? end : keep.length - 2;
-        three_taps_backward(z, dz, taps, grad, step, begin, inside, sums, past_caches);
+        three_taps_backward(z, dz, taps, grad, begin, inside, sums, past_caches);
         if (begin < inside) begin = inside;
     }
-    for (int64_t first = begin; first < end; first += kSumBlock) {
-        const int64_t last = first + kSumBlock < end ? first + kSumBlock : end;
+    for (int64_t first = begin, last; first < end; first = last) {
+        last = first + kSumBlock < end ? first + kSumBlock : end;
+        const int64_t run = grad.end(first);
+        if (run < last) last = run;
+        const T* here = grad(first) - first * grad.step;
+        const auto gradient = [&](int64_t t) HYENA_LAMBDA { return load(t < run ? here + t * grad.step : grad(t)); };
         Vec<T> bias = zero<T>();
         for (int64_t t = first; t < last; ++t) {
-            bias += load(grad + t * step);
+            bias += gradient(t);
             Vec<T> sum = zero<T>();
             if (keep[t])
                 for (int64_t j = 0; j < count && t + j < keep.length; ++j)
-                    sum += load(taps + (count - 1 - j) * W) * load(grad + (t + j) * step);
+                    sum += load(taps + (count - 1 - j) * W) * gradient(t + j);
             dz.put(t, sum);
         }
         add_to_sum<T>(sums, count, bias);
         for (int64_t j = 0; j < count; ++j) {
             Vec<T> sum = zero<T>();
             for (int64_t t = first; t < last && t + j < keep.length; ++t)
-                if (keep[t]) sum += load(grad + (t + j) * step) * z[t];
+                if (keep[t]) sum += gradient(t + j) * z[t];
             add_to_sum<T>(sums, count - 1 - j, sum);
         }
     }
@@ -188,6 +207,7 @@ struct ShortConv {
                     const Row& row = a.seq.rows[r];
                     const Keep keep(a.seq, row);
                     const Channels<T, IO> dy(a.dy, row, g);
+                    const Runs<T> grad{m.grad.get(), W, row.length, 0};
                     const bool past_caches =
                         a.seq.num_rows * row.length * a.channels * int64_t(sizeof(IO)) > kResultInCache;
                     Ahead ahead;
@@ -201,7 +221,7 @@ struct ShortConv {
                     });
                     team.over(row.length, [&](int64_t t0, int64_t t1, int part) {
                         short_conv_backward_span<T, IO>(Channels<T, IO>(a.z, row, g), Channels<T, IO>(a.dz, row, g),
-                                                        keep, m.taps.get(), a.filter.taps, m.grad.get(), W, t0, t1,
+                                                        keep, m.taps.get(), a.filter.taps, grad, t0, t1,
                                                         m.sums.get() + part * each, past_caches);
                     });
                 }

@@ -38,24 +38,28 @@ struct ShortParts {
         }
     };
 
-    // dz of a row from `grad`, the gradient behind the short convolution: a vector for each position and part, which is
-    // set to zero where nothing is kept. Adds to (N + 1) C gradients of the filter, as their only writer; `to` is a
-    // worker's memory for sums.
-    void backward(const Row& row, Group group, const T* taps, T* grad, T* to, const Team& team, void* dweight,
+    // dz of a row from the gradient behind the short convolution, `grad_of(part)` as Runs, which is set to zero where
+    // nothing is kept. Adds to (N + 1) C gradients of the filter, as their only writer; `to` is a worker's memory for
+    // sums.
+    template <class GradOf>
+    void backward(const Row& row, Group group, const T* taps, GradOf&& grad_of, T* to, const Team& team, void* dweight,
                   void* dbias) const {
-        const int64_t each = sums_size(filter.taps, W), step = count * W;
+        const int64_t each = sums_size(filter.taps, W);
         const Keep keep(seq, row);
         const bool past_caches = seq.num_rows * row.length * channels * count * int64_t(sizeof(IO)) > kResultInCache;
         std::memset(to, 0, sums() * team.parts * sizeof(T));
         if (keep.mask)
-            for (int64_t t = 0; t < row.length; ++t)
-                if (!keep[t]) std::memset(grad + t * step, 0, step * sizeof(T));
+            for (int64_t p = 0; p < count; ++p) {
+                const Runs<T> grad = grad_of(p);
+                for (int64_t t = 0; t < row.length; ++t)
+                    if (!keep[t]) store(grad(t), zero<T>());
+            }
         team.over(row.length, [&](int64_t t0, int64_t t1, int part) {
             for (int64_t p = 0; p < count; ++p)
                 short_conv_backward_span<T, IO>(Channels<T, IO>(z, row, of(p, group)),
                                                 Channels<T, IO>(dz, row, of(p, group)), keep,
-                                                taps + p * (filter.taps + 1) * W, filter.taps, grad + p * W, step, t0,
-                                                t1, to + part * sums() + p * each, past_caches);
+                                                taps + p * (filter.taps + 1) * W, filter.taps, grad_of(p), t0, t1,
+                                                to + part * sums() + p * each, past_caches);
         });
         for (int part = 0; part < team.parts; ++part)
             for (int64_t p = 0; p < count; ++p)
