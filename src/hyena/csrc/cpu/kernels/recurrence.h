@@ -184,9 +184,6 @@ struct Recurrence {
             const bool last = i == filters - 1;
             const int64_t g = gate_of(i);
             const auto input = input_of(i, m);
-            Ahead of_output;
-            of_output.length = row.length;
-            of_output.add(dy);
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
                 T* local = m.local.get() + part * passes.scratch() * S;
                 // On the way in, the gradient of d: the sum over time of gradient times input.
@@ -195,8 +192,7 @@ struct Recurrence {
                     buffer, c0, c1, local,
                     [&](Point p) HYENA_LAMBDA {
                         if (p.t >= row.length) return zero<T>();
-                        const Vec<T> gradient =
-                            last ? load(m.seen.get() + p.t * input.step) : load(buffer + p.at + W);
+                        const Vec<T> gradient = load(buffer + p.at + W);
                         skip.add(gradient * input[p.t]);
                         return gradient;
                     });
@@ -213,9 +209,9 @@ struct Recurrence {
                     passes.columns_out(
                         spectrum_in, c0, c1, local,
                         [&](Point p, Cx<T> v) HYENA_LAMBDA {
-                            if (p.t < row.length) store(spectrum_in + p.at, v.re * dy[p.t]);
-                        },
-                        of_output);
+                            if (p.t < row.length)
+                                store(spectrum_in + p.at, v.re * load(m.seen.get() + p.t * input.step));
+                        });
                 // The gradient of this convolution's input, gate * value.
                 T* of_gate = i > 0 ? spectrum_in + W : buffer;
                 passes.columns_out(
@@ -249,6 +245,7 @@ struct Recurrence {
     void look_at(const Row& row, const Parts& parts, const Channels<T, IO>& dy, const BackwardMemory& m,
                  const Team& team) const {
         const int64_t count = m.parts_of_z, step = count * W;
+        const Runs<T> flow = gradient_of(a.order, m);
         team.over(m.points, [&](int64_t begin, int64_t end, int) {
             for (int64_t t0 = begin; t0 < end; t0 += kLookAt) {
                 const int64_t t1 = t0 + kLookAt < end ? t0 + kLookAt : end;
@@ -262,7 +259,12 @@ struct Recurrence {
                     for (int64_t t = t0; t < t1; ++t) {
                         ahead(t + kReadAhead);
                         const Vec<T> v = x[t];
-                        store(to + t * step, p == 0 && t < row.length ? v * dy[t] : v);
+                        if (p > 0) store(to + t * step, v);
+                        else if (t < row.length) {
+                            const Vec<T> g = dy[t];
+                            store(to + t * step, g);
+                            store(flow(t), v * g);
+                        }
                     }
                 }
             }
