@@ -45,6 +45,9 @@ struct Recurrence {
     // The other way round.
     int64_t step_of(int64_t gate) const { return a.order - 1 - gate + (value_filter ? 1 : 0); }
 
+    // A vector for each position, in the places of a buffer's points.
+    Runs<T> at_points(T* buffer) const { return {buffer, S, passes.p2(), (passes.row_stride() - passes.p2()) * S}; }
+
     Products<T> products_of(int64_t i, int64_t block, Group group) const {
         return {passes, SpectrumOf<T>(a.spectra, i, blocks, block, group),
                 skip_of<T>(a.d, i * a.channels, group, passes.plan.size)};
@@ -81,48 +84,51 @@ struct Recurrence {
         // A long result is out of the caches again before anybody reads it: written past them, it need not be fetched
         // first, and leaves the transform's buffer where it is.
         const bool past_caches = a.seq.num_rows * row.length * a.channels * int64_t(sizeof(IO)) > kResultInCache;
-        Ahead in, out;
-        in.length = out.length = row.length;
-        in.add(value.z);
-        out.add(first.z);
-        if (!past_caches) out.add(y);
-        if (gate_of(0) >= 0) in.add(parts[gate_of(0)].z);
         if (filters == 0) {
             team.over(row.length, [&](int64_t t0, int64_t t1, int) {
                 for (int64_t t = t0; t < t1; ++t) y.put(t, first[t] * value[t]);
             });
             return;
         }
+        // Gates are applied in passes of their own, in order: see look_at.
+        const Runs<T> flow = at_points(buffer);
         for (int64_t i = 0; i < filters; ++i) {
             const int64_t g = gate_of(i);
             const auto gate = parts[g < 0 ? 0 : g];
+            Ahead in;
+            in.length = row.length;
+            if (g >= 0) in.add(gate.z);
+            if (i == 0) in.add(value.z);
+            team.over(row.length, [&](int64_t t0, int64_t t1, int) {
+                for (int64_t t = t0; t < t1; ++t) {
+                    in(t + kReadAhead);
+                    const Vec<T> v = i == 0 ? value[t] : load(flow(t));
+                    store(flow(t), g >= 0 ? gate[t] * v : v);
+                }
+            });
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
-                T* local = memory.local.get() + part * passes.scratch() * S;
-                if (i == 0 && g >= 0)
-                    passes.columns_in(
-                        buffer, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return gate[t] * value[t]; }, in);
-                else if (i == 0)
-                    passes.columns_in(buffer, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return value[t]; }, in);
-                else
-                    passes.columns_in(buffer, c0, c1, local,
-                                      [&](Point p) HYENA_LAMBDA { return gate[p.t] * load(buffer + p.at); });
+                passes.columns_in(buffer, c0, c1, memory.local.get() + part * passes.scratch() * S,
+                                  [&](Point p) HYENA_LAMBDA {
+                                      return p.t < row.length ? load(buffer + p.at) : zero<T>();
+                                  });
             });
             const Products<T> products = products_of(i, block, group);
             team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) { products.convolve(buffer, r0, r1); });
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
-                T* local = memory.local.get() + part * passes.scratch() * S;
-                if (i + 1 < filters)
-                    passes.columns_out(buffer, c0, c1, local,
-                                       [&](Point p, Cx<T> v) HYENA_LAMBDA { store(buffer + p.at, v.re); });
-                else
-                    passes.columns_out(
-                        buffer, c0, c1, local,
-                        [&](int64_t t, Cx<T> v) HYENA_LAMBDA {
-                            if (t < row.length) y.put(t, first[t] * v.re, past_caches);
-                        },
-                        out);
+                passes.columns_out(buffer, c0, c1, memory.local.get() + part * passes.scratch() * S,
+                                   [&](Point p, Cx<T> v) HYENA_LAMBDA { store(buffer + p.at, v.re); });
             });
         }
+        Ahead out;
+        out.length = row.length;
+        out.add(first.z);
+        if (!past_caches) out.add(y);
+        team.over(row.length, [&](int64_t t0, int64_t t1, int) {
+            for (int64_t t = t0; t < t1; ++t) {
+                out(t + kReadAhead);
+                y.put(t, first[t] * load(flow(t)), past_caches);
+            }
+        });
     }
 
     // ---- backward -----------------------------------------------------------------------------------------------
@@ -236,7 +242,7 @@ struct Recurrence {
             place = m.filters > 0 ? spectra + (m.filters - 1) * each : buffer;
         else if (const int64_t i = step_of(part); i > 0)
             place = spectra + i * each + W;
-        return {place, S, passes.p2(), (passes.row_stride() - passes.p2()) * S};
+        return at_points(place);
     }
 
     // Goes through a row once, in order: keeps what the short convolution gives, and in the first gate's place the
