@@ -184,8 +184,9 @@ struct Recurrence {
                 }
             });
         else
-            look_at(row, parts, dy, m, team);
-        for (int64_t i = 0; i < filters; ++i) forward_again(i, block, group, m, team);
+            look_at(row, parts, m, team);
+        for (int64_t i = 0; i < filters; ++i) forward_again(i, row, block, group, m, team);
+        if (filters > 0) look_at_gradient(row, first, dy, m, team);
         for (int64_t i = filters - 1; i >= 0; --i) {
             const bool last = i == filters - 1;
             const int64_t g = gate_of(i);
@@ -245,39 +246,49 @@ struct Recurrence {
         return at_points(place);
     }
 
-    // Goes through a row once, in order: keeps what the short convolution gives, and in the first gate's place the
-    // gradient of the last convolution's output, dy times that gate. A position's channels lie in a page of their own in
-    // z, and a transform's columns go through all of them.
-    void look_at(const Row& row, const Parts& parts, const Channels<T, IO>& dy, const BackwardMemory& m,
-                 const Team& team) const {
+    // Goes through a row once, in order, and keeps what the short convolution gives for all but the first gate. (A
+    // position's channels lie in a page of their own in z, and a transform's columns go through all of them.)
+    void look_at(const Row& row, const Parts& parts, const BackwardMemory& m, const Team& team) const {
         const int64_t count = m.parts_of_z, step = count * W;
-        const Runs<T> flow = gradient_of(a.order, m);
-        team.over(m.points, [&](int64_t begin, int64_t end, int) {
+        team.over(row.length, [&](int64_t begin, int64_t end, int) {
             for (int64_t t0 = begin; t0 < end; t0 += kLookAt) {
                 const int64_t t1 = t0 + kLookAt < end ? t0 + kLookAt : end;
-                for (int64_t p = 0; p < count; ++p) {
+                for (int64_t p = 1; p < count; ++p) {
                     const auto x = parts[p];
                     Ahead ahead;
                     ahead.length = row.length;
                     ahead.add(x.z);
-                    if (p == 0) ahead.add(dy);
                     T* to = m.seen.get() + p * W;
                     for (int64_t t = t0; t < t1; ++t) {
                         ahead(t + kReadAhead);
-                        const Vec<T> v = x[t];
-                        if (p > 0) store(to + t * step, v);
-                        else if (t < row.length) {
-                            const Vec<T> g = dy[t];
-                            store(to + t * step, g);
-                            store(flow(t), v * g);
-                        }
+                        store(to + t * step, x[t]);
                     }
                 }
             }
         });
     }
 
-    // What convolution i is applied to, gate times value (or the value alone), zero behind the row.
+    // Keeps dy in the first gate's place, and puts their product, the gradient of the last convolution's output, where it
+    // is transformed.
+    void look_at_gradient(const Row& row, const Convolved<T, IO>& first, const Channels<T, IO>& dy,
+                          const BackwardMemory& m, const Team& team) const {
+        const int64_t step = m.parts_of_z * W;
+        const Runs<T> flow = gradient_of(a.order, m);
+        Ahead ahead;
+        ahead.length = row.length;
+        ahead.add(first.z);
+        ahead.add(dy);
+        team.over(row.length, [&](int64_t begin, int64_t end, int) {
+            for (int64_t t = begin; t < end; ++t) {
+                ahead(t + kReadAhead);
+                const Vec<T> g = dy[t];
+                store(m.seen.get() + t * step, g);
+                store(flow(t), first[t] * g);
+            }
+        });
+    }
+
+    // What convolution i is applied to, gate times value (or the value alone), at positions of the row.
     struct Input {
         const T *gates, *values;
         int64_t step, value_step;
@@ -294,12 +305,14 @@ struct Recurrence {
     }
 
     // Step i of the recurrence: leaves the spectrum of its input, and (but for the last) the value after it.
-    void forward_again(int64_t i, int64_t block, Group group, const BackwardMemory& m, const Team& team) const {
+    void forward_again(int64_t i, const Row& row, int64_t block, Group group, const BackwardMemory& m,
+                       const Team& team) const {
         const Input from = input_of(i, m);
         T* input = m.spectra.get() + i * passes.buffer() * S;
         team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
             T* local = m.local.get() + part * passes.scratch() * S;
-            passes.columns_in(input, c0, c1, local, [&](int64_t t) HYENA_LAMBDA { return from[t]; });
+            passes.columns_in(input, c0, c1, local,
+                              [&](int64_t t) HYENA_LAMBDA { return t < row.length ? from[t] : zero<T>(); });
         });
         if (i == a.spectra.filters - 1) return;  // its rows are transformed together with the gradient's
         T* after = m.values.get() + i * m.points * W;
