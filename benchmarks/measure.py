@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from hyena import ops
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -115,9 +117,10 @@ def peak_bytes(function: Callable[[], object], device: str = "cpu") -> int | Non
         return torch.cuda.max_memory_allocated() - before
     gc.collect()
     try:
+        ops.clear_tables()  # what earlier calls have freed counts again
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
-            trim(0)  # what earlier calls have freed counts again
+            trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of resident memory
         before = _status("VmRSS")
         function()
