@@ -67,8 +67,6 @@ def default_cells() -> list[Cell]:
         *cells(["hyena"], [10], [512, 1024]),
         *cells(["hyena"], [30], [1024]),
         *cells(["h3", "aft-conv", "gss", *FILTER_MODELS], [30], [512]),
-        *cells(["h3", "aft-conv", "gss", *FILTER_MODELS], [10], [512]),
-        *cells(["h3", "aft-conv", "hyena/conv1d"], [20, 40], [128]),
     ]
 
 
