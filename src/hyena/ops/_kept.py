@@ -17,8 +17,8 @@ def clear_tables() -> None:
     They are made again when needed. Tables are never more than 64 MiB, but for the last one that was used if it alone
     is longer; memory of kernels and of long results that are gone is never more than 1.5 times what was in use at once
     (or 64 MiB), nor than an eighth of the machine's, and the system may take it back by itself. What another thread is
-    using at the moment stays. A GPU's tables stay too: they are smaller (under 1 MiB for 2^20 points), and recorded CUDA
-    graphs read them.
+    using at the moment stays. A GPU's tables stay too: they are smaller (under 1 MiB for 2^20 points), and recorded
+    CUDA graphs read them.
     """
     clear = getattr(EXTENSION.library, "hyena_clear_tables", None)
     if clear is not None:

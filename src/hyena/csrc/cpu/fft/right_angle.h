@@ -67,8 +67,8 @@ struct Passes {
     static HYENA_INLINE Cx<T> twisted(Vec<T> x, T c, T s) { return {x * c, x * s}; }
     static HYENA_INLINE Cx<T> twisted(Cx<T> x, T c, T s) { return twiddled<false>(x, c, s); }
 
-    // Columns [c0, c1): read each time from `read(point)` (real or complex), twist, transform, write to the buffer. What
-    // a column's points were in the buffer is read before it is written.
+    // Columns [c0, c1): read each time from `read(point)` (real or complex), twist, transform, write to the buffer.
+    // What a column's points were in the buffer is read before it is written.
     template <class Read>
     HYENA_INLINE void columns_in(T* buffer, int64_t c0, int64_t c1, T* local, Read&& read,
                                  const Ahead& ahead = {}) const {
@@ -113,8 +113,8 @@ struct Passes {
         }
     }
 
-    // Columns [c0, c1) back: hands each time's complex value, untwisted, to `write(point, value)`, which may put something
-    // else in that point's place.
+    // Columns [c0, c1) back: hands each time's complex value, untwisted, to `write(point, value)`, which may put
+    // something else in that point's place.
     template <class Write>
     HYENA_INLINE void columns_out(const T* buffer, int64_t c0, int64_t c1, T* local, Write&& write,
                                   const Ahead& ahead = {}) const {

@@ -22,8 +22,8 @@ constexpr size_t kHuge = size_t(2) << 20;
 // What is always kept: the buffers of a transform of 64K points on a few threads.
 constexpr size_t kLeast = size_t(64) << 20;
 
-// What is kept at most. New pages are zeroed by the system, a fifth of the time of a training step whose tensors are long:
-// where it can take kept pages back by itself (MADV_FREE), an eighth of its memory.
+// What is kept at most. New pages are zeroed by the system, a fifth of the time of a training step whose tensors are
+// long: where it can take kept pages back by itself (MADV_FREE), an eighth of its memory.
 size_t most_kept() {
     static const size_t most = [] {
         size_t bytes = kLeast;

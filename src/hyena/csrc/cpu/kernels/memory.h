@@ -9,9 +9,9 @@ namespace hyena {
 // call in the child of a fork. Throws std::runtime_error with the number of bytes where there is no memory.
 void* take_memory(size_t bytes);
 
-// Gives back what take_memory(bytes) returned. It is kept as long as what is kept and what is in use are together no more
-// than one and a half times what was in use at once, and what is kept no more than an eighth of the machine's memory (64
-// MiB are kept in any case). The system may take the pages of long blocks back whenever it needs them.
+// Gives back what take_memory(bytes) returned. It is kept as long as what is kept and what is in use are together no
+// more than one and a half times what was in use at once, and what is kept no more than an eighth of the machine's
+// memory (64 MiB are kept in any case). The system may take the pages of long blocks back whenever it needs them.
 void give_back_memory(void* data, size_t bytes);
 
 // Results from here on (bytes) are worth keeping: malloc keeps shorter ones itself.

@@ -58,9 +58,7 @@ struct Recurrence {
     struct ForwardMemory {
         Memory<T> buffer, local, taps;
         ForwardMemory(const Recurrence& m, int parts)
-            : buffer(m.passes.buffer() * S),
-              local(m.passes.scratch() * S * parts),
-              taps(m.z.size()) {}
+            : buffer(m.passes.buffer() * S), local(m.passes.scratch() * S * parts), taps(m.z.size()) {}
     };
 
     void forward() const {
@@ -108,9 +106,8 @@ struct Recurrence {
             });
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
                 passes.columns_in(buffer, c0, c1, memory.local.get() + part * passes.scratch() * S,
-                                  [&](Point p) HYENA_LAMBDA {
-                                      return p.t < row.length ? load(buffer + p.at) : zero<T>();
-                                  });
+                                  [&](Point p)
+                                      HYENA_LAMBDA { return p.t < row.length ? load(buffer + p.at) : zero<T>(); });
             });
             const Products<T> products = products_of(i, block, group);
             team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) { products.convolve(buffer, r0, r1); });
@@ -133,10 +130,10 @@ struct Recurrence {
 
     // ---- backward -----------------------------------------------------------------------------------------------
 
-    // The gradients of what the short convolution gave take the places of points that were used last: of the first gate
-    // in the real parts of the last convolution's output, of step i's gate in the imaginary parts of its input's spectrum
-    // (step 0: in the real parts of the gradient of its input), of the value in the imaginary parts of that gradient. What
-    // a thread needs is then 1.4 times less.
+    // The gradients of what the short convolution gave take the places of points that were used last: of the first
+    // gate in the real parts of the last convolution's output, of step i's gate in the imaginary parts of its input's
+    // spectrum (step 0: in the real parts of the gradient of its input), of the value, and of what flows from step to
+    // step, in the imaginary parts of that gradient.
     struct BackwardMemory {
         const int64_t points, filters, parts_of_z;
         Memory<T> seen;     // N + 1 interleaved arrays: see look_at
@@ -195,14 +192,12 @@ struct Recurrence {
                 T* local = m.local.get() + part * passes.scratch() * S;
                 // On the way in, the gradient of d: the sum over time of gradient times input.
                 BlockedSum<T> skip;
-                passes.columns_in(
-                    buffer, c0, c1, local,
-                    [&](Point p) HYENA_LAMBDA {
-                        if (p.t >= row.length) return zero<T>();
-                        const Vec<T> gradient = load(buffer + p.at + W);
-                        skip.add(gradient * input[p.t]);
-                        return gradient;
-                    });
+                passes.columns_in(buffer, c0, c1, local, [&](Point p) HYENA_LAMBDA {
+                    if (p.t >= row.length) return zero<T>();
+                    const Vec<T> gradient = load(buffer + p.at + W);
+                    skip.add(gradient * input[p.t]);
+                    return gradient;
+                });
                 store(m.skips.get() + part * W, skip.value());
             });
             add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + i * a.channels + group.first, group.lanes);
@@ -213,21 +208,16 @@ struct Recurrence {
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
                 T* local = m.local.get() + part * passes.scratch() * S;
                 if (last)
-                    passes.columns_out(
-                        spectrum_in, c0, c1, local,
-                        [&](Point p, Cx<T> v) HYENA_LAMBDA {
-                            if (p.t < row.length)
-                                store(spectrum_in + p.at, v.re * load(m.seen.get() + p.t * input.step));
-                        });
+                    passes.columns_out(spectrum_in, c0, c1, local, [&](Point p, Cx<T> v) HYENA_LAMBDA {
+                        if (p.t < row.length) store(spectrum_in + p.at, v.re * load(m.seen.get() + p.t * input.step));
+                    });
                 // The gradient of this convolution's input, gate * value.
                 T* of_gate = i > 0 ? spectrum_in + W : buffer;
-                passes.columns_out(
-                    buffer, c0, c1, local,
-                    [&](Point p, Cx<T> v) HYENA_LAMBDA {
-                        if (p.t >= row.length) return;
-                        if (g >= 0) store(of_gate + p.at, v.re * input.value(p.t));
-                        store(buffer + p.at + W, g >= 0 ? v.re * input.gate(p.t) : v.re);
-                    });
+                passes.columns_out(buffer, c0, c1, local, [&](Point p, Cx<T> v) HYENA_LAMBDA {
+                    if (p.t >= row.length) return;
+                    if (g >= 0) store(of_gate + p.at, v.re * input.value(p.t));
+                    store(buffer + p.at + W, g >= 0 ? v.re * input.gate(p.t) : v.re);
+                });
             });
         }
         z.backward(row, group, m.taps.get(), grad_of, m.sums.get(), team, a.dweight, a.dbias);
@@ -268,8 +258,8 @@ struct Recurrence {
         });
     }
 
-    // Keeps dy in the first gate's place, and puts their product, the gradient of the last convolution's output, where it
-    // is transformed.
+    // Keeps dy in the first gate's place, and puts their product, the gradient of the last convolution's output, where
+    // it is transformed.
     void look_at_gradient(const Row& row, const Convolved<T, IO>& first, const Channels<T, IO>& dy,
                           const BackwardMemory& m, const Team& team) const {
         const int64_t step = m.parts_of_z * W;
