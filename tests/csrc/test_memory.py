@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,8 +70,12 @@ def test_what_torch_does_with_a_tensor(given: Tensor, tmp_path: Path) -> None:
     assert torch.equal(result(given), want)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_no_more_is_kept_than_was_in_use() -> None:
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@on_linux
+@pytest.mark.parametrize("after", ["nothing", "too much was asked for"])
+def test_no_more_is_kept_than_was_in_use(after: str) -> None:
     """Rows of many lengths, one after the other; and everything goes when it is asked for."""
     longest = 12 * LONG  # 96 MiB
     x, size = torch.ones(1, longest, CHANNELS), longest * CHANNELS * 4
@@ -82,7 +87,34 @@ def test_no_more_is_kept_than_was_in_use() -> None:
     rows_of_many_lengths()  # what malloc keeps for itself
     ops.clear_tables()
     before = resident()
+    if after != "nothing":
+        with pytest.raises(RuntimeError, match=f"could not make a tensor of {1 << 50} bytes"):
+            result(x[:, :1].expand(1, 1 << 40, CHANNELS))
     rows_of_many_lengths()
     assert resident() - before < 1.6 * size
     ops.clear_tables()
     assert resident() - before < 0.2 * size
+
+
+LITTLE_MEMORY = """
+import resource
+import torch
+from hyena import ops
+
+def result(length):
+    return ops.short_conv(x[:, :length], torch.ones(256, 3))
+
+x = torch.ones(1, 1 << 18, 256)
+torch.set_num_threads(1)
+result(1 << 17)  # 128 MiB are kept
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), -1))
+print(result((1 << 17) + 4096).sum().item())
+"""
+
+
+@on_linux
+def test_kept_memory_is_given_up_for_what_does_not_fit() -> None:
+    done = subprocess.run([sys.executable, "-c", LITTLE_MEMORY], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0

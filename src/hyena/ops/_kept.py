@@ -14,11 +14,11 @@ _INSTRUCTIONS = ("baseline", "avx2", "avx512")  # each has what those before it 
 def clear_tables() -> None:
     """Frees the tables of transforms and the memory that kernels keep between calls on the CPU.
 
-    They are made again when needed. Tables are never more than 64 MiB, but for the last one that was used if it alone
-    is longer; memory of kernels and of long results that are gone is never more than 1.5 times what was in use at once
-    (or 64 MiB), nor than an eighth of the machine's, and the system may take it back by itself. What another thread is
-    using at the moment stays. A GPU's tables stay too: they are smaller (under 1 MiB for 2^20 points), and recorded
-    CUDA graphs read them.
+    They are made again when needed. Tables and working memory are never more than 64 MiB each, but for the last table
+    that was used if it alone is longer. Memory of long results that are gone is, with that of those in use, never more
+    than 1.5 times what was in use at once, nor than an eighth of the machine's, and the system may take it back by
+    itself. What another thread is using at the moment stays. A GPU's tables stay too: they are smaller (under 1 MiB for
+    2^20 points), and recorded CUDA graphs read them.
     """
     clear = getattr(EXTENSION.library, "hyena_clear_tables", None)
     if clear is not None:

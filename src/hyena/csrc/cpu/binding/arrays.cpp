@@ -57,17 +57,17 @@ Tensor result(const Tensor& like, Sizes sizes, std::optional<ScalarType> type) {
     if (bytes < double(kLongResult) || bytes > 1e18) return allocate(like, sizes, type);  // torch says what is too much
     return made(elements_of(sizes), element, [&] {
         const size_t count = size_t(bytes);
-        void* data = take_memory(count);
+        void* data = take_result(count);
         const auto strides = contiguous_strides(sizes);
         using torch::stable::detail::from, torch::stable::detail::to;
         AtenTensorHandle handle;
         const AOTITorchError error = torch_from_blob(
             data, int64_t(sizes.size()), sizes.data(), strides.data(), 0, to<int32_t>(from(element)),
             aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0,
-            [](void* memory, void* length) { give_back_memory(memory, reinterpret_cast<size_t>(length)); },
+            [](void* memory, void* length) { give_back_result(memory, reinterpret_cast<size_t>(length)); },
             reinterpret_cast<void*>(count));
         if (error != AOTI_TORCH_SUCCESS) {
-            give_back_memory(data, count);
+            give_back_result(data, count);
             throw std::runtime_error(torch_error());
         }
         return Tensor(handle);

@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor> project_backward(const Tensor& dy_in, const Tensor& u
     check_project_backward(dy_in, u_in);
     const ScalarType type = compute_type(u_in);
     const Tensor dy = as_rows(parameter(dy_in, type)), u = as_rows(parameter(u_in, type));
-    Tensor dweight = allocate(u, {dy.size(1), u.size(1)});
+    Tensor dweight = result(u, {dy.size(1), u.size(1)});
     Tensor dbias = allocate(u, {dy.size(1)});
     LinearArgs args = linear_args(u, dy);
     args.dweight = dweight.data_ptr();
