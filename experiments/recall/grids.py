@@ -10,6 +10,9 @@ from experiments.shared.models import FILTERS
 from experiments.shared.runs import Settings
 
 FILTER_MODELS = [f"hyena/{name}" for name in FILTERS]
+MODELS = ["hyena", "attention", "h3", "aft-conv", "gss", *FILTER_MODELS]
+
+VOCABULARIES = [10, 20, 30, 40]
 
 # Of table A.1 of arXiv 2302.10866, whatever the size.
 PUBLISHED_SETUP: dict[str, Any] = {
@@ -56,17 +59,15 @@ def cells(models: Iterable[str], vocabularies: Iterable[int], lengths: Iterable[
 
 
 def default_cells() -> list[Cell]:
-    """The operators by vocabulary, the filters at one, and longer rows; what matters most is first."""
+    """Every model by vocabulary at two lengths, and by length at one vocabulary; what matters most is first."""
     return [
-        *cells(["hyena", "attention"], [30], [512]),
-        *cells(["hyena"], [20, 40], [512]),
-        *cells(["hyena", "attention", "h3", "hyena/conv1d"], [30, 10], [128]),
-        *cells(["aft-conv", "gss", *(m for m in FILTER_MODELS if m != "hyena/conv1d")], [30], [128]),
+        *cells(["hyena"], [10, 20, 40], [512]),
+        *cells(MODELS, [30], [512, 128]),
+        *cells(MODELS, [10, 20, 40], [128]),
+        *cells(MODELS, [30], [256, 1024]),
         *cells(["hyena", "attention"], [10], [256]),
-        *cells(["hyena", "attention"], [20, 40], [128]),
-        *cells(["hyena"], [10], [512, 1024]),
-        *cells(["hyena"], [30], [1024]),
-        *cells(["h3", "aft-conv", "gss", *FILTER_MODELS], [30], [512]),
+        *cells(["hyena"], [10], [1024]),
+        *cells([m for m in MODELS if m != "hyena"], [20, 40, 10], [512]),
     ]
 
 
@@ -79,10 +80,10 @@ def default_setup(cell: Cell) -> dict[str, Any]:
 
 def full_cells() -> list[Cell]:
     """Table C.1, figure 4.1, table 4.2 and table A.2, shortest first; attention as far as it was published."""
-    operators = ["hyena", "attention", "h3", "gss", "aft-conv"]
+    operators = [m for m in MODELS if m not in FILTER_MODELS]
     found = [
-        *cells(["hyena", "attention", "h3", "aft-conv", "hyena/conv1d"], [10, 20, 30, 40], [2048]),
-        *cells(["hyena", *FILTER_MODELS], [10, 20, 30, 40], [128, 512, 2048, 8192, 32768]),
+        *cells(["hyena", "attention", "h3", "aft-conv", "hyena/conv1d"], VOCABULARIES, [2048]),
+        *cells(["hyena", *FILTER_MODELS], VOCABULARIES, [128, 512, 2048, 8192, 32768]),
         *cells(operators, [30], [1024, 32768]),
         *cells(operators, [30], [65536]),
         *cells([m for m in operators if m != "attention"], [30], [131072]),
