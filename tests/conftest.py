@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch import distributed as dist
 
 import hyena
 from helpers.cases import Tier
@@ -90,3 +92,11 @@ def tier(request: pytest.FixtureRequest, nan_filled: None) -> Tier:
 def device(request: pytest.FixtureRequest) -> str:
     """Each device in turn."""
     return request.param
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """This process alone, as a group of one."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

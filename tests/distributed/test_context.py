@@ -36,15 +36,12 @@ def test_beside_a_process_that_stops(tmp_path: Path) -> None:
     multiprocessing.spawn(spread.run_beside_one_that_stops, args=(2, str(tmp_path)), nprocs=2)
 
 
-def test_on_one_process(tmp_path: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("cp",))
-        spread.same_as_one_process(lambda: HyenaOperator(8, 40, dtype=torch.float64), spread.inputs(), mesh)
-        with pytest.raises(TypeError, match="expected a DeviceMesh of one axis, got a str"):
-            context_parallel(HyenaOperator(8, 40), "cp")  # type: ignore[arg-type]
-        two = init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "cp"))
-        with pytest.raises(ValueError, match=r"mesh of one axis, got 2 \(dp, cp\)"):
-            context_parallel(HyenaOperator(8, 40), two)
-    finally:
-        dist.destroy_process_group()
+@pytest.mark.usefixtures("process_group")
+def test_on_one_process() -> None:
+    mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("cp",))
+    spread.same_as_one_process(lambda: HyenaOperator(8, 40, dtype=torch.float64), spread.inputs(), mesh)
+    with pytest.raises(TypeError, match="expected a DeviceMesh of one axis, got a str"):
+        context_parallel(HyenaOperator(8, 40), "cp")  # type: ignore[arg-type]
+    two = init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "cp"))
+    with pytest.raises(ValueError, match=r"mesh of one axis, got 2 \(dp, cp\)"):
+        context_parallel(HyenaOperator(8, 40), two)

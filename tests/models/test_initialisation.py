@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import torch
-from torch import distributed as dist
 from torch import nn
 
 from helpers import sharded
@@ -15,13 +11,6 @@ from hyena.filters import HyenaFilter
 from hyena.models import CausalLM, CausalLMConfig, HyenaDNA, HyenaDNAConfig
 
 LAST_LAYER = ".filter.ffn.out.weight"
-
-
-@pytest.fixture
-def process_group(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def build(name: str, **place: object) -> CausalLM | HyenaDNA:
