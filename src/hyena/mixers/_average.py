@@ -75,25 +75,40 @@ def before(k: Tensor, v: Tensor, own: Sums, weigh: Callable[[Tensor, Pick, Pick]
         for n, start, rows in ((pairs, 0, half), (1, pairs * 2 * half, rest - half)):
             if n == 0 or rows <= 0:
                 continue
-            size = half + rows
-
-            def left(t: Tensor, n: int = n, start: int = start, size: int = size, half: int = half) -> Tensor:
-                return t[:, start : start + n * size].unflatten(1, (n, size))[:, :, :half]
-
-            def right(t: Tensor, n: int = n, start: int = start, size: int = size, half: int = half) -> Tensor:
-                return t[:, start : start + n * size].unflatten(1, (n, size))[:, :, half:]
-
-            top, both = factors(left(k), left(v), dim=2)
-            found, lacks = weigh(both, left, right)
+            halves = _Halves(n, start, half, rows)
+            top, both = factors(halves.left(k), halves.left(v), dim=2)
+            found, lacks = weigh(both, halves.left, halves.right)
             values, weights = found.chunk(2, dim=-1)
-            new = merge(Sums(*map(right, sums)), Sums(top + lacks, values, weights))
-            joined = (torch.cat([left(old), t], dim=2).flatten(1, 2) for old, t in zip(sums, new, strict=True))
-            parts.append(Sums(*joined))
+            lefts, rights = zip(*map(halves.both, sums), strict=True)
+            new = merge(Sums(*rights), Sums(top + lacks, values, weights))
+            parts.append(Sums(*(torch.cat(t, dim=2).flatten(1, 2) for t in zip(lefts, new, strict=True))))
         if 0 < rest <= half:
             parts.append(Sums(*(t[:, length - rest :] for t in sums)))
-        sums = Sums(*(torch.cat(t, dim=1) for t in zip(*parts, strict=True)))
+        sums = parts[0] if len(parts) == 1 else Sums(*(torch.cat(t, dim=1) for t in zip(*parts, strict=True)))
         half *= 2
     return sums
+
+
+class _Halves(NamedTuple):
+    """Takes left ``(B, n, h, …)`` and right halves ``(B, n, r, …)`` of n blocks out of a ``(B, L, …)`` tensor."""
+
+    n: int
+    start: int
+    half: int
+    rows: int
+
+    def both(self, t: Tensor) -> tuple[Tensor, ...]:
+        # Both from one split, whose gradient is one tensor: that of two slices is a sum of two, of mostly zeros.
+        size = self.half + self.rows
+        if t.size(1) != self.n * size:
+            t = t[:, self.start : self.start + self.n * size]
+        return t.unflatten(1, (self.n, size)).split([self.half, self.rows], dim=2)
+
+    def left(self, t: Tensor) -> Tensor:
+        return self.both(t)[0]
+
+    def right(self, t: Tensor) -> Tensor:
+        return self.both(t)[1]
 
 
 def flip(sums: Sums) -> Sums:
