@@ -32,16 +32,17 @@ RECURRENCES = [(order, value_filter) for order in (1, 2, 3, 4) for value_filter 
 
 
 @lru_cache
-def judge_of_length(length: int, causal: bool) -> Judge:
-    x = inputs(1, length, 2, causal=causal, mask="random", z_bias=not causal)
+def judge_of_length(length: int, causal: bool, mask: str) -> Judge:
+    x = inputs(1, length, 2, causal=causal, mask=mask, z_bias=not causal)
     return Judge.of(partial(matrices, order=2, causal=causal), x, rand(1, length, 2))
 
 
+@pytest.mark.parametrize("mask", ["none", "random"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "two-sided"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_lengths(tier: Tier, dtype: torch.dtype, length: int, causal: bool) -> None:
-    x, judge = inputs(1, length, 2, causal=causal, mask="random", z_bias=not causal), judge_of_length(length, causal)
+def test_lengths(tier: Tier, dtype: torch.dtype, length: int, causal: bool, mask: str) -> None:
+    x, judge = inputs(1, length, 2, causal=causal, mask=mask, z_bias=not causal), judge_of_length(length, causal, mask)
     wide = torch.promote_types(dtype, torch.float32)
     compare(partial(convolve, causal=causal), matrices, x, rand(1, length, 2), tier, dtype, judge=judge, h=wide)
 
