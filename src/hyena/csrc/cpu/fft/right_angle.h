@@ -72,7 +72,7 @@ struct Passes {
     template <class Read>
     HYENA_INLINE void columns_in(T* buffer, int64_t c0, int64_t c1, T* local, Read&& read,
                                  const Ahead& ahead = {}) const {
-        const int64_t n1 = p1(), n2 = p2();
+        const int64_t n1 = p1();
         const T* between = plan.between;
         if (n1 == 1) {
             for (int64_t t = c0; t < c1; ++t) {
@@ -118,7 +118,7 @@ struct Passes {
     template <class Write>
     HYENA_INLINE void columns_out(const T* buffer, int64_t c0, int64_t c1, T* local, Write&& write,
                                   const Ahead& ahead = {}) const {
-        const int64_t n1 = p1(), n2 = p2();
+        const int64_t n1 = p1();
         const T* between = plan.between;
         if (n1 == 1) {
             for (int64_t t = c0; t < c1; ++t) {
