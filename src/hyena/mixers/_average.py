@@ -40,6 +40,16 @@ def merge(a: Sums, b: Sums) -> Sums:
     return Sums(top, a.values * of_a + b.values * of_b, a.weights * of_a + b.weights * of_b)
 
 
+def up_to(sums: Sums) -> Sums:
+    """Sums of each entry along the second dimension and all before it."""
+    shift = 1
+    while shift < sums.top.size(1):
+        later = merge(Sums(*(t[:, shift:] for t in sums)), Sums(*(t[:, :-shift] for t in sums)))
+        sums = Sums(*(torch.cat([a[:, :shift], b], dim=1) for a, b in zip(sums, later, strict=True)))
+        shift *= 2
+    return sums
+
+
 def single(k: Tensor, v: Tensor) -> Sums:
     """The sums of one value each."""
     top = k.detach()

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hyena import ops
 from hyena.mixers._arguments import check_counts, heads_of
-from hyena.mixers._average import ABSENT, Pick, Sums, before, factors, flip, merge, nothing, single
+from hyena.mixers._average import ABSENT, Pick, Sums, before, factors, flip, merge, nothing, single, up_to
 from hyena.mixers._rows import RowMixer
 from hyena.mixers.base import State
 
@@ -191,7 +191,7 @@ class AFTConv(_AFT):
 
     ``y_t = sigmoid(q_t) sum_s exp(k_s + w_{t-s}) v_s / sum_s exp(k_s + w_{t-s})``, where ``w`` is trained for lags
     below W in each head and zero beyond, so that every output still averages over the whole row. It costs ``L (W + log
-    L)``, and a step the same anywhere. Keys may be of any size.
+    W)``, and a step the same anywhere. Keys may be of any size.
 
     Args:
         d_model: D.
@@ -245,19 +245,44 @@ class AFTConv(_AFT):
     def _average(self, k: Tensor, v: Tensor, mask: Tensor | None, state: AFTConvState | None) -> Tensor:
         w = self.weight.to(k.dtype)
         own = single(k + w[0, :, 0].repeat_interleave(self.d_model // self.num_heads), v)
-        sums = before(k, v, own, self._weigh(w[0], k))
+        sums = self._before(w[0], k, v, own)
         if not self.causal:
-            sums = merge(sums, flip(before(k.flip(1), v.flip(1), nothing(k), self._weigh(w[1], k))))
+            sums = merge(sums, flip(self._before(w[1], k.flip(1), v.flip(1), nothing(k))))
         if state is not None:
             sums = merge(sums, self._past(w[0], k.size(1), state))
             self._append(k, v, state)
         return sums.average()
 
-    def _weigh(self, w: Tensor, k: Tensor) -> Any:
+    def _before(self, w: Tensor, k: Tensor, v: Tensor, own: Sums) -> Sums:
+        """Sums over all positions before each one, and its ``own``, by blocks that the window does not reach beyond.
+
+        A tree within each block, the window's weights from the block before it, and plain sums of all before that.
+        """
+        batch, length = k.shape[:2]
+        size = max(1, min(1 << (self.window - 1).bit_length(), length))
+        n = -(-length // size)
+
+        def blocks(t: Tensor, absent: float = 0.0) -> Tensor:
+            return F.pad(t, (0, 0, 0, n * size - length), value=absent).reshape(batch * n, size, t.size(2))
+
+        def apart(t: Tensor) -> Tensor:
+            return t.unflatten(0, (batch, n))
+
         def weigh(both: Tensor, left: Pick, right: Pick) -> tuple[Tensor, Tensor]:
             return self._rows_after(w, both, right(k).size(2))
 
-        return weigh
+        k, v = blocks(k, ABSENT), blocks(v)
+        sums = Sums(*map(apart, before(k, v, Sums(blocks(own.top, ABSENT), *map(blocks, own[1:])), weigh)))
+        if n > 1:
+            top, both = factors(apart(k)[:, :-1], apart(v)[:, :-1], dim=2)  # of all blocks but the last
+            found, lacks = self._rows_after(w, both, size)
+            near = Sums(top + lacks, *found.chunk(2, dim=-1))
+            far = up_to(Sums(top, *both.sum(2, keepdim=True).chunk(2, dim=-1)))
+            none = nothing(top[:, :1])
+            far = Sums(*(torch.cat([a, b[:, :-1]], dim=1) for a, b in zip(none, far, strict=True)))
+            after = merge(Sums(*(t[:, 1:] for t in sums)), merge(near, far))
+            sums = Sums(*(torch.cat([a[:, :1], b], dim=1) for a, b in zip(sums, after, strict=True)))
+        return Sums(*(t.flatten(1, 2)[:, :length] for t in sums))
 
     def _rows_after(self, w: Tensor, both: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         """Sums over ``(B, n, h, 2 D)`` for each of the ``rows`` that follow, and the factor that they lack."""
