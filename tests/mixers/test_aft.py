@@ -36,9 +36,11 @@ def lags(layer: AFTConv, length: int) -> Tensor:
 @pytest.mark.parametrize("length", [1, 2, 11, 16, 29])
 def test_aft_is_its_weights_times_values(length: int, causal: bool):
     layer = AFT(4, 30, rank=3, causal=causal, dtype=torch.float64)
-    torch.nn.init.normal_(layer.keys)
-    torch.nn.init.normal_(layer.queries)
-    assert_defined(layer, lambda u: averages(layer, (layer.queries @ layer.keys.T)[:length, :length], u), length)
+    torch.nn.init.normal_(layer.key_factors)
+    torch.nn.init.normal_(layer.query_factors)
+    assert_defined(
+        layer, lambda u: averages(layer, (layer.query_factors @ layer.key_factors.T)[:length, :length], u), length
+    )
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -285,6 +285,22 @@ def test_arguments_of_another_type_raise(settings: dict[str, Any]) -> None:
         HyenaOperator(**{"d_model": D, "l_max": L_MAX, **settings})
 
 
+def test_dropout_that_would_drop_nothing() -> None:
+    for value_filter in (False, True):
+        with pytest.raises(ValueError, match=r"dropout=0.5 drops products .* of which order=1 has none"):
+            HyenaOperator(D, L_MAX, order=1, value_filter=value_filter, dropout=0.5)
+
+
+def test_lengths_are_checked_where_there_is_no_filter() -> None:
+    m = HyenaOperator(D, L_MAX, order=1)
+    for wrong, error in (("x", TypeError), (None, TypeError), (0, ValueError), (-1, ValueError)):
+        with pytest.raises(error, match=f"l_max .*got {wrong!r}"):
+            m.extend(wrong)
+    with pytest.raises(ValueError, match=r"mode must be one of .*, got 'foo'"):
+        m.extend(2 * L_MAX, mode="foo")
+    assert m.l_max == L_MAX
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"num_blocks": 0}, "num_blocks must be at least 1, got 0"), ({"num_blocks": 5}, "multiple of num_blocks=5")],

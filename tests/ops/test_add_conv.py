@@ -162,3 +162,13 @@ def test_errors_name_the_numbers() -> None:
         ops.add_conv_(y, v.requires_grad_(), spectrum)
     with torch.no_grad():
         ops.add_conv_(y, v, spectrum)
+
+
+def test_autograd_knows_of_the_change(tier: Tier) -> None:
+    p = torch.ones((), device=tier.device, requires_grad=True)
+    y, v = torch.ones(1, 8, 3, device=tier.device), torch.ones(1, 8, 3, device=tier.device)
+    loss = (p * y).sum()
+    with tier():
+        ops.add_conv_(y, v, ops.filter_spectrum(torch.ones(1, 8, 3, device=tier.device), 8, True)[0])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

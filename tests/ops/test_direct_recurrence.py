@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import lru_cache, partial
 
@@ -232,3 +233,21 @@ def test_errors_name_the_numbers() -> None:
         ops.direct_recurrence(z, weight, None, h[:4], d, causal=False)
     with pytest.raises(ValueError, match=r"mask must be a bool tensor of shape \(2, 7\).*\(7, 2\)"):
         ops.direct_recurrence(z, weight, None, h, d, torch.ones(7, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_gradients_of_padding_do_not_spread(tier: Tier, poison: float) -> None:
+    """Whatever they are: nothing that is kept changes with them, in any layout and order."""
+    for (order, value_filter), layout in itertools.product([(2, False), (1, True)], LAYOUTS[:2]):
+        given = inputs(2, 90, 3, taps=9, order=order, value_filter=value_filter, mask="random")
+        x = place(given, tier, torch.float32, {"z": layout})
+        leaves = [t.requires_grad_() for t in x.values() if t is not None and t.is_floating_point()]
+        dy = rand(2, 90, 3).float().to(tier.device)
+        with tier():
+            y = mix(**x)
+            keep = x["mask"][..., None]
+            clean, dirty = (
+                torch.autograd.grad(y, leaves, torch.where(keep, dy, at), retain_graph=True) for at in (0.0, poison)
+            )
+        for a, b in zip(clean, dirty, strict=True):
+            assert torch.equal(a, b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache, partial
 
 import pytest
@@ -302,3 +303,21 @@ def test_everything_is_on_one_device(name: str) -> None:
     x[name] = x[name].to("meta")
     with pytest.raises(ValueError, match=rf"{name} is on meta, but the input on cpu"):
         ops.recurrence(**x, spectrum=spectrum)
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_gradients_of_padding_do_not_spread(tier: Tier, poison: float) -> None:
+    """Whatever they are: nothing that is kept changes with them, in any layout and order."""
+    for (order, value_filter), layout in itertools.product(RECURRENCES, LAYOUTS[:2]):
+        given = inputs(2, 90, 3, taps=9, order=order, value_filter=value_filter, mask="random")
+        x = place(given, tier, torch.float32, {"z": layout})
+        leaves = [t.requires_grad_() for t in x.values() if t is not None and t.is_floating_point()]
+        dy = rand(2, 90, 3).float().to(tier.device)
+        with tier():
+            y = convolve(**x)
+            keep = x["mask"][..., None]
+            clean, dirty = (
+                torch.autograd.grad(y, leaves, torch.where(keep, dy, at), retain_graph=True) for at in (0.0, poison)
+            )
+        for a, b in zip(clean, dirty, strict=True):
+            assert torch.equal(a, b)

@@ -111,6 +111,16 @@ def test_nan_gradients_of_padding_do_not_spread(tier: Tier) -> None:
     assert g.isfinite().all()
 
 
+def test_an_infinite_gradient_stays_infinite(tier: Tier) -> None:
+    """In sums over positions: not a number would be another fault than an overflow, and name another place."""
+    x = place(inputs(1, 50, 4, 3), tier, torch.float32)
+    dy = torch.ones(1, 50, 4, device=tier.device)
+    dy[0, 7, 1] = torch.inf
+    with tier():
+        _, _, db = torch.ops.hyena.short_conv_backward(dy, x["z"], x["weight"], None, None)
+    assert db.tolist() == [50.0, torch.inf, 50.0, 50.0]
+
+
 def test_gradgradcheck(tier: Tier) -> None:
     x = place(inputs(2, 5, 3, 3, mask="random"), tier, torch.float64)
     mask = x.pop("mask")

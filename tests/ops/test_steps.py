@@ -13,6 +13,7 @@ from torch import Tensor
 
 from helpers.cases import LAYOUTS, Tier, laid_out, rand
 from hyena import ops
+from hyena.ops._library import OP_NAMES
 
 WIDE = [torch.float64, torch.float32]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -240,3 +241,59 @@ def test_errors_name_the_numbers(op: str, change: dict[str, tuple[int, ...]], me
     arguments |= {name: torch.zeros(shape) for name, shape in change.items()}
     with ops.fallback_only(), pytest.raises(ValueError, match=message):
         getattr(torch.ops.hyena, op)(*arguments.values())
+
+
+def mutable() -> list[str]:
+    """Ops that change an argument."""
+    return [
+        name
+        for name in OP_NAMES
+        if any(a.alias_info is not None for a in getattr(torch.ops.hyena, name).default._schema.arguments)
+    ]
+
+
+def test_these_are_all_ops_that_change_an_argument() -> None:
+    assert sorted(mutable()) == sorted([*OPS, "add_conv_"])
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["function", "op"])
+@pytest.mark.parametrize("op", OPS)
+def test_autograd_knows_of_the_change(tier: Tier, op: str, wrapped: bool) -> None:
+    """What was computed from a memory cannot be differentiated any more, rather than wrongly."""
+    arguments = given_to(op, 2, 5, 4, 3, optional=True, imaginary=False)
+    got = {name: cast(t, tier.device, torch.float32) for name, t in arguments.items()}
+    changed = [got[name] for name in ("last", "memory") if name in got]
+    p = torch.ones((), device=tier.device, requires_grad=True)
+    before = [(p * t).sum() for t in changed]
+    with tier():
+        getattr(ops if wrapped else torch.ops.hyena, op)(*got.values())
+    for loss in before:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    with torch.inference_mode():  # where nothing counts changes
+        inside = [None if t is None else t.clone() for t in got.values()]
+        with tier():
+            getattr(ops if wrapped else torch.ops.hyena, op)(*inside)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_argument_has_its_gradient(tier: Tier, op: str) -> None:
+    arguments = given_to(op, 2, 5, 4, 3, optional=True, imaginary=False)
+    for name in arguments:
+        got = {n: cast(t, tier.device, torch.float64).clone() for n, t in arguments.items()}
+        leaf = got[name].requires_grad_()
+        got[name] = leaf * 1  # a memory that is a leaf cannot be changed
+        with tier():
+            y = getattr(ops, op)(*got.values())
+            (found,) = torch.autograd.grad(sum(got.get(n, y).sum() for n in ("y", "last", "memory")), leaf)
+        leaf = arguments[name].clone().requires_grad_()
+        y, *memories = DEFINITION[op](*{**arguments, name: leaf}.values())
+        outputs = [y, *([y] if len(memories) == 1 else []), *memories]
+        (want,) = torch.autograd.grad(sum(t.sum() for t in outputs), leaf)
+        close(found, want, torch.float64)
+    for name in ("last", "memory"):
+        if name in arguments:
+            got = {n: cast(t, tier.device, torch.float64).clone() for n, t in arguments.items()}
+            got[name].requires_grad_()
+            with tier(), pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
+                getattr(ops, op)(*got.values())

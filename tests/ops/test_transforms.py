@@ -127,6 +127,18 @@ def _forward_over_reverse(fn: Function, args: tuple[Tensor, ...]) -> object:
     return jvp(grad(_square(fn), _all(args)), args, _tangents(args))
 
 
+def _forward_over_reverse_alone(fn: Function, args: tuple[Tensor, ...]) -> object:
+    """Of each argument where the output itself is summed up: some gradients then do not move at all."""
+    found = []
+    for i, (a, t) in enumerate(zip(args, _tangents(args), strict=True)):
+
+        def of_one(x: Tensor, i: int = i) -> Tensor:
+            return fn(*args[:i], x, *args[i + 1 :]).sum() + x.pow(3).sum()
+
+        found.append(jvp(grad(of_one), (a,), (t,)))
+    return found
+
+
 def _reverse_over_reverse(fn: Function, args: tuple[Tensor, ...]) -> object:
     return vjp(grad(_square(fn), _all(args)), *args)[1](_tangents(args))
 
@@ -145,7 +157,16 @@ def _third(fn: Function, args: tuple[Tensor, ...]) -> object:
     return [torch.zeros_like(leaf) if f is None else f for f, leaf in zip(found, leaves, strict=True)]
 
 
-TRANSFORMS = [_jvp, _forward_mode, _grad, _forward_over_reverse, _reverse_over_reverse, _reverse_over_forward, _third]
+TRANSFORMS = [
+    _jvp,
+    _forward_mode,
+    _grad,
+    _forward_over_reverse,
+    _forward_over_reverse_alone,
+    _reverse_over_reverse,
+    _reverse_over_forward,
+    _third,
+]
 
 
 def _same(got: object, want: object) -> None:

@@ -23,7 +23,7 @@ from hyena.conv.tiled import BLOCK, Tiles, group_of, tile_shapes, tile_spectra
 from hyena.conv.watch import Watched
 from hyena.conv.window import Window
 from hyena.filters import HyenaFilter
-from hyena.filters.base import check_condition
+from hyena.filters.base import check_condition, check_extension
 from hyena.filters.narrow import narrow, narrow_axis
 
 FilterFactory = Callable[..., nn.Module]
@@ -230,8 +230,10 @@ class LongConv(nn.Module):
         """Lets rows be longer; see :meth:`hyena.filters.HyenaFilter.extend` for what becomes of the filters.
 
         Raises:
-            ValueError: a filter that cannot be extended.
+            TypeError: ``l_max`` is no integer.
+            ValueError: numbers out of range, or a filter that cannot be extended.
         """
+        check_extension(l_max, mode)
         if self.filter is not None:
             extend = getattr(self.filter, "extend", None)
             if extend is None:

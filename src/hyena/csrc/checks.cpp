@@ -63,6 +63,7 @@ void expect_gates(const Tensor& v, const Optional& d, const Optional& pre, const
 void expect_taps(const char* name, const Tensor& h, int64_t size, bool causal) {
     expect(name, h, {kAny, kAny, kAny}, kFloats, h);
     expect_size(size);
+    if (h.size(1) < 1) require(false, name, " must have at least one tap, got shape ", shape_of(h.sizes()));
     if (!causal && h.size(1) % 2 == 0)
         require(false, name, " is two-sided and must have an odd number of taps, lags -(K - 1) … K - 1, got ",
                 h.size(1));

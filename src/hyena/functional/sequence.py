@@ -144,7 +144,7 @@ def _final_state(x: Tensor, count: int, state: Tensor | None, cu_seqlens: Tensor
         return torch.cat([before[:, count - missing :], x[:, x.size(1) - (count - missing) :]], dim=1)
     start, end = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
     at = end - count + torch.arange(count, device=x.device)  # (rows, count)
-    found = x[0, at.clamp(min=0)]
+    found = x[0, at.clamp(min=0)] if x.size(1) > 0 else x.new_zeros(*at.shape, x.size(2))
     earlier = torch.zeros_like(found)
     if state is not None:
         index = (at - start + count).clamp(0, max(count - 1, 0))

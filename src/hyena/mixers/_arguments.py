@@ -59,6 +59,11 @@ def check(
         )
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise ValueError(f"dropout must be a number in [0, 1), got {dropout!r}")
+    if order == 1 and dropout > 0:
+        raise ValueError(
+            f"dropout={dropout} drops products of the value and the gates before the last, of which order=1 has none: "
+            "leave it 0, or use order=2 or more"
+        )
     width = d_model * inner_factor
     if width % num_heads != 0:
         raise ValueError(f"the width {width} is not a multiple of num_heads={num_heads}")

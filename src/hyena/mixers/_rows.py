@@ -87,7 +87,7 @@ class RowMixer(Mixer):
         """Mixes along the sequence; see :meth:`hyena.mixers.Mixer.forward`."""
         if state is not None:
             with torch.no_grad():
-                self._check_state(u, mask, cu_seqlens, state)
+                self._check_state(u, mask, cu_seqlens, max_seqlen, state)
                 u = _kept(u, mask)
                 y = self._finish(u, self._rows(u, mask, None, u.size(1), state), self.out_proj)
             state.position += u.size(1)
@@ -109,13 +109,15 @@ class RowMixer(Mixer):
         """The layer's output, of mixed values; ``project`` is ``out_proj``, called or by an op that is faster."""
         return project(self.dropout(y.to(u.dtype)))
 
-    def _check_state(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: Any) -> None:
+    def _check_state(
+        self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, max_seqlen: int | None, state: Any
+    ) -> None:
         if not isinstance(state, self.state_class):
             raise ValueError(
                 f"this {type(self).__name__} takes a {self.state_class.__name__} from its init_state, got a "
                 f"{type(state).__name__}"
             )
-        self.check_next(u, state, mask, cu_seqlens)
+        self.check_next(u, state, mask, cu_seqlens, max_seqlen)
         if self.training and self.dropout.p > 0:
             raise ValueError(
                 f"this {type(self).__name__} is in training mode and drops values (dropout={self.dropout.p}); call "

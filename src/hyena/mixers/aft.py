@@ -101,7 +101,7 @@ class AFT(_AFT):
 
     compacts = True
     state_class = AFTState
-    no_decay = ("queries", "keys")
+    no_decay = ("query_factors", "key_factors")
 
     def __init__(
         self,
@@ -118,14 +118,14 @@ class AFT(_AFT):
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         check_counts(l_max=l_max, rank=rank)
         super().__init__(d_model, l_max, causal=causal, dropout=dropout, bias=bias, at=at)
-        self.queries = nn.Parameter(torch.empty(l_max, rank, **at))
-        self.keys = nn.Parameter(torch.empty(l_max, rank, **at))
+        self.query_factors = nn.Parameter(torch.empty(l_max, rank, **at))
+        self.key_factors = nn.Parameter(torch.empty(l_max, rank, **at))
         self._start()
 
     @property
     def rank(self) -> int:
         """R."""
-        return self.queries.size(1)
+        return self.query_factors.size(1)
 
     def reset_parameters(self) -> None:
         """Initialises every parameter again."""
@@ -133,7 +133,7 @@ class AFT(_AFT):
         self._start()
 
     def _start(self) -> None:
-        for t in (self.queries, self.keys):
+        for t in (self.query_factors, self.key_factors):
             nn.init.normal_(t, std=0.1 * self.rank**-0.25)  # products of about 0.01, as in the paper
 
     def _average(self, k: Tensor, v: Tensor, mask: Tensor | None, state: AFTState | None) -> Tensor:
@@ -141,8 +141,8 @@ class AFT(_AFT):
         if state is None:
             place = torch.arange(n, device=k.device)[None]
         else:  # places beyond the last are the padding's
-            place = (state.count[:, None] + torch.arange(n, device=k.device)).clamp_max(self.queries.size(0) - 1)
-        a, b = (t.to(k.dtype)[place] for t in (self.queries, self.keys))  # (1 or B, L, R)
+            place = (state.count[:, None] + torch.arange(n, device=k.device)).clamp_max(self.query_factors.size(0) - 1)
+        a, b = (t.to(k.dtype)[place] for t in (self.query_factors, self.key_factors))  # (1 or B, L, R)
         sums = before(k, v, single(k + (a * b).sum(-1, keepdim=True), v), self._weigh(a, b))
         if not self.causal:
             k, v, a, b = (t.flip(1) for t in (k, v, a, b))
@@ -163,7 +163,7 @@ class AFT(_AFT):
         there = torch.arange(state.keys.size(1), device=a.device) < state.count[:, None]
         top, both = factors(torch.where(there[..., None], state.keys, ABSENT), state.values, dim=1)
         both = torch.where(there[..., None], both, 0.0)
-        b = self.keys[: state.keys.size(1)].to(a.dtype)[None, None]
+        b = self.key_factors[: state.keys.size(1)].to(a.dtype)[None, None]
         found, lacks = _weighted(a[:, None], b, both[:, None])
         values, weights = found[:, 0].chunk(2, dim=-1)
         return Sums(top + lacks[:, 0], values, weights)

@@ -123,12 +123,13 @@ class Attention(Mixer):
     ) -> Tensor:
         """Mixes along the sequence; see :meth:`hyena.mixers.Mixer.forward`."""
         if state is not None:
-            return self._continue(u, mask, cu_seqlens, state)
+            return self._continue(u, mask, cu_seqlens, max_seqlen, state)
         flat = u.dim() == 2 and cu_seqlens is not None
         if flat:
             u = u[None]
-        if self.l_max is not None:
-            self.check_rows(u, cu_seqlens, max_seqlen)
+        if self.l_max is None and cu_seqlens is not None and max_seqlen is None:
+            max_seqlen = u.size(1)  # there is no limit for the longest row to meet: finding it would wait for a device
+        self.check_rows(u, cu_seqlens, max_seqlen)
         ops.check_row(u, mask, cu_seqlens)
         if mask is not None:  # a NaN in the padding would reach the rest as 0 x NaN
             u = torch.where(mask[..., None], u, 0.0)
@@ -198,11 +199,18 @@ class Attention(Mixer):
         return AttentionState(0, length, keys, values, keep)
 
     @torch.no_grad()
-    def _continue(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: AttentionState) -> Tensor:
+    def _continue(
+        self,
+        u: Tensor,
+        mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        max_seqlen: int | None,
+        state: AttentionState,
+    ) -> Tensor:
         """Attention of the next positions to themselves and to all before."""
         if not isinstance(state, AttentionState):
             raise ValueError(f"expected an AttentionState from this mixer's init_state, got a {type(state).__name__}")
-        self.check_next(u, state, mask, cu_seqlens)
+        self.check_next(u, state, mask, cu_seqlens, max_seqlen)
         if self.training and self.dropout > 0:
             raise ValueError(f"this attention is in training mode with dropout={self.dropout}; call eval() first")
         if mask is not None:

@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from hyena import ops
 from hyena.conv.online import Online
+from hyena.mixers._arguments import check_counts
 from hyena.mixers.deferred import InitializedByTransformers
 
 Map = Callable[[Tensor], Tensor]
@@ -112,8 +113,18 @@ class State:
         """A state whose row ``b`` is this one's row ``rows[b]``: for beam search, or to drop or repeat rows.
 
         Args:
-            rows: ``(B',)`` int64.
+            rows: ``(B',)`` int32 or int64.
+
+        Raises:
+            ValueError: rows that there are not; on a GPU they stop its kernel instead.
         """
+        if rows.dim() != 1 or rows.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"rows must be (B',) int32 or int64, got {rows.dtype} of shape {tuple(rows.shape)}")
+        # Looked at where that waits for no device.
+        if rows.device.type == "cpu" and rows.numel() > 0 and self.rows() and not torch.compiler.is_compiling():
+            least, most = int(rows.min()), int(rows.max())
+            if least < 0 or most >= self.batch:
+                raise ValueError(f"rows must be 0 to {self.batch - 1}, got {least} to {most}")
         return self._map(lambda t: t.index_select(0, rows))
 
     def size(self) -> StateSize:
@@ -239,11 +250,13 @@ class Mixer(InitializedByTransformers, nn.Module, ABC):
         """T of a new state: ``max_length``, or ``l_max`` if that is None.
 
         Raises:
+            TypeError: arguments that are no integers.
             ValueError: numbers out of range, with what would fit.
         """
-        if batch < 1:
-            raise ValueError(f"batch must be at least 1, got {batch}")
+        check_counts(batch=batch)
         length = self.l_max if max_length is None else max_length
+        if isinstance(length, bool) or not isinstance(length, (int, torch.SymInt, type(None))):
+            raise TypeError(f"max_length must be an integer, got {length!r}")
         if length is None:
             raise ValueError(f"this {type(self).__name__} has no l_max: pass max_length")
         if length < 1 or (self.l_max is not None and length > self.l_max):
@@ -339,17 +352,19 @@ class Mixer(InitializedByTransformers, nn.Module, ABC):
         """The longest row of an input of :meth:`forward`, which waits for the device if ``max_seqlen`` is missing.
 
         Raises:
-            ValueError: shapes that do not fit, or rows longer than ``l_max``.
+            TypeError: arguments of another type.
+            ValueError: shapes that do not fit, no positions, ``max_seqlen`` without ``cu_seqlens``, or rows longer than
+                ``l_max``.
         """
         if u.dim() != 3 or u.size(2) != self.d_model:
             raise ValueError(f"expected an input of shape (B, L, {self.d_model}), got {tuple(u.shape)}")
-        longest = u.size(1)
-        if cu_seqlens is not None:
-            if max_seqlen is None:
-                max_seqlen = int(cu_seqlens.diff().max())
-            else:
-                ops.check_longest(cu_seqlens, max_seqlen)
-            longest = min(longest, max(max_seqlen, 1))
+        if u.size(1) == 0:
+            raise ValueError(f"a row needs at least one position, got length=0: an input of shape {tuple(u.shape)}")
+        ops.check_cu_seqlens(cu_seqlens, u)
+        longest = ops.longest_row(u, cu_seqlens, max_seqlen)
+        if cu_seqlens is not None and max_seqlen is None:
+            longest = min(longest, max(int(cu_seqlens.diff().max()), 1))
+        ops.check_bounds(cu_seqlens, u.size(1), longest)
         if self.l_max is not None and longest > self.l_max:
             raise ValueError(
                 f"a row of {longest} positions is longer than this {type(self).__name__}'s l_max={self.l_max}"
@@ -361,14 +376,24 @@ class Mixer(InitializedByTransformers, nn.Module, ABC):
         """What would work for a row that is too long, for the end of an error."""
         return f"; build it with l_max={longest} or more"
 
-    def check_next(self, u: Tensor, state: State, mask: Tensor | None, cu_seqlens: Tensor | None) -> None:
+    def check_next(
+        self,
+        u: Tensor,
+        state: State,
+        mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        max_seqlen: int | None = None,
+    ) -> None:
         """Checks the arguments of a :meth:`forward` with a state.
 
         Raises:
             ValueError: shapes that do not fit, packed rows, or more positions than there is room for.
         """
-        if cu_seqlens is not None:
-            raise ValueError("packed rows cannot be continued: a state has one row for each row of the batch")
+        if cu_seqlens is not None or max_seqlen is not None:
+            raise ValueError(
+                "packed rows cannot be continued: a state has one row for each row of the batch, so it takes no "
+                f"cu_seqlens and no max_seqlen (got {max_seqlen})"
+            )
         if u.dim() != 3 or u.size(0) != state.batch or u.size(1) < 1 or u.size(2) != self.d_model:
             raise ValueError(
                 f"expected new positions of shape ({state.batch}, n, {self.d_model}), n at least 1, got "

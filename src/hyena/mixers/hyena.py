@@ -156,7 +156,7 @@ class HyenaOperator(HyenaSteps):
             ValueError: rows longer than ``l_max``, shapes that do not fit, or a condition for filters that take none.
         """
         if state is not None:
-            return self._go_on(u, mask, cu_seqlens, state, condition)
+            return self._go_on(u, mask, cu_seqlens, max_seqlen, state, condition)
         flat = u.dim() == 2 and cu_seqlens is not None
         if flat:
             u = u[None]

@@ -53,7 +53,13 @@ class HyenaSteps(Gated, Mixer):
         return HyenaState(0, length, short, online.allocate(batch), online)
 
     def _go_on(
-        self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: HyenaState, condition: Tensor | None
+        self,
+        u: Tensor,
+        mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        max_seqlen: int | None,
+        state: HyenaState,
+        condition: Tensor | None,
     ) -> Tensor:
         """``forward`` with a state."""
         if condition is not None:
@@ -62,16 +68,18 @@ class HyenaSteps(Gated, Mixer):
                 "rows began with: pass it to init_state(batch, condition=...)"
             )
         if not torch.is_grad_enabled():  # as in prefill and step
-            return self._continue(u, mask, cu_seqlens, state)
+            return self._continue(u, mask, cu_seqlens, max_seqlen, state)
         with torch.no_grad():
-            return self._continue(u, mask, cu_seqlens, state)
+            return self._continue(u, mask, cu_seqlens, max_seqlen, state)
 
-    def _continue(self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: HyenaState) -> Tensor:
+    def _continue(
+        self, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, max_seqlen: int | None, state: HyenaState
+    ) -> Tensor:
         """:meth:`forward` of the next positions."""
         if not isinstance(state, HyenaState):
             raise ValueError(f"expected a HyenaState from this operator's init_state, got a {type(state).__name__}")
         state.check_fits(self.conv.num_filters, self.short.taps, (self.order + 1) * self.width)
-        self.check_next(u, state, mask, cu_seqlens)
+        self.check_next(u, state, mask, cu_seqlens, max_seqlen)
         if self.training and self.dropout.p > 0:
             raise ValueError(
                 f"this operator is in training mode and drops values (dropout={self.dropout.p}); call eval() before "

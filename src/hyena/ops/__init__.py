@@ -1,6 +1,6 @@
 """The registered ops (``torch.ops.hyena``), with a checked Python call for each."""
 
-from hyena.ops._checks import check_gated_conv, check_row
+from hyena.ops._checks import check_cu_seqlens, check_gated_conv, check_row
 from hyena.ops._extension import EXTENSION
 from hyena.ops._kept import check_instructions, clear_tables
 from hyena.ops._layout import compute_dtype, empty_result, to_order_of, transform_length
@@ -16,7 +16,7 @@ from hyena.ops._modules import (
     with_tensors,
     without_autocast,
 )
-from hyena.ops._packing import check_longest, longest_row, map_rows, row_bounds
+from hyena.ops._packing import check_bounds, longest_row, map_rows, row_bounds
 from hyena.ops.add_conv import add_conv_
 from hyena.ops.direct_conv import direct_conv, is_direct
 from hyena.ops.direct_recurrence import direct_recurrence
@@ -38,8 +38,9 @@ __all__ = [
     "add_conv_",
     "autocasts",
     "backend_report",
+    "check_bounds",
+    "check_cu_seqlens",
     "check_gated_conv",
-    "check_longest",
     "check_row",
     "check_short_conv",
     "clear_tables",

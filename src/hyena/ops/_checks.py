@@ -101,10 +101,13 @@ def check_mask(mask: Tensor | None, z: Tensor) -> None:
     """A bool mask ``(B, L)`` of ``z``.
 
     Raises:
+        TypeError: no tensor.
         ValueError: another shape, dtype or device.
     """
     if mask is None:
         return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a bool tensor, got {type(mask).__name__}: torch.tensor(mask)")
     check_device("mask", mask, z)
     if mask.dim() != 2 or mask.shape != z.shape[:2] or mask.dtype != torch.bool or mask.layout != torch.strided:
         raise ValueError(
@@ -117,6 +120,7 @@ def check_cu_seqlens(cu_seqlens: Tensor | None, z: Tensor) -> None:
     """Offsets of rows packed into ``z``: shape, dtype and device (their values: :func:`hyena.ops._packing.row_bounds`).
 
     Raises:
+        TypeError: no tensor.
         ValueError: they do not fit.
     """
     if cu_seqlens is None:

@@ -125,6 +125,7 @@ def make_autograd_kernel(
     """What the op does under ``Autograd``."""
     backward = backward if rule is None else rule.backward
     function = _make_function(op, backward, rule, apart=False)
+    changed = [i for i, a in enumerate(op._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
 
     def kernel(*args: Any) -> Any:
         forward_mode = forward_ad._current_level >= 0 and _has_tangent(args)
@@ -135,9 +136,17 @@ def make_autograd_kernel(
                 raise RuntimeError(f"{op._schema.name} has no gradient: call it under torch.no_grad()")
             return function.apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+            found = op(*args)
+        if changed:
+            note_changes([args[i] for i in changed])
+        return found
 
     return kernel
+
+
+def note_changes(tensors: Sequence[Tensor]) -> None:
+    """Tells autograd of tensors that were changed below it: a graph that needs their former values must raise."""
+    torch.autograd.graph.increment_version(tensors)
 
 
 def make_transform_kernel(op: Any, rule: Rule | None, plain: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -322,8 +331,9 @@ class Multilinear:
         values = dict(zip(self.backward_names, tangents[1:], strict=True))
         present = [n for n in self.gradients if n not in self.backward_names or a[n] is not None]
         found = self._others(dy, a, values, present)
-        if tangents[0] is not None:
-            along = self.call_backward(tangents[0], a)
+        # Also where dy does not move: an output that nothing moves has a tangent of zeros, or torch fails an assertion.
+        if tangents[0] is not None or any(found[n] is None for n in self.gradients):
+            along = self.call_backward(torch.zeros_like(dy) if tangents[0] is None else tangents[0], a)
             found = {n: _total([t for t in (along[n], found[n]) if t is not None]) for n in self.gradients}
         out = tuple(found[n] for n in self.gradients)
         return out if len(out) > 1 else out[0]

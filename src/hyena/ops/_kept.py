@@ -16,9 +16,9 @@ def clear_tables() -> None:
 
     They are made again when needed. Tables and working memory are never more than 64 MiB each, but for the last table
     that was used if it alone is longer. Memory of long results that are gone is, with that of those in use, never more
-    than 1.5 times what was in use at once, nor than an eighth of the machine's, and the system may take it back by
-    itself. What another thread is using at the moment stays. A GPU's tables stay too: they are smaller (under 1 MiB for
-    2^20 points), and recorded CUDA graphs read them.
+    than 1.5 times what was in use at once, nor than an eighth of the machine's, and the system may take results of 16
+    MiB and more back by itself. What another thread is using at the moment stays. A GPU's tables stay too: they are
+    smaller (under 1 MiB for 2^20 points), and recorded CUDA graphs read them.
     """
     clear = getattr(EXTENSION.library, "hyena_clear_tables", None)
     if clear is not None:

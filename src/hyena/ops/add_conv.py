@@ -43,7 +43,7 @@ def _check(y: Tensor, v: Tensor, spectrum: Tensor) -> None:
             f"y must be {v.dtype} of shape ({v.size(0)}, n, {v.size(2)}) with n at most {v.size(1)}, on {v.device}; "
             f"got {shown(y)}"
         )
-    if any(step == 0 and size > 1 for step, size in zip(y.stride(), y.shape)):
+    if y.numel() > 0 and any(step == 0 and size > 1 for step, size in zip(y.stride(), y.shape)):
         raise ValueError(
             f"y of shape {tuple(y.shape)} is expanded (strides {y.stride()}): several of its entries are one number in "
             "memory, which cannot take several sums; pass y.clone()"

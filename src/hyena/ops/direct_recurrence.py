@@ -21,7 +21,7 @@ from hyena.ops._library import define
 from hyena.ops._packing import check_bounds
 from hyena.ops.direct_conv import check_taps
 from hyena.ops.recurrence import gates_and_value
-from hyena.ops.short_conv import wide_weight
+from hyena.ops.short_conv import masked, wide_weight
 
 # Of z, weight, bias, h, d and z_bias; the last of no size where there is none.
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -58,9 +58,9 @@ def _in_ops_backward(dy: Tensor, *args: Any) -> Gradients:
     """Its gradients op by op; everything between ``z`` and ``y`` is computed again, not kept from the forward pass."""
     a = Inputs(*args)
     z, post, pre, v = _parts(a)
-    dv, dh, dd, dpre, dpost = torch.ops.hyena.direct_conv_backward(
-        dy.to(z.dtype), v, a.h, a.d, pre, post, a.cu_seqlens, a.causal
-    )
+    # y is zero where nothing is kept, whatever its gradient is there.
+    dy = dy.to(z.dtype) if a.mask is None else masked(dy.to(z.dtype), a.mask)
+    dv, dh, dd, dpre, dpost = torch.ops.hyena.direct_conv_backward(dy, v, a.h, a.d, pre, post, a.cu_seqlens, a.causal)
     dzc = torch.cat([dpost, dv] if pre is None else [dpost, dpre, dv], dim=2)
     dz, dw, db = torch.ops.hyena.short_conv_backward(dzc, z, a.weight, a.mask, a.cu_seqlens)
     dzb = a.weight.new_zeros(0) if a.z_bias is None else dz.sum((0, 1)).to(a.z_bias.dtype)

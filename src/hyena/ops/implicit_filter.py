@@ -91,14 +91,14 @@ def _implicit_filter(*args: Any) -> Tensor:
     a = Inputs(*args)
     inputs, _ = _hidden_layers(a.features, a.first, a.inner, a.biases, a.freq)
     h = F.linear(inputs[-1], a.out) * (torch.exp(torch.outer(-a.time, a.deltas.abs())) + a.shift)
-    return h.view(h.size(0), a.filters, -1).transpose(0, 1).contiguous()
+    return h.view(h.size(0), a.filters, h.size(1) // a.filters).transpose(0, 1).contiguous()
 
 
 def _implicit_filter_backward(dh: Tensor, *args: Any) -> tuple[Tensor, ...]:
     with_inputs = args[-1]  # also gradients of features, time and deltas
     a = Inputs._make((*args[:-1], 0))
     inputs, results = _hidden_layers(a.features, a.first, a.inner, a.biases, a.freq)
-    g = dh.transpose(0, 1).reshape(a.time.size(0), -1)
+    g = dh.transpose(0, 1).flatten(1)
     decay = torch.exp(torch.outer(-a.time, a.deltas.abs()))
     if with_inputs:
         slope = -g * F.linear(inputs[-1], a.out) * decay

@@ -43,7 +43,7 @@ def _filter_spectrum(h: Tensor, size: int, causal: bool) -> Tensor:
 
 def spectrum_rows(spectrum: Tensor) -> Tensor:
     """The fallback's own view of a spectrum: the ``P + 1`` complex coefficients, ``(…, G, P + 1)``."""
-    return torch.view_as_complex(spectrum)[..., : points_of(spectrum.size(-2) - 1) + 1]
+    return torch.view_as_complex(spectrum.contiguous())[..., : points_of(spectrum.size(-2) - 1) + 1]
 
 
 def spectrum_gradient(ds: Tensor, spectrum: Tensor) -> Tensor:

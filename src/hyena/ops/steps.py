@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hyena.ops._checks import check_like, shown
+from hyena.ops._derivatives import note_changes
 from hyena.ops._library import define, has_kernel
 
 
@@ -35,9 +36,10 @@ def _modal_step(
     memory: Tensor,
 ) -> Tensor:
     now = (x if pre is None else pre * x)[:, 0]
-    past = (residue * memory).sum(-1)
+    before = memory.clone() if torch.is_grad_enabled() else memory  # the gradient of poles and residues needs it
+    past = (residue * before).sum(-1)
     y = torch.addcmul(past.real if past.is_complex() else past, now, first)[:, None]
-    memory.mul_(pole).add_(now[..., None])
+    memory.copy_(pole * before + now[..., None])
     return y if post is None else post * y
 
 
@@ -85,7 +87,7 @@ def _check_gates_and_value(z: Tensor) -> None:
 
 def _check_memory(name: str, memory: Tensor, shape: tuple[int, ...], dtype: torch.dtype, x: Tensor) -> None:
     check_like(name, memory, shape, x, dtype)
-    if any(step == 0 and size > 1 for step, size in zip(memory.stride(), memory.shape)):
+    if memory.numel() > 0 and any(step == 0 and size > 1 for step, size in zip(memory.stride(), memory.shape)):
         raise ValueError(
             f"{name} of shape {tuple(memory.shape)} is expanded (strides {memory.stride()}): several of its entries "
             f"are one number, which cannot move on in several ways; pass {name}.clone()"
@@ -217,6 +219,7 @@ _MODAL, _GATED_MODAL = torch.ops.hyena.modal_step_.default, torch.ops.hyena.gate
 _WINDOW, _GATED_WINDOW = torch.ops.hyena.window_step_.default, torch.ops.hyena.gated_window_step_.default
 _FLOAT32, _FLOAT64 = torch.float32, torch.float64
 _is_grad_enabled, _is_compiling = torch.is_grad_enabled, torch.compiler.is_compiling
+_any_requires_grad = torch._C._any_requires_grad
 
 
 def short_step_(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor) -> Tensor:
@@ -231,8 +234,8 @@ def short_step_(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor) 
     Returns:
         ``(B, 1, C)``.
     """
-    if _has_a_kernel("short_step_", x, weight, bias):
-        return _call(_SHORT, x, weight, bias, memory)
+    if _has_a_kernel("short_step_", (x, weight, bias), memory):
+        return _call(_SHORT, (memory,), x, weight, bias, memory)
     return _short_step(x, weight, bias, memory)
 
 
@@ -259,8 +262,8 @@ def modal_step_(
     Returns:
         ``(B, 1, C)``.
     """
-    if _has_a_kernel("modal_step_", x, first, pre, post):
-        return _call(_MODAL, x, pre, post, pole, residue, first, memory)
+    if _has_a_kernel("modal_step_", (x, first, pre, post), pole, residue, memory):
+        return _call(_MODAL, (memory,), x, pre, post, pole, residue, first, memory)
     return _modal_step(x, pre, post, pole, residue, first, memory)
 
 
@@ -276,8 +279,8 @@ def window_step_(x: Tensor, pre: Tensor | None, post: Tensor | None, h: Tensor, 
     Returns:
         ``(B, 1, C)``.
     """
-    if _has_a_kernel("window_step_", x, h, pre, post):
-        return _call(_WINDOW, x, pre, post, h, memory)
+    if _has_a_kernel("window_step_", (x, h, pre, post), memory):
+        return _call(_WINDOW, (memory,), x, pre, post, h, memory)
     return _window_step(x, pre, post, h, memory)
 
 
@@ -302,8 +305,8 @@ def gated_modal_step_(
     Returns:
         ``(B, 1, C)``.
     """
-    if _has_a_kernel("gated_modal_step_", z, weight, first, bias):
-        return _call(_GATED_MODAL, z, weight, bias, last, pole, residue, first, memory)
+    if _has_a_kernel("gated_modal_step_", (z, weight, first, bias), last, pole, residue, memory):
+        return _call(_GATED_MODAL, (last, memory), z, weight, bias, last, pole, residue, first, memory)
     return _gated_modal_step(z, weight, bias, last, pole, residue, first, memory)
 
 
@@ -321,31 +324,39 @@ def gated_window_step_(
     Returns:
         ``(B, 1, C)``.
     """
-    if _has_a_kernel("gated_window_step_", z, weight, h, bias):
-        return _call(_GATED_WINDOW, z, weight, bias, last, h, memory)
+    if _has_a_kernel("gated_window_step_", (z, weight, h, bias), last, memory):
+        return _call(_GATED_WINDOW, (last, memory), z, weight, bias, last, h, memory)
     return _gated_window_step(z, weight, bias, last, h, memory)
 
 
-def _call(op: Any, *args: Any) -> Tensor:
+def _call(op: Any, changed: tuple[Tensor, ...], *args: Any) -> Tensor:
     """``op(*args)``, where nothing is differentiated: past autograd, which costs more than a step's arithmetic."""
     if torch.is_inference_mode_enabled():
-        return op(*args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
+        found = op(*args)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            found = op(*args)
+    note_changes(changed)
+    return found
 
 
-def _has_a_kernel(op: str, x: Tensor, a: Tensor, b: Tensor | None = None, c: Tensor | None = None) -> bool:
+def _has_a_kernel(op: str, alike: tuple[Tensor | None, ...], *others: Tensor) -> bool:
     """Whether a kernel takes this call; what is differentiated or traced is the same in torch's operations.
 
     Traced, so that a compiler fuses them with what stands beside them, and other runtimes know them.
+
+    Args:
+        op: its name.
+        alike: the position, and arguments that have its dtype.
+        others: all other tensors, those that are changed too.
     """
+    x = alike[0]
+    assert x is not None
     dtype = x.dtype
     return (
         (dtype is _FLOAT32 or dtype is _FLOAT64)
-        and a.dtype is dtype
-        and (b is None or b.dtype is dtype)
-        and (c is None or c.dtype is dtype)
-        and not (_is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, a, b, c)))
+        and all(t is None or t.dtype is dtype for t in alike)
+        and not _is_compiling()  # first: no trace gets through what follows
+        and not (_is_grad_enabled() and _any_requires_grad(*alike, *others))
         and has_kernel(op, x.device)
-        and not _is_compiling()
     )

@@ -158,7 +158,8 @@ struct DirectRecurrence {
             T* grad = m.grad.get() + t0 * step;
             fill(x, in, t0, count);
             filter.fill(g, t0 - future, t0 + count + past, of_dy,
-                        [&](int64_t t) HYENA_LAMBDA { return dy[t] * in.first[t]; });
+                        // y is zero where nothing is kept, whatever its gradient is there.
+                        [&](int64_t t) HYENA_LAMBDA { return in.first.keep[t] ? dy[t] * in.first[t] : zero<T>(); });
             const T *here = x + past * W, *gradient = g + future * W;
             filter.template convolve<-1>(taps, here + future * W, count, [&](int64_t i, Vec<T> sum) HYENA_LAMBDA {
                 store(grad + i * step, (sum + d * load(here + i * W)) * dy[t0 + i]);

@@ -244,6 +244,7 @@ struct ImplicitFilter {
                                int64_t rows) const {
         T* const gradient = tile.gradient.get();
         if (a.dtime) std::memset(tile.times.get(), 0, kTile * W * sizeof(T));
+        if (a.filters * a.channels == 0) std::memset(tile.flow.get(), 0, flow_size() * sizeof(T));
         for (int64_t f = 0; f < a.filters; ++f) {
             const Panels<T> out = weights.out(f), back = natural.out(f);
             for (int64_t p = 0; p < out.count(); ++p) {

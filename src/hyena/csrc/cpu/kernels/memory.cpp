@@ -80,7 +80,7 @@ void release(const Block& block) {
 // Memory of one kind: what is kept, the longest unused first, and how much is in use.
 struct Store {
     const bool results;
-    std::vector<Block> blocks;
+    std::vector<Block> blocks{};
     size_t kept = 0, used = 0, most_used = 0;
 
     // How much may be kept beside what is in use and `wanted` bytes. Of results a step of training has several sizes,

@@ -271,7 +271,8 @@ struct Recurrence {
         team.over(row.length, [&](int64_t begin, int64_t end, int) {
             for (int64_t t = begin; t < end; ++t) {
                 ahead(t + kReadAhead);
-                const Vec<T> g = dy[t];
+                // y is zero where nothing is kept, whatever its gradient is there.
+                const Vec<T> g = first.keep[t] ? dy[t] : zero<T>();
                 store(m.seen.get() + t * step, g);
                 store(flow(t), first[t] * g);
             }

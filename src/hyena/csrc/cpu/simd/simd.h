@@ -208,13 +208,15 @@ HYENA_INLINE T sum_lanes(Vec<T> v) {
     return s;
 }
 
-// A sum with what its roundings left out (Knuth's two-sum), exact to about an eps however long it is.
+// A sum with what its roundings left out (Knuth's two-sum), exact to about an eps however long it is. An infinite sum
+// leaves nothing out: the difference of two infinities, which is not a number, is not counted.
 template <class T>
 struct LongSum {
     Vec<T> total{}, left_out{};
     HYENA_INLINE void add(Vec<T> v) {
         const Vec<T> sum = total + v, added = sum - total;
-        left_out += (total - (sum - added)) + (v - added);
+        const Vec<T> rest = (total - (sum - added)) + (v - added);
+        left_out += rest == rest ? rest : zero<T>();
         total = sum;
     }
     HYENA_INLINE Vec<T> value() const { return total + left_out; }

@@ -113,6 +113,8 @@ Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& w
     const std::shared_ptr<const Prepared> prepared =
         filters == 0 ? nullptr : prepare(size_of(spectrum), channels, spectrum, call.device);
     const Spectra spectra = spectra_of(spectrum, channels);
+    Operand upstream = operand(dy);
+    upstream.masked = true;  // y is zero where nothing is kept, whatever its gradient is there
 
     if (filters == 1 && !prepared->plan.split && parts.taps() <= kTapGroup) {
         // One kernel from dy and z to dz.
@@ -124,7 +126,7 @@ Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& w
                          floats(dd),
                          {}};
         backward(call, *prepared, {recurrence.value(), recurrence.gate(0), recurrence.gate(1), spectra, 0, floats(d)},
-                 operand(dy), true, to);
+                 upstream, true, to);
         const bool beside = parts.taps() < kTapGroup;  // whether there is a place for the sums of dz (see put_adjoint)
         const std::array<std::pair<int64_t, bool>, 3> places{
             {{0, true}, {recurrence.part_of_gate(0) * channels, recurrence.has_gate(0)}, {value, true}}};
@@ -144,8 +146,8 @@ Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& w
     const Tensor dparts = empty(z, z.size(2), kCompute);
     const Array to_parts = array(dparts);
     if (filters == 0) {
-        multiply(call, operand(dy), recurrence.value(), to_parts);
-        multiply(call, operand(dy), recurrence.gate(0), part(to_parts, channels));
+        multiply(call, upstream, recurrence.value(), to_parts);
+        multiply(call, upstream, recurrence.gate(0), part(to_parts, channels));
     } else {
         std::vector<Tensor> values;  // after convolutions 0 … F - 2
         const auto value_of = [&](int64_t i) { return i == 0 ? recurrence.value() : operand(values[size_t(i - 1)]); };
@@ -155,11 +157,11 @@ Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& w
                     array(to));
             values.push_back(to);
         }
-        Tensor upstream = dy;
+        Tensor before;  // keeps what upstream is
         for (int64_t i = filters - 1; i >= 0; --i) {
             const bool last = i + 1 == filters;
-            const Tensor before = i == 0 ? dparts : empty(z, channels, kCompute);
-            StepGradients to{i == 0 ? part(to_parts, recurrence.order * channels) : array(before),
+            const Tensor next = i == 0 ? dparts : empty(z, channels, kCompute);
+            StepGradients to{i == 0 ? part(to_parts, recurrence.order * channels) : array(next),
                              recurrence.has_gate(i) ? part(to_parts, recurrence.part_of_gate(i) * channels) : Array{},
                              last ? to_parts : Array{},
                              floats(dspectrum) + i * spectra.groups * room * 2,
@@ -168,8 +170,9 @@ Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& w
             backward(call, *prepared,
                      {value_of(i), recurrence.gate(i), last ? recurrence.gate(filters) : Operand{}, spectra, i,
                       floats(d) + i * channels},
-                     operand(upstream), false, to);
-            upstream = before;
+                     upstream, false, to);
+            before = next;
+            upstream = operand(before);
             if (i > 0) values.pop_back();
         }
     }

@@ -50,7 +50,7 @@ HYENA_DEVICE void only(uint32_t kept, float otherwise, float* x) {
 // A row and channel of an operand.
 struct Line {
     const char* data;
-    const uint8_t* keep;  // mask of the row, or null; applied only with a short convolution
+    const uint8_t* keep;  // mask of the row, or null; applied with a short convolution, or to what is `masked`
     const float* last;    // tap of the position itself
     int32_t length, taps;
     Storage storage;
@@ -62,7 +62,7 @@ struct Line {
 
     HYENA_DEVICE Line(const Operand& o, const Sequences& s, const Row& row, uint32_t channel)
         : data(o.array.at(row, channel)),
-          keep(s.mask != nullptr && o.taps > 0 ? s.mask + row.batch * s.length + row.start : nullptr),
+          keep(s.mask != nullptr && (o.taps > 0 || o.masked) ? s.mask + row.batch * s.length + row.start : nullptr),
           last(o.weight + (channel + 1) * uint32_t(o.taps) - 1),
           length(row.length),
           taps(o.taps),

@@ -86,6 +86,7 @@ struct Operand {
     int32_t taps = 0;
     const float* z_bias =
         nullptr;  // (channels), added to the array where positions count, before the short convolution; or null
+    bool masked = false;  // whether the mask applies without a short convolution too
 
     HYENA_DEVICE bool given() const { return array.data != nullptr; }
 };
