@@ -109,11 +109,15 @@ def test_wrong_arguments() -> None:
     op = HyenaOperator(8, 32)
     for options, message in [
         ({"modes": 4, "tolerance": 0.1}, "not both"),
-        ({"modes": 0}, "modes"),
+        ({"modes": 0}, "modes >= 1, got 0"),
+        ({"modes": 1000}, "modes=1000 are more than filters of l_max=32 can have: pass 17 or less"),
         ({"tolerance": 1.5}, "tolerance"),
     ]:
         with pytest.raises(ValueError, match=message):
             hyena.distill(op, **options)
+    for modes in (2.5, True, "4"):
+        with pytest.raises(TypeError, match=f"modes must be an int, got {modes!r}"):
+            hyena.distill(op, modes=modes)
     with pytest.raises(ValueError, match="no long filters"):
         hyena.distill(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="no long filters"):

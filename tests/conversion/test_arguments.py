@@ -42,6 +42,23 @@ def test_batches() -> None:
     refused("evaluate has no batches", evaluate=[])
 
 
+def test_steps_that_are_left_out() -> None:
+    """All batches are used then, and they may be too few: what there is, what is held out, and what would do."""
+    both = {"layer_steps": None, "logit_steps": None}
+    for count in range(5):
+        less = rf", or evaluate={count - 1} or less$" if count > 1 else "$"
+        words = rf"gave {count} and 5 are needed \(evaluate=4 held out, at least 1 to train with\): pass more{less}"
+        refused(words, pairs(count), evaluate=4, **both)
+    refused("gave 0 and 1 are needed .at least 1 to train with.: pass more$", [], evaluate=pairs(1), **both)
+    words = r"gave 4 and 7 are needed \(evaluate=2 held out, logit_steps=5\): pass more$"
+    refused(words, pairs(4), layer_steps=None, logit_steps=5)
+    refused("evaluate=2 held out, layer_steps=3.: pass more, or evaluate=1 or less$", layer_steps=3, logit_steps=None)
+    refused("logit_steps must be an integer, got '3'", layer_steps=None, logit_steps="3", error=TypeError)
+    refused("logit_steps must be at least 0, got -3", layer_steps=None, logit_steps=-3)
+    refused("one batch at most", pairs(1)[0][0], error=TypeError, **both)
+    hyena.convert(language_model(), pairs(3), start="random", **both, **FILTER, **QUIET)
+
+
 def test_rows_that_are_too_long() -> None:
     refused(f"batch 0 has rows of {L + 3} positions.*l_max={L}.*pass l_max={L + 3}", pairs(4, length=L + 3))
     floats = [torch.randn(2, L + 3, 16) for _ in range(4)]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -234,6 +237,44 @@ def test_mixers_that_cannot_be_stepped() -> None:
     training = HyenaDNA(HyenaDNAConfig(l_max=L_MAX, d_model=16, head="lm"))
     with pytest.raises(ValueError, match=r"dropout=0.1.*eval"):
         training.prefill(torch.zeros(1, 3, dtype=torch.long), training.init_state(1))
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-40, 5e-324])
+@pytest.mark.parametrize("limits", [{}, {"top_k": 3}, {"top_p": 0.9}])
+def test_a_temperature_near_zero_is_zero(temperature: float, limits: dict[str, Any]) -> None:
+    logits = torch.randn(5, V) * torch.tensor([1e-3, 1.0, 30.0, 1e4, 1e30])[:, None]
+    logits[:, 0] = -torch.inf
+    assert torch.equal(sample(logits, temperature=temperature, **limits), logits.argmax(-1))
+
+
+def test_arguments_of_another_kind() -> None:
+    """The error repeats what was given, and says what would work."""
+    model, start = build("hyena"), torch.randint(V, (1, 4))
+    for options, message in [
+        ({"stop": [5]}, r"stop must hold sequences of tokens, as \[\[5, 6\], \[7\]\], got \[5\]; one token .* is eos="),
+        ({"stop": 5}, "stop must hold sequences of tokens, .* got 5;"),
+        ({"stop": ["ab"]}, r"stop must hold sequences of tokens, .* got \['ab'\];"),
+        ({"stop": [[1.5]]}, r"stop must hold sequences of tokens, .* got \[\[1.5\]\];"),
+        ({"stop": [[3], []]}, r"needs at least one token, got \[\[3\], \[\]\]"),
+        ({"eos": "a"}, "eos must be an integer, got 'a'"),
+        ({"eos": [1]}, r"eos must be an integer, got \[1\]"),
+        ({"seed": "a"}, "seed must be an integer, got 'a'"),
+        ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ({"temperature": None}, "temperature must not be negative, and be finite, got None"),
+        ({"temperature": math.nan}, "temperature must not be negative, and be finite, got nan"),
+        ({"temperature": math.inf}, "temperature must not be negative, and be finite, got inf"),
+        ({"top_p": "most"}, "top_p must be a number, got 'most'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model.generate(start, 1, **options)
+    for prompts in ("abc", ["abc"], [1, 2, 3], [[[1]]], [None], [["a"]], 5, None, [[1, [2]]]):
+        words = re.escape(f"prompts must be rows of tokens, as [[3, 1, 4], [1, 5]], got {prompts!r}: text goes through")
+        with pytest.raises(ValueError, match=words):
+            model.generate(prompts, 1)
+    for name in ("max_new_tokens", "window", "vocab_size"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer, got 1.5"):
+            generate_by_rerun(model, start, **{"max_new_tokens": 1, "window": 4, name: 1.5})
+    assert model.generate(start, 3, stop=torch.tensor([[1, 2]]), eos=torch.tensor(3))
 
 
 def test_wrong_arguments() -> None:

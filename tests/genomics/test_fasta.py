@@ -100,11 +100,46 @@ def test_records_before_an_error_are_read(tmp_path: Path) -> None:
         next(read)
 
 
+@given(
+    st.text(min_size=1, max_size=4),
+    st.text(st.characters(max_codepoint=300, exclude_categories=[]), max_size=8),
+    st.text(st.characters(max_codepoint=300), max_size=4),
+    st.integers(1, 5),
+)
+def test_what_is_written_reads_back(tmp_path: Path, name: str, sequence: str, description: str, width: int) -> None:
+    """Anything at all is read back as it was, or refused."""
+    record = Record(name, sequence, description)
+    try:
+        write_fasta(tmp_path / "x.fa", [record], width=width)
+    except ValueError:
+        return
+    (read,) = read_fasta(tmp_path / "x.fa")
+    assert (read.name, read.sequence, read.description) == (name, sequence, description)
+
+
+@pytest.mark.parametrize(
+    ("sequence", "words"),
+    [
+        ("AC>GT", "record 'a' has '>' at 3 of 5: a FASTA file has printable ASCII"),
+        (">", "has '>' at 1 of 1"),
+        ("AC GT", "has ' ' at 3 of 5"),
+        ("ACGT\n", r"has '\\n' at 5 of 5"),
+        ("ACéGT", "has 'é' at 3 of 5"),
+    ],
+)
+def test_letters_that_cannot_be_written(tmp_path: Path, sequence: str, words: str) -> None:
+    for width in (2, 70):
+        with pytest.raises(ValueError, match=words):
+            write_fasta(tmp_path / "x.fa", [Record("a", sequence)], width=width)
+
+
 def test_names_that_cannot_be_written(tmp_path: Path) -> None:
     for record, error in (
         (Record("a b", "AC"), "cannot be the name"),
         (Record("", "AC"), "cannot be the name"),
         (Record("a", "AC", "x\n>y"), "cannot be the name"),
+        (Record("a", "AC", " x"), "' x' cannot be the description of record 'a'"),
+        (Record("a", "AC", "x\t"), "no space at its start or end"),
         (Record("a", ""), "has no letters"),
     ):
         with pytest.raises(ValueError, match=error):

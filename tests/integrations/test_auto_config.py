@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import json
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,24 @@ def test_both_kinds_of_names(tmp_path: Path):
     assert AutoConfig.from_pretrained(tmp_path, hidden_size=16, num_labels=4).d_model == 16
 
 
+def test_two_names_of_one_setting(tmp_path: Path):
+    """Neither wins silently, a default's value that is given included; where they agree there is nothing to say."""
+    with pytest.raises(ValueError, match="d_model=24 and hidden_size=16 are two names of one setting of a HyenaConfig"):
+        auto.HyenaConfig(d_model=24, hidden_size=16)
+    with pytest.raises(ValueError, match="d_model=128 and hidden_size=16"):
+        auto.HyenaConfig(d_model=128, hidden_size=16)
+    with pytest.raises(ValueError, match="l_max=50 and max_position_embeddings=64"):
+        auto.HyenaConfig(30, 50, max_position_embeddings=64)
+    with pytest.raises(ValueError, match=r"num_layers=3 and num_hidden_layers=4 .* of a HyenaDNAConfig"):
+        auto.HyenaDNAConfig(num_layers=3, num_hidden_layers=4)
+    made = auto.HyenaConfig(d_model=24, hidden_size=24)
+    assert copy.deepcopy(made).d_model == pickle.loads(pickle.dumps(made)).d_model == 24
+    made.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path, hidden_size=16, d_model=16).d_model == 16
+    with pytest.raises(ValueError, match="hidden_size=16 and d_model=8 are two names"):
+        AutoConfig.from_pretrained(tmp_path, hidden_size=16, d_model=8)
+
+
 def test_filters_and_mixers_as_classes(tmp_path: Path):
     """What hyena exports is saved by its name."""
     few = functools.partial(ExplicitFilter, taps=4)
@@ -69,8 +89,12 @@ def test_filters_and_mixers_as_classes(tmp_path: Path):
         ({"mixer_options": {"ordr": 2}}, ValueError, "HyenaOperator has no option 'ordr'"),
         ({"mixer_options": {"causal": False}}, ValueError, "pass causal= to the config"),
         ({"causal": "yes"}, ValueError, "causal must be True, False or None, got 'yes'"),
+        ({"causal": 0}, ValueError, "causal must be True, False or None, got 0"),
+        ({"causal": 1}, ValueError, "causal must be True, False or None, got 1"),
         ({"pooling": "max"}, ValueError, "pooling must be 'last' or 'mean', got 'max'"),
         ({"classifier_dropout": 2}, ValueError, r"classifier_dropout must be a number in \[0, 1\), got 2"),
+        ({"classifier_dropout": "0.1"}, ValueError, r"classifier_dropout must be a number in \[0, 1\), got '0.1'"),
+        ({"classifier_dropout": float("nan")}, ValueError, r"classifier_dropout must be a number in .*, got nan"),
         ({"pad_token_id": 500}, ValueError, "pad_token_id=500 is not below vocab_size=256"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -84,6 +108,12 @@ def test_what_is_wrong_is_named(wrong: dict[str, Any], error: type, message: str
             setattr(changed, name, value)
         with pytest.raises(ValueError, match=message):
             auto.HyenaModel(changed)
+
+
+@pytest.mark.parametrize("std", [-1.0, float("nan"), "0.1", True])
+def test_a_start_that_is_none(std: Any):
+    with pytest.raises(ValueError, match="initializer_range must be a finite number, not negative, got"):
+        auto.HyenaDNAConfig(initializer_range=std)
 
 
 def test_directions_that_contradict():

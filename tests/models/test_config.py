@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hyena import HyenaOperator
+from hyena import HyenaOperator, models
 from hyena.filters import ExplicitFilter, HyenaFilter
 from hyena.mixers import Attention, Mixer
-from hyena.models import CausalLM, CausalLMConfig, HyenaDNA, HyenaDNAConfig
+from hyena.models import (
+    CausalLM,
+    CausalLMConfig,
+    HyenaDNA,
+    HyenaDNAConfig,
+    HyenaISOConfig,
+    M2BertConfig,
+    PerceiverARConfig,
+    StripedHyenaConfig,
+    ViTConfig,
+)
+from hyena.models.config import ModelConfig
 
 SIZES = {"vocab_size": 11, "l_max": 24, "d_model": 16, "num_layers": 2}
 FILTER = {"class": "HyenaFilter", "freq": 2.0, "width": 7, "shift": 0.1, "emb_dim": 5}
@@ -160,6 +173,54 @@ def test_hyenadna_errors(changes: dict[str, Any], message: str) -> None:
         HyenaDNAConfig(**changes)
 
 
+# Every config of the package, with values for the fields that have none.
+CONFIGS: dict[type[ModelConfig], dict[str, Any]] = {
+    CausalLMConfig: {"vocab_size": 11, "l_max": 24},
+    HyenaDNAConfig: {},
+    HyenaISOConfig: {},
+    M2BertConfig: {},
+    PerceiverARConfig: {"vocab_size": 11},
+    StripedHyenaConfig: {
+        "vocab_size": 11,
+        "l_max": 24,
+        "d_model": 8,
+        "layers": ("IIR", "attention"),
+        "num_heads": 2,
+        "rotary_frequencies": (0.5, 0.25),
+    },
+    ViTConfig: {},
+}
+
+
+def test_every_config_is_here() -> None:
+    exported = {kind for name, kind in vars(models).items() if name.endswith("Config")}
+    assert exported == set(CONFIGS)
+    assert all(issubclass(kind, ModelConfig) for kind in exported)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_config_is_saved_and_checked(kind: type[ModelConfig]) -> None:
+    """To JSON and back; and no number of it may be one that no model can be built with, or only a broken one."""
+    made = kind(**CONFIGS[kind])
+    assert kind.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    with pytest.raises(ValueError, match=rf"unknown fields in a {kind.__name__}: \['depth'\]"):
+        kind.from_dict({**made.to_dict(), "depth": 3})
+    for field in dataclasses.fields(made):
+        value = getattr(made, field.name)
+        if isinstance(value, float) and field.name != "freq":  # which the filter checks
+            for wrong in (-1.0, math.nan, math.inf, "0.1", None, True):
+                with pytest.raises(ValueError, match=rf"{field.name} must be .*, got {wrong!r}"):
+                    dataclasses.replace(made, **{field.name: wrong})
+        elif isinstance(value, bool):
+            for wrong in (0, 1, "no", None):
+                with pytest.raises(ValueError, match=rf"{field.name} must be True or False, got {wrong!r}"):
+                    dataclasses.replace(made, **{field.name: wrong})
+    if kind is StripedHyenaConfig:
+        for wrong in (math.nan, math.inf, "1", True):
+            with pytest.raises(ValueError, match="rotary_frequencies must be finite numbers"):
+                dataclasses.replace(made, rotary_frequencies=(0.5, wrong))
+
+
 def test_a_config_without_the_mlp_is_of_gelu() -> None:
     """Saved when there was no other: the default of new configs may not reach old weights."""
     saved = config().to_dict()
@@ -174,6 +235,25 @@ def test_a_config_without_the_mlp_is_of_gelu() -> None:
 def test_unknown_fields_are_named() -> None:
     with pytest.raises(ValueError, match=r"CausalLMConfig: \['depth', 'size'\]; it has .*num_layers"):
         CausalLMConfig.from_dict({**config().to_dict(), "size": 1, "depth": 2})
+
+
+def test_two_names_of_one_field() -> None:
+    """Neither wins silently; where they agree there is nothing to say."""
+    saved = config().to_dict()
+    with pytest.raises(ValueError, match="num_layers=2 and n_layer=7 are two names of one setting of a CausalLMConfig"):
+        CausalLMConfig.from_dict({**saved, "n_layer": 7})
+    with pytest.raises(ValueError, match="n_layer=7 and num_layers=2 are two names"):
+        CausalLMConfig.from_dict({"n_layer": 7, **saved})
+    assert CausalLMConfig.from_dict({**saved, "n_layer": 2}) == config()
+    with pytest.raises(ValueError, match="filter_order=8 and filter_width=9 are two names"):
+        HyenaDNAConfig.from_dict({"filter_order": 8, "filter_width": 9})
+    old = {**SIZES, "mixer": "hyena"}
+    with pytest.raises(ValueError, match=r"operator\.filter_order=8 and width=9 are two names"):
+        CausalLMConfig.from_dict({**old, "operator": {"filter_order": 8}, "filter": {"width": 9}})
+    with pytest.raises(ValueError, match=r"operator\.emb_dim=5 and emb_dim=7 are two names"):
+        CausalLMConfig.from_dict({**old, "operator": {"emb_dim": 5}, "filter": {"emb_dim": 7}})
+    with pytest.raises(ValueError, match="short_taps=4 and short_filter_order=3 are two names"):
+        CausalLMConfig.from_dict({**old, "operator": {"short_taps": 4, "short_filter_order": 3}})
 
 
 def test_configs_of_the_first_version() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
-from helpers.models import MODELS, V, build
+from helpers.cases import offsets
+from helpers.models import L_MAX, MODELS, V, build
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -51,3 +54,35 @@ def test_integer_masks_compile(name: str) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     kept = mask.bool()
     torch.testing.assert_close(compiled(tokens, mask)[kept], model(tokens, mask)[kept])
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("at_most", [None, 6, 2 * L_MAX])
+def test_a_mask_acts_inside_packed_rows(name: str, at_most: int | None) -> None:
+    """Learned positions count the kept positions of each packed row, wherever its padding is; a bound may be high."""
+    model, sizes = build(name), [6, 1, 5, 0, 6]
+    tokens, cu_seqlens = torch.randint(V, (1, sum(sizes))), offsets(sizes)
+    keep = torch.ones(1, sum(sizes), dtype=torch.bool)
+    keep[0, [0, 1, 8, 10, 11, 15]] = False
+    y = model(tokens, keep, cu_seqlens, at_most)
+    for start, stop in pairwise(cu_seqlens.tolist()):
+        part = slice(start, stop)
+        kept = keep[:, part]
+        if stop > start:
+            torch.testing.assert_close(y[:, part][kept], model(tokens[:, part], kept)[kept])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_offsets_that_are_none_raise(name: str) -> None:
+    model, tokens = build(name), torch.randint(V, (1, 12))
+    with pytest.raises(TypeError, match="cu_seqlens must be a tensor of offsets, got list"):
+        model(tokens, None, [0, 6, 12])
+    with pytest.raises(ValueError, match=r"at least 2 offsets, .* got torch.int64 of shape \(1,\)"):
+        model(tokens, None, torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"packed rows come as one row of shape .* got batch 2"):
+        model(tokens.expand(2, -1), None, torch.tensor([0, 12]))
+    with pytest.raises(ValueError, match="row of 8 positions, more than the 5 of max_seqlen"):
+        model(tokens, None, torch.tensor([0, 8, 12]), 5)
+    for wrong in ([0, 5], [1, 12], [0, 8, 6, 12]):
+        with pytest.raises(ValueError, match="cu_seqlens must rise from 0 to the packed length 12"):
+            model(tokens, None, torch.tensor(wrong))

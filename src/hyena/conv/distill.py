@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hyena.conv.long import LongConv
 from hyena.filters import ModalFilter
+from hyena.filters.base import check_sizes
 from hyena.filters.modal_fit import SAMPLES, Fit, fit
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -47,13 +48,14 @@ def distill(
         The copy; ``module`` itself is left as it is.
 
     Raises:
+        TypeError: ``modes`` is no integer.
         ValueError: no causal long filters, both ``modes`` and ``tolerance``, one out of range, or a tolerance that no
             number of modes reaches, with the error that is reached.
     """
     if modes is not None and tolerance is not None:
         raise ValueError(f"pass modes={modes} or tolerance={tolerance}, not both")
-    if modes is not None and modes < 1:
-        raise ValueError(f"modes must be at least 1, got {modes}")
+    if modes is not None:
+        check_sizes(modes=modes)
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie between 0 and 1, got {tolerance}")
     copied = copy.deepcopy(module)
@@ -97,8 +99,10 @@ def _distill(conv: LongConv, modes: int | None, tolerance: float | None, report:
         report(f"{wanted} modes, largest relative error {found.error.max():.2g}")
         return found
 
+    if modes is not None and modes > most:
+        raise ValueError(f"modes={modes} are more than filters of l_max={conv.l_max} can have: pass {most} or less")
     if tolerance is None:
-        wanted = min(DEFAULT_MODES if modes is None else modes, most)
+        wanted = min(DEFAULT_MODES, most) if modes is None else modes
         fitted = attempt(wanted)
     else:
         wanted, limit = 1, min(most, SAMPLES // 4)

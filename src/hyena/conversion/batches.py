@@ -31,8 +31,7 @@ class Batches:
     def __init__(
         self, source: Iterable[Any], needed: int, words: str, device: torch.device, longest: int | None
     ) -> None:
-        if isinstance(source, (Tensor, Mapping, str, bytes)):
-            raise TypeError(f"batches is a {type(source).__name__}, one batch at most: pass an iterable of batches")
+        check_source(source)
         try:
             self._iterator: Iterator[Any] = iter(source)
         except TypeError:
@@ -104,6 +103,12 @@ class Batches:
                     f"batch {number} has rows of {t.size(1)} positions, and the longest row of the new layers "
                     f"is l_max={self._longest}: pass l_max={t.size(1)}, or shorter rows"
                 )
+
+
+def check_source(source: Any) -> None:
+    """Raises ``TypeError`` for one batch in the place of several."""
+    if isinstance(source, (Tensor, Mapping, str, bytes)):
+        raise TypeError(f"batches is a {type(source).__name__}, one batch at most: pass an iterable of batches")
 
 
 def length_of(source: Any) -> int | None:

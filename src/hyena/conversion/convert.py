@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import hyena
-from hyena.conversion.batches import Batches, length_of, moved
+from hyena.conversion.batches import Batches, check_source, length_of, moved
 from hyena.conversion.outputs import Forward
 from hyena.conversion.report import ConversionReport
 from hyena.conversion.run import Run
@@ -142,13 +142,32 @@ def convert(
 def _shared_out(
     batches: Iterable[Any], layer_steps: int | None, logit_steps: int | None, evaluate: int | Iterable[Any]
 ) -> tuple[int, int]:
-    """Steps for all batches: a quarter for the layers, or what the caller leaves."""
+    """Steps for all batches: a quarter for the layers, or what the caller leaves.
+
+    Raises:
+        TypeError: one batch in the place of several.
+        ValueError: batches whose number is not known, or that leave none to train with, with what would do.
+    """
+    check_source(batches)
     count = length_of(batches)
     if count is None:
         raise ValueError(
             f"how many batches there are is not known of a {type(batches).__name__}: pass layer_steps= and logit_steps="
         )
-    count -= evaluate if isinstance(evaluate, int) else 0
+    asked = {"layer_steps": layer_steps, "logit_steps": logit_steps}
+    given = {name: n for name, n in asked.items() if n is not None}
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in given.values()):
+        return given.get("layer_steps", 0), given.get("logit_steps", 0)  # refused by name with the other settings
+    held_out = max(0, evaluate) if isinstance(evaluate, int) else 0
+    least = max(1, sum(given.values()))
+    if count < held_out + least:
+        wanted = [f"evaluate={held_out} held out"] if isinstance(evaluate, int) else []
+        wanted += [f"{name}={n}" for name, n in given.items()] or ["at least 1 to train with"]
+        fewer = f", or evaluate={count - least} or less" if count > least and held_out else ""
+        raise ValueError(
+            f"batches gave {count} and {held_out + least} are needed ({', '.join(wanted)}): pass more{fewer}"
+        )
+    count -= held_out
     if layer_steps is None and logit_steps is None:
         layer_steps = count // 4
     if layer_steps is None:

@@ -22,7 +22,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-// Unless `holds`, throws std::invalid_argument, a ValueError in Python, with all the parts in a row.
+// Unless `holds`, throws std::invalid_argument, a ValueError in Python, with all the parts in a row. From torch 2.15 on
+// Python knows it by its first word alone (ops/_derivatives.py): other errors begin with "hyena failed".
 template <class... Parts>
 void require(bool holds, const Parts&... parts) {
     if (holds) return;
@@ -43,7 +44,7 @@ inline std::string torch_error() {
 inline void call_op(const char* name, const char* overload, StableIValue* stack) {
     if (torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS) return;
     const std::string what = torch_error();
-    throw std::runtime_error(what.empty() ? std::string("hyena: ") + name + " failed" : what);
+    throw std::runtime_error(what.empty() ? std::string("hyena failed: ") + name : what);
 }
 
 // make(), which is to give a tensor of so many elements. If torch cannot, the error says how many bytes were asked for.
@@ -56,8 +57,8 @@ Tensor made(double elements, ScalarType type, Make&& make) {
                                          : type == ScalarType::Float                            ? 4
                                                                                                 : 2);
         std::ostringstream text;
-        text << std::fixed << std::setprecision(0) << "hyena: out of memory: could not make a tensor of " << bytes
-             << " bytes. " << torch_error();
+        text << "hyena failed: out of memory: could not make a tensor of " << std::fixed << std::setprecision(0)
+             << bytes << " bytes. " << torch_error();
         throw std::runtime_error(text.str());
     }
 }

@@ -7,6 +7,7 @@ condition.
 from __future__ import annotations
 
 import abc
+import math
 import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -124,8 +125,7 @@ class Filter(FilterBase):
     def __init__(self, channels: int, l_max: int, num_filters: int = 1, *, causal: bool = True) -> None:
         super().__init__()
         check_sizes(channels=channels, l_max=l_max, num_filters=num_filters)
-        if not isinstance(causal, bool):
-            raise TypeError(f"causal must be True or False, got {causal!r}")
+        check_flags(causal=causal)
         self.channels, self.l_max, self.num_filters, self.causal = channels, l_max, num_filters, causal
 
     @property
@@ -142,6 +142,7 @@ class Filter(FilterBase):
             ``(F, 2 n - 1, G)`` with lags ``-(n-1) … n-1``. float64 if the weights are, else float32.
 
         Raises:
+            TypeError: ``length`` is no integer.
             ValueError: ``length`` is more than ``l_max``.
         """
 
@@ -194,7 +195,9 @@ class Filter(FilterBase):
         return torch.cat([h[self.num_filters :, :-1].flip(1), h[: self.num_filters]], dim=1)
 
     def check_length(self, length: int) -> None:
-        """Raises ValueError if more taps are asked for than ``l_max``, or fewer than one."""
+        """Raises ValueError if more taps are asked for than ``l_max`` or fewer than one, TypeError for no integer."""
+        if not is_integer(length):
+            raise TypeError(f"a filter is called with a number of taps, an int, got {length!r}")
         if not 1 <= length <= self.l_max:
             raise ValueError(
                 f"a filter of {length} taps is longer than this one's l_max={self.l_max}"
@@ -233,12 +236,49 @@ def _is_lower(dtype: torch.dtype) -> bool:
 
 def check_sizes(**sizes: Any) -> None:
     """Raises TypeError or ValueError for sizes that are not integers of at least 1, by their names."""
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, numbers.Integral):
-            raise TypeError(f"{name} must be an int, got {size!r}")
+    check_integers(**sizes)
     if any(size < 1 for size in sizes.values()):
         needs = ", ".join(f"{name} >= 1" for name in sizes)
         raise ValueError(f"need {needs}, got {', '.join(str(size) for size in sizes.values())}")
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer and no bool; a trace's integers, whose values are not known yet, are."""
+    return isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number and no bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_integers(**values: Any) -> None:
+    """Raises TypeError for arguments that are no integers, by their names."""
+    for name, value in values.items():
+        if not is_integer(value):
+            raise TypeError(f"{name} must be an int, got {value!r}")
+
+
+def check_flags(**flags: Any) -> None:
+    """Raises TypeError for arguments that are neither True nor False, by their names."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True or False, got {flag!r}")
+
+
+def check_numbers(**values: Any) -> None:
+    """Raises TypeError for arguments that are no numbers, by their names."""
+    for name, value in values.items():
+        if not is_number(value):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_finite(**values: Any) -> None:
+    """Raises TypeError or ValueError for arguments that are no finite numbers, by their names."""
+    check_numbers(**values)
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
 
 
 def check_condition(source: nn.Module, condition: Tensor, rows: int | None = None) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hyena.filters.base import EXTENSIONS, FilterBase, check_sizes
+from hyena.filters.base import EXTENSIONS, FilterBase, check_sizes, is_integer
 
 MAX_AXES = 3
 
@@ -83,7 +83,9 @@ class FilterND(FilterBase):
         return (self.num_filters, *(2 * n - 1 for n in size), self.channels)
 
     def check_size(self, size: Sequence[int]) -> None:
-        """Raises ValueError for a grid with another number of axes, or larger than this filter's."""
+        """Raises ValueError for a grid with other axes or larger than this filter's, TypeError for no integers."""
+        if not isinstance(size, Sequence) or not all(is_integer(n) for n in size):
+            raise TypeError(f"a filter over grids is called with a number of positions for each axis, got {size!r}")
         if len(size) != len(self.size) or any(n < 1 or n > most for n, most in zip(size, self.size, strict=True)):
             raise ValueError(
                 f"a filter of size={self.size} has taps for grids of 1 to so many positions, not {tuple(size)}"

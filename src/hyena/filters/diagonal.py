@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hyena import ops
 from hyena.filters._exponentials import norm, response
 from hyena.filters._initial import empty, fill, to_unit_norm
-from hyena.filters.base import Filter, Modes, check_extension, check_sizes
+from hyena.filters.base import Filter, Modes, check_extension, check_sizes, is_number
 
 Weights = dict[str, Tensor]
 
@@ -142,8 +142,8 @@ class DiagonalFilter(Filter):
 
 def check_range(name: str, low_high: Sequence[float]) -> tuple[float, float]:
     """Raises ValueError for what is no range of positive numbers."""
-    pair = tuple(low_high)
-    if len(pair) != 2 or not 0 < pair[0] <= pair[1] < float("inf"):
+    pair = tuple(low_high) if isinstance(low_high, Iterable) else ()
+    if len(pair) != 2 or not all(is_number(end) for end in pair) or not 0 < pair[0] <= pair[1] < float("inf"):
         raise ValueError(f"{name} must be two positive numbers in order, got {low_high!r}: (0.001, 0.1), say")
     return pair
 

@@ -15,6 +15,7 @@ from hyena import ops
 from hyena.filters._exponentials import response
 from hyena.filters._hippo import legs
 from hyena.filters._initial import fill, whole
+from hyena.filters.base import check_finite, check_flags
 from hyena.filters.diagonal import DiagonalFilter, Terms, Weights, check_range, expm1, log_uniform
 
 VERSIONS = ("softmax", "exp", "clip")
@@ -83,6 +84,7 @@ class DSS(DiagonalFilter):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, l_max, num_filters, modes, causal=causal)
+        check_flags(scale=scale, log_frequency=log_frequency)
         if version not in VERSIONS:
             raise ValueError(f"version must be one of {', '.join(map(repr, VERSIONS))}, got {version!r}")
         if version == "softmax" and not scale:
@@ -92,7 +94,8 @@ class DSS(DiagonalFilter):
                 f"epsilon={epsilon} is of version='softmax', which divides by sums; leave it out in {version!r}"
             )
         epsilon = EPSILON if epsilon is None else epsilon
-        if not 0 <= epsilon < math.inf:
+        check_finite(epsilon=epsilon)
+        if epsilon < 0:
             raise ValueError(f"epsilon must be finite and not negative, got {epsilon}")
         self.version, self.scale, self.log_frequency, self.epsilon = version, scale, log_frequency, epsilon
         self.depends_on_length = version == "softmax"

@@ -17,6 +17,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hyena import ops
 from hyena.filters._initial import empty, fill
+from hyena.filters.base import check_finite, check_integers
 
 # Positions to a wave of the taps that training starts from; and the highest frequency that is chosen for it.
 WAVELENGTH = 8.0
@@ -90,6 +91,8 @@ class SineLayers(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_finite(freq=freq)
+        check_integers(width=width, inner_layers=inner_layers)
         if width < 1 or inner_layers < 0:
             raise ValueError(f"width must be at least 1 and inner_layers at least 0, got {width} and {inner_layers}")
         at: dict[str, Any] = {"device": device, "dtype": dtype}

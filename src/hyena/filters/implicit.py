@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hyena import ops
 from hyena.filters._generated import place_of, plain_weights, scale_rows
-from hyena.filters.base import Filter, at_least_float32, check_extension
+from hyena.filters.base import Filter, at_least_float32, check_extension, check_integers
 from hyena.filters.encoding import PositionalEncoding
 from hyena.filters.ffn import FilterLinear, SineFFN, start_frequency
 from hyena.filters.window import ExponentialWindow
@@ -76,6 +76,7 @@ class HyenaFilter(Filter):
     ) -> None:
         super().__init__(channels, l_max, num_filters, causal=causal)
         at: dict[str, Any] = {"device": device, "dtype": self.weight_dtype(dtype)}
+        check_integers(inner_layers=inner_layers)
         rows = self._rows
         unit = l_max if time_unit is None else time_unit
         self.encoding: nn.Module = PositionalEncoding(emb_dim, unit, **at) if encoding is None else encoding

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from hyena import ops
 from hyena.filters._generated import place_of, plain_weights, scale_rows
 from hyena.filters._initial import fill
-from hyena.filters.base import at_least_float32, check_sizes
+from hyena.filters.base import at_least_float32, check_integers, check_sizes
 from hyena.filters.base_nd import FilterND
 from hyena.filters.encoding import PositionalEncoding
 from hyena.filters.ffn import FilterLinear, SineFFN, start_frequency
@@ -75,6 +75,7 @@ class HyenaFilterND(FilterND):
     ) -> None:
         super().__init__(channels, size, num_filters)
         check_sizes(width=width)
+        check_integers(inner_layers=inner_layers)
         at: dict[str, Any] = {"device": device, "dtype": self.weight_dtype(dtype)}
         axes = len(self.size)
         rows = 2**axes * num_filters

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hyena import ops
 from hyena.filters._exponentials import norm, response
 from hyena.filters._initial import empty, fill
-from hyena.filters.base import Filter, Modes, check_extension, check_sizes
+from hyena.filters.base import Filter, Modes, check_extension, check_flags, check_sizes
 
 
 def _modes(
@@ -81,6 +81,7 @@ class ModalFilter(Filter):
     ) -> None:
         super().__init__(channels, l_max, num_filters, causal=causal)
         check_sizes(modes=modes)
+        check_flags(real=real, growth=growth)
         if not causal:
             raise ValueError("modal filters are recurrences over the past: causal=False is not possible")
         self.num_modes, self.real = modes, real

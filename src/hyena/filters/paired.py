@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena import ops
+from hyena.filters.base import check_flags
 from hyena.filters.ffn import SineLayers
 from hyena.filters.implicit import HyenaFilter
 
@@ -49,8 +50,7 @@ class PairedFilter(HyenaFilter):
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         sizes: dict[str, Any] = {"inner_layers": inner_layers, "freq": freq}
         more: dict[str, Any] = {"emb_dim": emb_dim, "width": width, "shift": shift, "time_unit": time_unit}
-        if not isinstance(causal, bool):
-            raise TypeError(f"causal must be True or False, got {causal!r}")
+        check_flags(causal=causal)
         super().__init__(channels, l_max, num_filters, causal=True, encoding=encoding, **sizes, **more, **at)
         self.causal = causal
         at["dtype"] = self.weight_dtype(dtype)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hyena import ops
 from hyena.filters._initial import fill
+from hyena.filters.base import check_finite, check_flags, check_numbers, check_sizes
 
 
 @ops.fusible
@@ -39,7 +40,11 @@ class ExponentialWindow(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not 0 < target < 1 or slow_decay_pct <= 0 or fast_decay_pct <= 0:
+        check_sizes(channels=channels, num_filters=num_filters)
+        check_finite(target=target, shift=shift)
+        check_numbers(slow_decay_pct=slow_decay_pct, fast_decay_pct=fast_decay_pct)
+        check_flags(trainable=trainable)
+        if not (0 < target < 1 and slow_decay_pct > 0 and fast_decay_pct > 0):  # so that NaN is none of them
             raise ValueError(
                 f"target must lie in (0, 1) and the decay percentages be positive, got target={target}, "
                 f"slow_decay_pct={slow_decay_pct}, fast_decay_pct={fast_decay_pct}"

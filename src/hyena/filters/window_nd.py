@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena.filters._initial import fill
+from hyena.filters.base import check_finite, check_flags, check_numbers, check_sizes
 
 
 class ExponentialWindowND(nn.Module):
@@ -51,7 +52,11 @@ class ExponentialWindowND(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not 0 < target < 1 or slow_decay_pct <= 0 or fast_decay_pct <= 0:
+        check_sizes(channels=channels, axes=axes, rows=rows)
+        check_finite(target=target)
+        check_numbers(slow_decay_pct=slow_decay_pct, fast_decay_pct=fast_decay_pct)
+        check_flags(trainable=trainable)
+        if not (0 < target < 1 and slow_decay_pct > 0 and fast_decay_pct > 0):  # so that NaN is none of them
             raise ValueError(
                 f"target must lie in (0, 1) and the decay percentages be positive, got target={target}, "
                 f"slow_decay_pct={slow_decay_pct}, fast_decay_pct={fast_decay_pct}"

@@ -5,6 +5,8 @@ Dimensions: B batch, L length, V vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -33,12 +35,14 @@ def sample(
         ``(B,)`` int64.
 
     Raises:
-        ValueError: a negative temperature, ``top_k`` below 1, or ``top_p`` outside (0, 1].
+        ValueError: a temperature that is negative or infinite, ``top_k`` below 1, or ``top_p`` outside (0, 1].
     """
     check_sampling(temperature, top_k, top_p)
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float() / temperature
+    # The likeliest at 0 and a divisor that float32 has: at no temperature is a quotient infinite, or 0 / 0.
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, torch.finfo(torch.float32).tiny)
     if top_p is None and (top_k is None or top_k >= logits.size(-1)):
         return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
     kept, where = logits.topk(min(top_k or logits.size(-1), logits.size(-1)))  # the likeliest first
@@ -52,14 +56,23 @@ def sample(
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raises ``ValueError`` for numbers that :func:`sample` cannot use."""
-    if not temperature >= 0:
-        raise ValueError(f"temperature must not be negative, got {temperature}")
-    if top_k is not None and (isinstance(top_k, bool) or not hasattr(top_k, "__index__")):
-        raise ValueError(f"top_k must be an integer, got {top_k!r}")
+    for name, value in (("temperature", temperature), ("top_p", top_p)):
+        if value is not None and (isinstance(value, bool) or not hasattr(value, "__float__")):
+            raise ValueError(f"{name} must be a number, got {value!r}")
+    if temperature is None or not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must not be negative, and be finite, got {temperature}")
+    check_integers(top_k=top_k)
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+
+
+def check_integers(**values: int | None) -> None:
+    """Raises ``ValueError`` for arguments that are neither integers nor missing."""
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__")):
+            raise ValueError(f"{name} must be an integer, got {value!r}")
 
 
 @torch.no_grad()
@@ -94,6 +107,7 @@ def generate_by_rerun(
     """
     if tokens.dim() != 2 or tokens.size(1) < 1:
         raise ValueError(f"tokens must be (B, L) with at least one position, got {tuple(tokens.shape)}")
+    check_integers(max_new_tokens=max_new_tokens, window=window, vocab_size=vocab_size)
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
     check_sampling(temperature, top_k, top_p)

@@ -6,6 +6,7 @@ Dimensions: B batch, L length of the longest prompt, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,13 +14,16 @@ import torch
 from torch import Tensor
 
 from hyena.generation.protocol import LanguageModel, eval_mode
-from hyena.generation.sampling import check_sampling, sample
+from hyena.generation.sampling import check_integers, check_sampling, sample
 from hyena.mixers.masks import keep_from_tokenizer
 
 Prompts = Tensor | Sequence[Sequence[int] | Tensor]
 
 DONE = -1
 """The token of rows that have ended."""
+
+# Characters of an argument that an error repeats.
+_SHOWN = 80
 
 
 def generate(
@@ -64,7 +68,8 @@ def generate(
         For each row the prompt and the new tokens, ``eos`` or the stop sequence included, without padding.
 
     Raises:
-        ValueError: prompts and new tokens that do not fit ``l_max``, or arguments out of range.
+        ValueError: prompts that are no rows of tokens, prompts and new tokens that do not fit ``l_max``, or arguments
+            of another kind or out of range.
     """
     pieces: Iterable[Tensor] = stream(
         model,
@@ -120,14 +125,10 @@ def stream(
     model.check_can_decode(needs_logits=True)
     check_sampling(temperature, top_k, top_p)
     vocab_size, limit = model.config.vocab_size, model.config.l_max
-    endings = [list(ending) for ending in stop] + ([] if eos is None else [[eos]])
-    if any(not ending for ending in endings):
-        raise ValueError("a stop sequence needs at least one token")
+    check_integers(max_new_tokens=max_new_tokens, eos=eos, window=window, chunk=chunk, seed=seed)
+    endings = _endings(stop) + ([] if eos is None else [[operator.index(eos)]])
     if unknown := sorted({token for ending in endings for token in ending if not 0 <= token < vocab_size}):
         raise ValueError(f"eos and stop hold tokens from 0 to {vocab_size - 1}, got {', '.join(map(str, unknown))}")
-    for name, value in (("max_new_tokens", max_new_tokens), ("window", window), ("chunk", chunk)):
-        if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__")):
-            raise ValueError(f"{name} must be an integer, got {value!r}")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must not be negative, got {max_new_tokens}")
     if chunk is not None and chunk < 1:
@@ -152,6 +153,23 @@ def stream(
     return _Run(model, tokens, keep, max_new_tokens, window or limit, chunk or limit, ends, sampling).steps()
 
 
+def _endings(stop: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Sequences of tokens that end a row, checked.
+
+    Raises:
+        ValueError: something else, or an empty one.
+    """
+    try:
+        endings = [[operator.index(token) for token in ending] for ending in stop]
+    except TypeError:  # no sequence, or not of integers
+        raise ValueError(
+            f"stop must hold sequences of tokens, as [[5, 6], [7]], got {stop!r}; one token that ends a row is eos="
+        ) from None
+    if any(not ending for ending in endings):
+        raise ValueError(f"a stop sequence needs at least one token, got {stop!r}")
+    return endings
+
+
 def left_padded(prompts: Prompts, mask: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns prompts of any lengths as tokens and mask, ``(B, L)`` each, with the padding on the left.
 
@@ -168,8 +186,16 @@ def left_padded(prompts: Prompts, mask: Tensor | None, device: torch.device) -> 
     elif mask is not None:
         raise ValueError("a list of prompts has no padding, so it takes no mask")
     else:
-        rows = [torch.as_tensor(row) for row in prompts]
-    if not rows or any(row.dim() != 1 or row.numel() < 1 for row in rows):
+        try:
+            rows = [torch.as_tensor(row) for row in prompts]
+        except (TypeError, ValueError, RuntimeError):  # text, say
+            rows = [torch.empty(())]
+        if any(row.dim() != 1 for row in rows):
+            raise ValueError(
+                f"prompts must be rows of tokens, as [[3, 1, 4], [1, 5]], got {_shown(prompts)}: text goes through a "
+                "tokenizer first, and one row is a list of one"
+            )
+    if not rows or any(row.numel() < 1 for row in rows):
         raise ValueError(f"each of the prompts needs at least one token, got lengths {[row.numel() for row in rows]}")
     if fractions := {str(row.dtype) for row in rows if row.is_floating_point() or row.is_complex()}:
         raise ValueError(f"prompts must be integers, got {', '.join(sorted(fractions))}")
@@ -180,6 +206,12 @@ def left_padded(prompts: Prompts, mask: Tensor | None, device: torch.device) -> 
         tokens[i, longest - row.numel() :] = row
         keep[i, longest - row.numel() :] = True
     return tokens, keep
+
+
+def _shown(value: Any) -> str:
+    """A value in an error, of which much may be text."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
 @dataclasses.dataclass(frozen=True)

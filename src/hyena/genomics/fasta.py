@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import BinaryIO, cast
 from hyena.genomics.records import Record
 
 _GZIP = b"\x1f\x8b"
+# What is read back as another record, or not at all.
+_NO_LETTER = re.compile(r"[^!-=?-~]")
 _SHOWN = 40  # characters of a line that an error quotes
 
 
@@ -82,7 +85,7 @@ def write_fasta(path: str | os.PathLike, records: Iterable[Record], *, width: in
         width: letters of a line.
 
     Raises:
-        ValueError: a name that no header can have, or a record without letters.
+        ValueError: a record that would not be read back as it is: see :func:`fasta_text`.
     """
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
@@ -93,18 +96,33 @@ def write_fasta(path: str | os.PathLike, records: Iterable[Record], *, width: in
 
 
 def fasta_text(record: Record, width: int = 70) -> str:
-    """Returns a record as lines of a FASTA file.
+    """Returns a record as lines of a FASTA file, from which :func:`read_fasta` reads the same record.
 
     Raises:
-        ValueError: a name that no header can have, or a record without letters.
+        ValueError: a name or description that no header can have, a record without letters, or with something else than
+            letters, with its place.
     """
     title = f"{record.name} {record.description}".rstrip()
     if not record.name or record.name.split() != [record.name] or "\n" in title or "\r" in title:
         raise ValueError(f"{record.name!r} cannot be the name of a FASTA record: it is one word, without line breaks")
+    if _words(title) != [word for word in (record.name, record.description) if word]:
+        raise ValueError(
+            f"{record.description!r} cannot be the description of {record}: it has no space at its start or end"
+        )
     if not record.sequence:
         raise ValueError(f"{record} has no letters")
+    if odd := _NO_LETTER.search(record.sequence):
+        raise ValueError(
+            f"{record} has {odd.group()!r} at {odd.start() + 1} of {len(record)}: a FASTA file has printable ASCII "
+            "characters without spaces, and '>' alone where a header begins"
+        )
     rows = [record.sequence[i : i + width] for i in range(0, len(record), width)]
     return "\n".join([">" + title, *rows, ""])
+
+
+def _words(title: str) -> list[str]:
+    """Name and description of a header, as they are read."""
+    return title.rstrip(" \t\r\n").split(maxsplit=1)
 
 
 def _lines(file: str) -> Iterator[tuple[int, bytes]]:
@@ -125,7 +143,7 @@ def _lines(file: str) -> Iterator[tuple[int, bytes]]:
 
 def _header(text: bytes, file: str, number: int) -> tuple[str, str, int]:
     try:
-        words = text[1:].decode("utf-8").split(maxsplit=1)
+        words = _words(text[1:].decode("utf-8"))
     except UnicodeDecodeError:
         raise FastaError(file, number, f"expected a header in UTF-8, got {_quoted(text)}") from None
     if not words or text[1:2].isspace():

@@ -18,7 +18,7 @@ from hyena import mixers
 from hyena.mixers.masks import keep_from_tokenizer
 from hyena.models import options
 from hyena.models.blocks import Block, check_mlp
-from hyena.models.config import ModelConfig
+from hyena.models.config import ModelConfig, with_names
 from hyena.models.decoder import Decoder, learned_positions
 from hyena.models.initial import small_init
 from hyena.models.sharding import whole_parameters
@@ -110,7 +110,7 @@ def _from_first_version(values: dict[str, Any]) -> dict[str, Any]:
     """The config of a ``HyenaLMConfig``, which had options of Hyena and of attention side by side."""
     values = dict(values)
     operator, inner = dict(values.pop("operator", {})), dict(values.pop("filter", {}))
-    heads = values.pop("num_heads", 4)
+    heads, of = values.pop("num_heads", 4), "a HyenaLMConfig"
     if values.pop("mixer") == "attention":
         return {
             **values,
@@ -119,9 +119,8 @@ def _from_first_version(values: dict[str, Any]) -> dict[str, Any]:
         }
     for before, now in (("filter_order", "width"), ("emb_dim", "emb_dim")):
         if before in operator:
-            inner[now] = operator.pop(before)
-    if "short_filter_order" in operator:
-        operator["short_taps"] = operator.pop("short_filter_order")
+            inner = with_names({f"operator.{before}": operator.pop(before), **inner}, {f"operator.{before}": now}, of)
+    operator = with_names(operator, {"short_filter_order": "short_taps"}, of)
     if inner:
         operator["filter"] = {"class": "HyenaFilter", **inner}
     return {**values, "mixer": "HyenaOperator", "mixer_options": operator}

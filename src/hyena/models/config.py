@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar, TypeVar
 
 Config = TypeVar("Config", bound="ModelConfig")
@@ -38,13 +39,11 @@ class ModelConfig:
         """Returns the config that :meth:`to_dict` was called on.
 
         Raises:
-            ValueError: keys that are not fields, listed.
+            ValueError: keys that are not fields, listed; a field by two of its names, with values that differ.
         """
         fields = {f.name for f in dataclasses.fields(cls)}
-        values = {
-            key if key in fields or cls.renamed.get(key) not in fields else cls.renamed[key]: value
-            for key, value in values.items()
-        }
+        names = {key: now for key, now in cls.renamed.items() if key not in fields and now in fields}
+        values = with_names(values, names, f"a {cls.__name__}")
         if unknown := sorted(set(values) - fields):
             raise ValueError(f"unknown fields in a {cls.__name__}: {unknown}; it has {', '.join(sorted(fields))}")
         return cls(**values)
@@ -70,6 +69,40 @@ class ModelConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
+
+    def _check_numbers(self, *names: str, positive: bool = False) -> None:
+        """Raises ``ValueError`` for a field that is no finite number from 0 on, or with ``positive`` above 0."""
+        for name in names:
+            value = getattr(self, name)
+            if not is_number(value) or value < 0 or (positive and value == 0):
+                kind = "a positive number" if positive else "a finite number, not negative"
+                raise ValueError(f"{name} must be {kind}, got {value!r}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is an int or a float, finite and no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def with_names(values: dict[str, Any], names: dict[str, str], of: str) -> dict[str, Any]:
+    """Returns values by the names that they have now.
+
+    Args:
+        values: by name.
+        names: earlier names, and those they have now.
+        of: what the values are of, for the error.
+
+    Raises:
+        ValueError: one of them is there by two names, with two values.
+    """
+    first: dict[str, str] = {}
+    for key, value in values.items():
+        other = first.setdefault(names.get(key, key), key)
+        if other != key and values[other] != value:
+            raise ValueError(
+                f"{other}={values[other]!r} and {key}={value!r} are two names of one setting of {of}: leave one out"
+            )
+    return {now: values[key] for now, key in first.items()}
 
 
 def image_size(size: Any) -> tuple[int, int]:

@@ -90,7 +90,8 @@ class Decoder(nn.Module):
             ``last`` of one position. Outputs at positions that are not kept mean nothing.
 
         Raises:
-            ValueError: an input longer than ``l_max``, or shapes that do not fit.
+            TypeError: offsets that are no tensor.
+            ValueError: an input longer than ``l_max``, or shapes or offsets that do not fit.
         """
         x = self.hidden_states(tokens, mask, cu_seqlens, max_seqlen, state, last=last)
         return x if self.head is None else ops.linear(x, self.head)
@@ -111,6 +112,7 @@ class Decoder(nn.Module):
         keep = None if mask is None else keep_from_tokenizer(mask, tokens.shape)
         if state is not None:
             self._check_next(tokens, state, cu_seqlens)
+        ops.check_cu_seqlens(cu_seqlens, tokens)
         at = None if self.positions is None else self._count(tokens, keep, cu_seqlens, max_seqlen, state)
         mixing: dict[str, Any] = {"mask": keep, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
         x = self.dropout(self.embed(tokens, at))  # (B, L, D)
@@ -149,18 +151,20 @@ class Decoder(nn.Module):
         state: ModelState | None,
     ) -> Tensor:
         """The position of each token in its row, not counting padding: ``(L,)`` or ``(B, L)``."""
-        length, limit = tokens.size(1), self.config.l_max
-        at = torch.arange(length, device=tokens.device)
+        limit, at = self.config.l_max, torch.arange(tokens.size(1), device=tokens.device)
+        counted = at if keep is None else keep.cumsum(1) - 1
+        length = ops.longest_row(tokens, cu_seqlens, longest)
         if cu_seqlens is not None:
-            length = int(cu_seqlens.diff().max()) if longest is None else longest
-            at = at - row_starts(cu_seqlens, at.numel())
-        elif keep is not None:
-            at = keep.cumsum(1) - 1
+            ops.check_bounds(cu_seqlens, at.numel(), at.numel())
+            if longest is None:
+                length = int(cu_seqlens.diff().max())
+            starts = row_starts(cu_seqlens, at.numel())
+            counted = counted - (starts if keep is None else (keep.cumsum(1) - keep.long())[:, starts])
         if length > limit:
             raise ValueError(f"a row of {length} positions is longer than this model's l_max={limit}")
         if state is not None:
-            at = state.tokens[:, None] + at
-        return at.clamp_min(0)
+            counted = state.tokens[:, None] + counted
+        return counted.clamp_min(0)
 
     def _check_next(self, tokens: Tensor, state: ModelState, cu_seqlens: Tensor | None) -> None:
         """Checks the arguments of a :meth:`forward` with a state, before any layer changes its own."""

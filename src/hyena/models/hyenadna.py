@@ -87,7 +87,7 @@ class HyenaDNAConfig(ModelConfig):
         """Checks what no layer checks.
 
         Raises:
-            ValueError: an unknown head or pooling, or a size below 1.
+            ValueError: an unknown head or pooling, or numbers out of range.
         """
         if self.head not in (None, "lm", "classes"):
             raise ValueError(f"head must be None, 'lm' or 'classes', got {self.head!r}")
@@ -98,6 +98,7 @@ class HyenaDNAConfig(ModelConfig):
             self._check_sizes("d_inner")
         self._check_flags("residual_in_fp32", "head_bias", "tie_embeddings", "gradient_checkpointing")
         self._check_probabilities("dropout", "embed_dropout")
+        self._check_numbers("norm_eps")
 
     @property
     def padded_vocab_size(self) -> int:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hyena.filters import PairedFilter
 from hyena.mixers import Mixer, MonarchMixer
+from hyena.models.config import ModelConfig
 
 
 class BlockDiagonalLinear(nn.Module):
@@ -107,8 +108,8 @@ class BlockDiagonalGLU(nn.Module):
         return self.norm(self.fc2(self.dropout(F.gelu(a) * b)) + x)
 
 
-@dataclasses.dataclass
-class M2BertConfig:
+@dataclasses.dataclass(frozen=True)
+class M2BertConfig(ModelConfig):
     """Settings of :class:`M2Bert`; the defaults are M2-BERT base's (80M).
 
     Args:
@@ -138,6 +139,17 @@ class M2BertConfig:
     token_types: int = 2
     dropout: float = 0.0
     norm_eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        """Checks the values that no layer checks.
+
+        Raises:
+            ValueError: numbers out of range.
+        """
+        self._check_sizes("vocab_size", "l_max", "d_model", "num_layers", "d_inner", "num_blocks", "token_types")
+        self._check_flags("residual")
+        self._check_probabilities("dropout")
+        self._check_numbers("norm_eps")
 
 
 class M2Bert(nn.Module):

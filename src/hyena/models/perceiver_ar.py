@@ -19,10 +19,11 @@ from hyena.mixers.masks import keep_from_tokenizer
 from hyena.models import options
 from hyena.models.blocks import MLP, Block
 from hyena.models.causal_lm import next_token_loss
+from hyena.models.config import ModelConfig
 
 
-@dataclasses.dataclass
-class PerceiverARConfig:
+@dataclasses.dataclass(frozen=True)
+class PerceiverARConfig(ModelConfig):
     """Settings of :class:`PerceiverAR`.
 
     Args:
@@ -46,12 +47,15 @@ class PerceiverARConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "l_max", "d_model", "num_latents", "num_layers", "num_heads"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an integer, got {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        """Checks the values that no layer checks.
+
+        Raises:
+            ValueError: numbers out of range, or that do not fit together.
+        """
+        self._check_sizes("vocab_size", "l_max", "d_model", "num_latents", "num_layers", "num_heads")
+        if self.d_inner is not None:
+            self._check_sizes("d_inner")
+        self._check_probabilities("dropout")
         if self.d_model % self.num_heads != 0:
             raise ValueError(f"d_model={self.d_model} is not a multiple of num_heads={self.num_heads}")
         if self.num_latents > self.l_max:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hyena.filters import ExplicitFilter, ModalFilter
 from hyena.mixers import Attention, HyenaOperator, Mixer
 from hyena.models.blocks import Block, GatedMLP, RMSNorm
-from hyena.models.config import ModelConfig
+from hyena.models.config import ModelConfig, is_number
 from hyena.models.decoder import Decoder
 from hyena.models.initial import small_init
 from hyena.models.sharding import whole_parameters
@@ -108,6 +108,10 @@ class StripedHyenaConfig(ModelConfig):
                 self._check_sizes(name)
         self._check_flags("in_bias", "short_bias", "out_bias", "qkv_bias", "attention_out_bias", "norm_eps_inside")
         self._check_flags("final_norm", "tie_embeddings", "gradient_checkpointing")
+        self._check_numbers("norm_eps")
+        self._check_numbers("rotary_base", "rotary_scaling", positive=True)
+        if not all(is_number(each) for each in self.rotary_frequencies or ()):
+            raise ValueError(f"rotary_frequencies must be finite numbers, got {self.rotary_frequencies!r}")
         if unknown := sorted({str(kind) for kind in self.layers} - set(KINDS)):
             raise ValueError(f"layers holds {', '.join(unknown)}; a layer is one of {', '.join(KINDS)}")
         if not self.layers:

@@ -53,8 +53,7 @@ def _make_function(
     name = op._schema.name
 
     def forward(*args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+        return call_below_autograd(op, args)
 
     def setup_context(ctx: Any, inputs: Arguments, output: Any) -> None:
         ctx.set_materialize_grads(False)
@@ -135,13 +134,26 @@ def make_autograd_kernel(
             if backward is None:
                 raise RuntimeError(f"{op._schema.name} has no gradient: call it under torch.no_grad()")
             return function.apply(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            found = op(*args)
+        found = call_below_autograd(op, args)
         if changed:
             note_changes([args[i] for i in changed])
         return found
 
     return kernel
+
+
+def call_below_autograd(op: Any, args: Arguments) -> Any:
+    """``op(*args)`` past autograd, where what a kernel refuses is a ValueError under every torch.
+
+    Torch 2.15 makes a RuntimeError of whatever a kernel of another library throws.
+    """
+    try:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+    except RuntimeError as error:
+        if str(error).startswith("hyena: "):
+            raise ValueError(str(error)) from None
+        raise
 
 
 def note_changes(tensors: Sequence[Tensor]) -> None:

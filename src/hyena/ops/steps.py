@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hyena.ops._checks import check_like, shown
-from hyena.ops._derivatives import note_changes
+from hyena.ops._derivatives import call_below_autograd, note_changes
 from hyena.ops._library import define, has_kernel
 
 
@@ -331,11 +331,7 @@ def gated_window_step_(
 
 def _call(op: Any, changed: tuple[Tensor, ...], *args: Any) -> Tensor:
     """``op(*args)``, where nothing is differentiated: past autograd, which costs more than a step's arithmetic."""
-    if torch.is_inference_mode_enabled():
-        found = op(*args)
-    else:
-        with torch._C._AutoDispatchBelowAutograd():
-            found = op(*args)
+    found = call_below_autograd(op, args)
     note_changes(changed)
     return found
 

@@ -12,12 +12,25 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from hyena.models import CausalLMConfig
+from hyena.models.config import is_number
 from hyena.models.initial import small_init_std
 
 _SIZES = ("vocab_size", "l_max", "d_model", "num_layers", "d_inner", "dropout", "mlp")
 
 
-class HyenaConfig(PretrainedConfig):
+class OneName:
+    """Put before ``PretrainedConfig``: a setting that is given by two names has one value."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Sees what was given apart from defaults, which ``__init__`` cannot."""
+        kind: Any = cls
+        code = kind.__init__.__code__
+        names = code.co_varnames[1 : code.co_argcount]
+        check_one_name(kind, dict(zip(names, args, strict=False)) | kwargs)
+        return super().__new__(cls)
+
+
+class HyenaConfig(OneName, PretrainedConfig):
     """Settings of :class:`HyenaModel` and its heads; names of transformers' own (``hidden_size``) are taken too.
 
     Args:
@@ -43,7 +56,7 @@ class HyenaConfig(PretrainedConfig):
 
     Raises:
         TypeError: keywords that are not known, with what they resemble.
-        ValueError: sizes, mixers or options that do not fit, by name.
+        ValueError: sizes, mixers or options that do not fit, by name; two values by two names of one setting.
     """
 
     model_type = "hyena"
@@ -102,7 +115,8 @@ class HyenaConfig(PretrainedConfig):
         Raises:
             ValueError: what does not fit, by name.
         """
-        if self.causal not in (None, True, False):
+        # By type: 1 and 0 equal True and False, and the models ask with ``is``.
+        if self.causal is not None and not isinstance(self.causal, bool):
             raise ValueError(f"causal must be True, False or None, got {self.causal!r}")
         check_heads(self)
         self.mixer_factory(causal=True if self.causal is None else self.causal)
@@ -135,6 +149,19 @@ def standard_names(names: dict[str, str], given: dict[str, Any], kwargs: dict[st
     return {**given, **{ours: kwargs.pop(theirs) for theirs, ours in names.items() if theirs in kwargs}}
 
 
+def check_one_name(kind: type[PretrainedConfig], given: dict[str, Any]) -> None:
+    """Raises ValueError for a setting that is given twice, by two of its names, with values that differ."""
+    first: dict[str, str] = {}
+    for name, value in given.items():
+        ours = kind.attribute_map.get(name, name)
+        other = first.setdefault(ours, name)
+        if other != name and given[other] != value:
+            raise ValueError(
+                f"{other}={given[other]!r} and {name}={value!r} are two names of one setting of a {kind.__name__}: "
+                "pass one of them"
+            )
+
+
 def check_known(kind: type[PretrainedConfig], kwargs: dict[str, Any]) -> None:
     """Raises TypeError for keywords that ``PretrainedConfig`` does not have."""
     if unknown := sorted(set(kwargs) - base_names()):
@@ -148,7 +175,7 @@ def check_heads(config: Any) -> None:
     """Raises ValueError for settings of heads that do not fit."""
     if config.pooling not in ("last", "mean"):
         raise ValueError(f"pooling must be 'last' or 'mean', got {config.pooling!r}")
-    if isinstance(config.classifier_dropout, bool) or not 0 <= config.classifier_dropout < 1:
+    if not is_number(config.classifier_dropout) or not 0 <= config.classifier_dropout < 1:
         raise ValueError(f"classifier_dropout must be a number in [0, 1), got {config.classifier_dropout!r}")
     for name in ("pad_token_id", "bos_token_id"):
         token = getattr(config, name)
@@ -160,6 +187,7 @@ def keep_foreign(
     kind: type[PretrainedConfig], load: Callable[..., Any], values: dict[str, Any], kwargs: dict[str, Any]
 ) -> Any:
     """A config of saved values, with what other tools have written among them as attributes."""
+    check_one_name(kind, kwargs)
     own = {*kind.__init__.__code__.co_varnames, *kind.attribute_map, *base_names()}
     foreign = {key: value for key, value in values.items() if key not in own}
     loaded = load({key: value for key, value in values.items() if key not in foreign}, **kwargs)

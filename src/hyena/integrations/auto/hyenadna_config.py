@@ -8,8 +8,9 @@ from transformers import PretrainedConfig
 
 from hyena.checkpoints.hyenadna_config import read_settings
 from hyena.checkpoints.safari.config import SafariConfig
-from hyena.integrations.auto.config import check_known, keep_foreign, standard_names
+from hyena.integrations.auto.config import OneName, check_known, keep_foreign, standard_names
 from hyena.models import hyenadna
+from hyena.models.config import is_number
 
 # Settings that say what is computed, by their published names.
 _READ = (
@@ -20,7 +21,7 @@ _READ = (
 )  # fmt: skip
 
 
-class HyenaDNAConfig(PretrainedConfig):
+class HyenaDNAConfig(OneName, PretrainedConfig):
     """Settings of a HyenaDNA model by the names of its published ``config.json``.
 
     Args:
@@ -47,7 +48,7 @@ class HyenaDNAConfig(PretrainedConfig):
 
     Raises:
         TypeError: keywords that are not known, with what they resemble.
-        ValueError: values that the published code cannot run, by name.
+        ValueError: values that the published code cannot run, by name; two values by two names of one setting.
     """
 
     model_type = "hyenadna"
@@ -109,6 +110,8 @@ class HyenaDNAConfig(PretrainedConfig):
             ValueError: what does not fit, by name.
         """
         self.read(None)
+        if not is_number(self.initializer_range) or self.initializer_range < 0:
+            raise ValueError(f"initializer_range must be a finite number, not negative, got {self.initializer_range!r}")
 
     def read(self, head: str | None) -> tuple[hyenadna.HyenaDNAConfig, SafariConfig]:
         """The settings of the model, and those of its operators; see :func:`hyena.checkpoints.load_hyenadna`."""

@@ -253,9 +253,9 @@ const Plan<T>& take_plan(int64_t points) {
             known.tables = make<T>(points);
         } catch (const std::bad_alloc&) {
             all.of<T>().erase(points);
-            throw std::runtime_error("hyena: out of memory: the tables of a transform of " + std::to_string(points) +
-                                     " points take about " + std::to_string(2 * points * int64_t(sizeof(T))) +
-                                     " bytes");
+            throw std::runtime_error("hyena failed: out of memory: the tables of a transform of " +
+                                     std::to_string(points) + " points take about " +
+                                     std::to_string(2 * points * int64_t(sizeof(T))) + " bytes");
         } catch (...) {
             all.of<T>().erase(points);
             throw;

@@ -141,7 +141,7 @@ void* take(bool results, size_t wanted) {
         data = new_memory(bytes);
     }
     if (!data)
-        throw std::runtime_error("hyena: out of memory: a kernel asked for " + std::to_string(bytes) +
+        throw std::runtime_error("hyena failed: out of memory: a kernel asked for " + std::to_string(bytes) +
                                  " bytes of working memory");
     std::lock_guard<std::mutex> lock(mutex);
     store(results).note_use(bytes);

@@ -40,8 +40,8 @@ struct Panels {
 };
 
 // c[m * cm …] = start + sum over k < depth of a[m * am + k * ak] * b[k, :], for m < M and N vectors of columns.
-// `start` is c itself if `add`, else the vectors at `bias`, or zero. What is added to c is summed up by itself first: in
-// one chain over all calls, a sum over a million rows would be wrong in its third digit.
+// `start` is c itself if `add`, else the vectors at `bias`, or zero. What is added to c is summed up by itself first:
+// in one chain over all calls, a sum over a million rows would be wrong in its third digit.
 template <class T, int M, int N>
 HYENA_INLINE void multiply_block(int64_t depth, const T* a, int64_t am, int64_t ak, const T* b, T* c, int64_t cm,
                                  bool add, const T* bias) {

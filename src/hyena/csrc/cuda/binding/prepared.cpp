@@ -27,7 +27,7 @@ void* current_stream(int device) {
     }();
     void* stream = nullptr;
     if (getter == nullptr || getter(device, &stream) != 0)
-        throw std::runtime_error("hyena: this torch tells no current CUDA stream");
+        throw std::runtime_error("hyena failed: this torch tells no current CUDA stream");
     return stream;
 }
 #endif

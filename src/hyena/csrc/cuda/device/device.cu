@@ -55,7 +55,8 @@ int attribute(cudaDeviceAttr which, int device) {
 Limits limits_of(int device) {
     static std::mutex mutex;
     static std::array<Limits, kMaxDevices> known{};
-    if (device < 0 || device >= kMaxDevices) throw std::runtime_error("hyena: no device " + std::to_string(device));
+    if (device < 0 || device >= kMaxDevices)
+        throw std::runtime_error("hyena failed: no device " + std::to_string(device));
     std::lock_guard<std::mutex> lock(mutex);
     Limits& limits = known[size_t(device)];
     if (limits.multiprocessors == 0)
@@ -107,7 +108,7 @@ void* permanent_memory(const Device& device, int64_t bytes) {
     std::call_once(said, [&] {
         std::fprintf(
             stderr,
-            "hyena: no memory left on device %d for %lld bytes of tables outside torch's allocator, which holds "
+            "hyena failed: no memory left on device %d for %lld bytes of tables outside torch's allocator, which holds "
             "the rest (torch.cuda.empty_cache() gives back what it does not use): until there is, every call "
             "makes its tables again, which is slower\n",
             device.index, (long long)bytes);

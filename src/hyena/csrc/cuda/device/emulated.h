@@ -20,7 +20,7 @@ void note_launch(const char* name, int64_t blocks, int threads, int64_t shared);
 template <class Program>
 void launch(const char* name, const Program& program, int threads, int64_t shared, const Device& device) {
     if (shared > device.limits.shared)
-        throw std::runtime_error(std::string("hyena: ") + name + " asks for " + std::to_string(shared) +
+        throw std::runtime_error(std::string("hyena failed: ") + name + " asks for " + std::to_string(shared) +
                                  " bytes of shared memory");
     note_launch(name, program.blocks(), threads, shared);
     std::vector<float> memory(size_t(shared) / 4 + 4);

@@ -17,7 +17,7 @@ namespace hyena::cuda {
 // Raises with what(), the description of what was tried.
 template <class What>
 void check(cudaError_t error, What&& what) {
-    if (error != cudaSuccess) throw std::runtime_error("hyena: " + what() + ": " + cudaGetErrorString(error));
+    if (error != cudaSuccess) throw std::runtime_error("hyena failed: " + what() + ": " + cudaGetErrorString(error));
 }
 
 // While it lives, this thread may do in the course of a capture what captures do not see, as loading a kernel at its
