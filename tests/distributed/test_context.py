@@ -11,6 +11,7 @@ from torch import multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 
 from helpers import spread
+from helpers.mixers import CASES
 from hyena import HyenaOperator
 from hyena.distributed import context_parallel
 
@@ -40,8 +41,19 @@ def test_beside_a_process_that_stops(tmp_path: Path) -> None:
 def test_on_one_process() -> None:
     mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("cp",))
     spread.same_as_one_process(lambda: HyenaOperator(8, 40, dtype=torch.float64), spread.inputs(), mesh)
+    spread.second_derivatives(mesh)
     with pytest.raises(TypeError, match="expected a DeviceMesh of one axis, got a str"):
         context_parallel(HyenaOperator(8, 40), "cp")  # type: ignore[arg-type]
     two = init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "cp"))
     with pytest.raises(ValueError, match=r"mesh of one axis, got 2 \(dp, cp\)"):
         context_parallel(HyenaOperator(8, 40), two)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("name", [n for n in CASES if n not in spread.SPREAD])
+def test_what_cannot_be_spread_is_refused_on_one_process_too(name: str) -> None:
+    mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("cp",))
+    with pytest.raises(ValueError, match=f"{name.split('-')[0]}: the channels of a .* meet between its projections"):
+        context_parallel(CASES[name](), mesh)
+    with pytest.raises(ValueError, match=r"num_kv_heads=1 below num_heads=2 cannot be spread"):
+        context_parallel(CASES["Attention-rotary"](), mesh)

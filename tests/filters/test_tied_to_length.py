@@ -135,6 +135,49 @@ def test_s4_in_pieces(way: str, pieces: int, monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(p.grad, want[name])
 
 
+@pytest.mark.parametrize("pieces", [1 << 22, 30])
+def test_s4_has_derivatives_of_derivatives(way: str, pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s4, "_ENTRIES", pieces)
+    h = S4(2, 9, modes=3, dtype=torch.float64)
+    names, leaves = zip(*h.named_parameters(), strict=True)
+
+    def taps_of(*values: Tensor) -> Tensor:
+        return torch.func.functional_call(h, dict(zip(names, values, strict=True)), 9)
+
+    assert torch.autograd.gradgradcheck(taps_of, leaves, fast_mode=True)
+    # Where autograd is asked for one weight alone, by differences.
+    at = h.log_dt.detach().clone()
+
+    def slope(move: float) -> Tensor:
+        with torch.no_grad():
+            h.log_dt.copy_(at + move)
+        return torch.autograd.grad(h(9).pow(3).sum(), h.log_dt, create_graph=True)[0].sum()
+
+    got = torch.autograd.grad(slope(0.0), h.log_dt)[0].sum()
+    torch.testing.assert_close(got, (slope(1e-5) - slope(-1e-5)).detach() / 2e-5, rtol=1e-6, atol=1e-8)
+
+
+def test_s4_of_many_weights_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch.func.vmap, taps and gradients."""
+    monkeypatch.setattr(s4, "_POWERS_FROM", 0)
+    h = S4(2, 9, modes=3, dtype=torch.float64)
+    many = {name: torch.stack([t.detach(), t.detach() + 0.1]) for name, t in h.named_parameters()}
+
+    def energy(w: dict[str, Tensor], probe: Tensor) -> Tensor:
+        return (torch.func.functional_call(h, w, 9) * probe).square().sum()
+
+    probes = torch.randn(2, 1, 9, 2, dtype=torch.float64)
+    got = torch.func.vmap(torch.func.grad(energy))(many, probes)
+    same = torch.func.vmap(torch.func.grad(energy), in_dims=(None, 0))({k: t[0] for k, t in many.items()}, probes)
+    for i in range(2):
+        w = {name: t[i].clone().requires_grad_() for name, t in many.items()}
+        first = {name: t[0].clone().requires_grad_() for name, t in many.items()}
+        for of, found in ((w, got), (first, same)):
+            want = torch.autograd.grad(energy(of, probes[i]), list(of.values()))
+            for name, g in zip(of, want, strict=True):
+                torch.testing.assert_close(found[name][i], g, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @pytest.mark.parametrize("length", [1 << 10, 1 << 14])
 def test_s4_in_single_precision(way: str, length: int) -> None:
     h, exact = S4(4, length), S4(4, length, dtype=torch.float64)

@@ -43,6 +43,7 @@ from hyena.distributed import (
     tensor_parallel_plan,
 )
 from hyena.distributed.collectives import Processes
+from hyena.distributed.splits import splits_of
 from hyena.integrations import HyenaAttention
 from hyena.models import CausalLM, CausalLMConfig
 
@@ -243,6 +244,31 @@ def _refusals(mesh: Mesh) -> None:
 
 
 SPREAD = [name for name in CASES if name.split("-")[0] in ("Attention", "H3", "HyenaOperator", "LinearAttention")]
+
+
+def _second_derivatives(sequence_parallel: bool) -> Check:
+    """The derivative of a gradient along a direction; every process has its part of both, and the same of the rest."""
+
+    def check(mesh: Mesh) -> None:
+        torch.manual_seed(1)
+        whole = MODELS["tied"]()
+        model = tensor_parallel(copy.deepcopy(whole), mesh["tp"], sequence_parallel=sequence_parallel)
+        splits, found = splits_of(model), []
+        directions = {name: torch.randn_like(p) for name, p in whole.named_parameters()}
+        for module in (whole, model):
+            names, leaves = zip(*module.named_parameters(), strict=True)
+            grads = torch.autograd.grad(module(tokens()).pow(3).sum(), leaves, create_graph=True)
+            apart = splits if module is model else {}
+            along = [apart[n].take(directions[n]) if n in apart else directions[n] for n in names]
+            value = sum(((g * d).sum() for g, d in zip(grads, along, strict=True)), grads[0].new_zeros(()))
+            seconds = torch.autograd.grad(value, leaves, allow_unused=True)
+            found.append({n: apart[n].gather(g) if n in apart else g for n, g in zip(names, seconds, strict=True)})
+        for name, want in found[0].items():
+            close(found[1][name], want, f"second derivative by {name}", 1e-9)
+
+    return check
+
+
 CHECKS: dict[str, Check] = {
     **{name: _mixer(name) for name in SPREAD},
     **{f"model-{name}": _model(name) for name in MODELS},
@@ -250,6 +276,8 @@ CHECKS: dict[str, Check] = {
     "generation": _generation,
     "drop-in": _attention_drop_in,
     "sizes": _sizes,
+    "second derivatives": _second_derivatives(sequence_parallel=False),
+    "second derivatives, spread": _second_derivatives(sequence_parallel=True),
     "bytes": _bytes,
     "context first": _context_first,
     "disagreement": _disagreement,

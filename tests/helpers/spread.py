@@ -21,7 +21,7 @@ from helpers.processes import in_group
 from hyena import HyenaOperator, ops
 from hyena.distributed import context_parallel, gather, shard, sum_gradients
 from hyena.distributed.exchange import Flight
-from hyena.filters import HyenaFilter
+from hyena.filters import S4, HyenaFilter
 from hyena.models import CausalLM, CausalLMConfig
 
 Check = Callable[[DeviceMesh], None]
@@ -169,10 +169,9 @@ def _bytes(mesh: DeviceMesh) -> None:
     sent: list[int] = []
     real = Flight.start
 
-    def counted(self: Flight, x: Tensor, back: bool = False) -> Tensor:
-        each = self.received if back else self.sent
-        sent.append((sum(each) - each[mesh.get_local_rank()]) * x.element_size())
-        return real(self, x, back)
+    def counted(self: Flight, x: Tensor) -> None:
+        sent.append((sum(self.sent) - self.sent[mesh.get_local_rank()]) * x.element_size())
+        real(self, x)
 
     Flight.start = counted  # type: ignore[method-assign]
     try:
@@ -230,6 +229,29 @@ def _disagreement(mesh: DeviceMesh) -> None:
     expect(lambda: op(torch.randn(2, 30, D)), f"a row of {30 * mesh.size()} positions is longer")
 
 
+def second_derivatives(mesh: DeviceMesh) -> None:
+    """The derivative of a gradient along a direction, and of the next one: sums over processes, as gradients are."""
+    torch.manual_seed(1)
+    whole = HyenaOperator(D, 40, filter=S4, dtype=torch.float64)
+    op = context_parallel(copy.deepcopy(whole), mesh)
+    names = [name for name, _ in whole.named_parameters()]
+    directions = [torch.randn_like(p) for p in whole.parameters()]
+    found = []
+    for module, u in ((whole, inputs()), (op, pieces(inputs(), mesh, uneven=True).contiguous())):
+        leaves, value, orders = list(module.parameters()), module(u).pow(3).sum(), []
+        for _ in range(3):
+            grads = torch.autograd.grad(value, leaves, create_graph=True)
+            orders.append([g.detach().clone() for g in grads])
+            value = sum(((g * d).sum() for g, d in zip(grads, directions, strict=True)), value.new_zeros(()))
+        # Of one weight alone, and of the same graph once more.
+        orders.append([torch.autograd.grad(value, leaves[0])[0]])
+        found.append(orders)
+    for order, (want, got) in enumerate(zip(*found, strict=True), 1):
+        for name, a, b in zip(names, want, got, strict=False):
+            dist.all_reduce(b, group=mesh.get_group())
+            close(b, a, f"derivative {order} by {name}", 1e-9)
+
+
 def _refusals(mesh: DeviceMesh) -> None:
     expect(lambda: context_parallel(nn.Linear(2, 2), mesh), "has no hyena.mixers.Mixer")
     expect(lambda: context_parallel(CASES["S5"](), mesh), "S5 meet between its projections")
@@ -272,6 +294,7 @@ CHECKS: dict[str, Check] = {
     "own filter": _generic_filter,
     "bytes": _bytes,
     "memory": _memory,
+    "second derivatives": second_derivatives,
     "disagreement": _disagreement,
     "refusals": _refusals,
 }

@@ -208,6 +208,38 @@ def test_compiles_and_exports_in_one_graph(make) -> None:
     torch._dynamo.reset()
 
 
+# Their filters take the integer root of a length, where tracing lengths that vary breaks a graph in two (torch 2.13).
+IN_SEVERAL_GRAPHS = ("-s4d", "-modal", "H3", "Mega")
+
+
+def check_compiled_training(make: Callable[..., Mixer], lengths: tuple[int, ...], **options: object) -> None:
+    """Outputs and gradients of one compiled mixer at several lengths: from the second on, torch traces any length."""
+    mixer = make(dtype=torch.float64)
+    leaves = [p for p in mixer.parameters() if p.numel()]
+    torch._dynamo.reset()
+    compiled = torch.compile(mixer, **options)
+    for length in lengths:
+        u = rows(2, length).requires_grad_()
+        results = []
+        for call in (compiled, mixer):
+            y = call(u)
+            results.append([y, *torch.autograd.grad(y.square().sum(), [u, *leaves])])
+        for got, want in zip(*results, strict=True):
+            assert apart(got, want) < CLOSE * max(1.0, want.abs().max().item()), length
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_compiles_at_several_lengths(name: str) -> None:
+    in_one = not any(part in name for part in IN_SEVERAL_GRAPHS)
+    check_compiled_training(CASES[name], (19, 32), fullgraph=in_one, backend="aot_eager")
+
+
+@pytest.mark.parametrize("name", ["LinearAttention", "S5"])
+def test_training_compiles_to_code_at_several_lengths(name: str) -> None:
+    check_compiled_training(CASES[name], (40, 33), fullgraph=True)
+
+
 def test_parameter_groups_hold_every_parameter(mixer: Mixer) -> None:
     groups = param_groups(mixer, 1e-3)
     held = [id(p) for group in groups for p in group["params"]]

@@ -65,6 +65,9 @@ def test_wrong_arguments():
         LinearAttention(8, feature_map="cosine")
     with pytest.raises(ValueError, match="d_model=10 is not a multiple of num_heads=4"):
         LinearAttention(10, num_heads=4)
+    for eps in (-5, float("nan"), "x"):
+        with pytest.raises(ValueError, match=f"eps must be a finite number, not negative, got {eps!r}"):
+            LinearAttention(8, eps=eps)
     with pytest.raises(ValueError, match=r"dropout must be .*1.5"):
         LinearAttention(8, dropout=1.5)
     layer = LinearAttention(8, 4, dropout=0.5)

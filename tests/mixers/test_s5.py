@@ -98,3 +98,5 @@ def test_wrong_arguments():
         S5(8, discretization="euler")
     with pytest.raises(ValueError, match=r"step_range .*\(0.1, 0.01\)"):
         S5(8, step_range=(0.1, 0.01))
+    with pytest.raises(ValueError, match=r"step_range must be two positive numbers in order, got 1"):
+        S5(8, step_range=1)

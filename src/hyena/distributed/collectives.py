@@ -1,6 +1,7 @@
 """Collectives of tensor parallelism that know their gradients.
 
-Each is named by what it does forward. What one does backward is what another does forward.
+Each is named by what it does forward. What one does backward is another, called as such, so that gradients have
+gradients of every order.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 
 from hyena.distributed.shards import together
@@ -74,11 +74,10 @@ class _Same(torch.autograd.Function):
         return tuple(t.view_as(t) for t in tensors)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         if len(grads) == 1:
-            return None, ctx.processes.sum(grads[0])
-        flat = ctx.processes.sum(torch.cat([g.reshape(-1) for g in grads]))
+            return None, _Sum.apply(grads[0], ctx.processes)
+        flat = _Sum.apply(torch.cat([g.reshape(-1) for g in grads]), ctx.processes)
         parts = flat.split([g.numel() for g in grads])
         return None, *(part.view(g.shape) for part, g in zip(parts, grads, strict=True))
 
@@ -86,12 +85,12 @@ class _Same(torch.autograd.Function):
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, processes: Processes) -> Tensor:
+        ctx.processes = processes
         return processes.sum(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        return g, None
+        return _Same.apply(ctx.processes, g)[0], None
 
 
 class _Mine(torch.autograd.Function):
@@ -101,9 +100,8 @@ class _Mine(torch.autograd.Function):
         return processes.mine(x, dim)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        return ctx.processes.gather(g, ctx.dim), None, None
+        return _Gather.apply(g, ctx.processes, ctx.dim, True), None, None
 
 
 class _Gather(torch.autograd.Function):
@@ -113,10 +111,9 @@ class _Gather(torch.autograd.Function):
         return processes.gather(x, dim)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        take = ctx.processes.mine if ctx.same else ctx.processes.sum_of_mine
-        return take(g, ctx.dim), None, None, None
+        take = _Mine if ctx.same else _SumOfMine
+        return take.apply(g, ctx.processes, ctx.dim), None, None, None
 
 
 class _SumOfMine(torch.autograd.Function):
@@ -126,9 +123,8 @@ class _SumOfMine(torch.autograd.Function):
         return processes.sum_of_mine(x, dim)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        return ctx.processes.gather(g, ctx.dim), None, None
+        return _Gather.apply(g, ctx.processes, ctx.dim, False), None, None
 
 
 def used_in_part(processes: Processes, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -263,8 +263,11 @@ def _is_under(name: str, other: str) -> bool:
 def _check_can_spread(name: str, mixer: Mixer, mesh: DeviceMesh) -> None:
     if "_context" in mixer.__dict__:
         raise ValueError(f"{name} is spread over processes already")
-    if mixer.units == 1 < mesh.size():
-        mixer.core(range(1))  # says why not, if there is a reason
+    if mixer.units == 1:
+        try:
+            mixer.core(range(1))  # says why not, if there is a reason: on one process too, where a call would fail
+        except ValueError as e:
+            raise ValueError(f"{name}: {e}") from e
     if mixer.units < mesh.size():
         raise ValueError(
             f"{name} has {mixer.units} heads or channels to mix, fewer than the {mesh.size()} processes of the mesh"

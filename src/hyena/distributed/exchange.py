@@ -7,12 +7,12 @@ one process, n positions of one process.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.autograd.function import once_differentiable
 
 from hyena.distributed.shards import together
 
@@ -20,7 +20,7 @@ Group = dist.ProcessGroup
 
 
 class Flight:
-    """One all-to-all: its buffers from when it is started to when it is waited for, forward and then backward.
+    """One all-to-all: its buffers from when it is started to when it is waited for.
 
     Args:
         sent, received: how many numbers go to, and come from, each process.
@@ -30,53 +30,68 @@ class Flight:
 
     def __init__(self, sent: Sequence[int], received: Sequence[int], group: Group, what: str) -> None:
         self.sent, self.received = list(sent), list(received)
-        self._group, self._what = group, f"the all-to-all of {what}"
+        self._group, self._what = group, what
         self._pending: tuple[Any, Tensor, Tensor] | None = None
+        self._back: Flight | None = None
 
-    def start(self, x: Tensor, back: bool = False) -> Tensor:
-        """Sends ``x``, one-dimensional, and returns where the answer will be."""
-        sent, received = (self.received, self.sent) if back else (self.sent, self.received)
-        out = x.new_empty(sum(received))
-        with together(self._what, self._group):
-            work = dist.all_to_all_single(out, x, received, sent, group=self._group, async_op=True)
+    def start(self, x: Tensor) -> None:
+        """Sends ``x``, one-dimensional."""
+        out = x.new_empty(sum(self.received))
+        with self._together():
+            work = dist.all_to_all_single(out, x, self.received, self.sent, group=self._group, async_op=True)
         self._pending = work, x, out  # what is in flight must stay in memory
-        return out
 
     def wait(self) -> Tensor:
         """The answer, once it is there."""
         assert self._pending is not None
         work, _, out = self._pending
         self._pending = None
-        with together(self._what, self._group):
+        with self._together():
             work.wait()
         return out
 
+    def leave_back(self) -> Flight:
+        """The way of a gradient, a flight of its own: several backward passes may be under way, one of another."""
+        self._back = Flight(self.received, self.sent, self._group, self._what)
+        return self._back
+
+    def come_back(self) -> Flight:
+        """What :meth:`leave_back` gave, once."""
+        assert self._back is not None
+        back, self._back = self._back, None
+        return back
+
+    def _together(self) -> AbstractContextManager[object]:
+        return together(f"the all-to-all of {self._what}", self._group)
+
 
 class _Start(torch.autograd.Function):
-    """Sends; the gradient is waited for here, so that it travels while other gradients are computed."""
+    """Sends; the gradient is waited for here, so that it travels while other gradients are computed.
+
+    Gives a number that stands for what is under way, there and back: so each of the two functions is the gradient of
+    the other, of every order. The answer itself could not stand there: what is sent may have another size.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, flight: Flight) -> Tensor:
         ctx.flight = flight
-        return flight.start(x)
+        flight.start(x)
+        return x.new_zeros(())
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return ctx.flight.wait(), None
+    def backward(ctx: Any, under_way: Tensor) -> tuple[Tensor, None]:
+        return _Wait.apply(under_way, ctx.flight.come_back()), None
 
 
 class _Wait(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, pending: Tensor, flight: Flight) -> Tensor:
+    def forward(ctx: Any, under_way: Tensor, flight: Flight) -> Tensor:
         ctx.flight = flight
-        return flight.wait().view_as(pending)
+        return flight.wait()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        ctx.flight.start(g.contiguous(), back=True)
-        return g, None  # read by no one: _Start has the answer
+        return _Start.apply(g.contiguous(), ctx.flight.leave_back()), None
 
 
 class ToChannels:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def response(dt: Tensor, poles: Tensor, p: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
@@ -39,8 +38,10 @@ def response(dt: Tensor, poles: Tensor, p: Tensor, b: Tensor, c: Tensor, length:
 class _Sums(torch.autograd.Function):
     """``sum_k v_k / Q_k``, real and imaginary ``(S, 8, n)``, of ``|z|²``, ``Re z`` ``(S, m)``, ``v`` ``(S, 8, m)``.
 
-    Keeps its arguments alone, and makes ``1 / Q`` again for the gradient.
+    Keeps its arguments alone, and makes ``1 / Q`` again for the gradient, which has gradients of every order.
     """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(square: Tensor, rate: Tensor, v: Tensor, sin: Tensor, cos: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,16 +53,15 @@ class _Sums(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor, h: Tensor) -> tuple[Tensor | None, ...]:
         square, rate, v, sin, cos = ctx.saved_tensors
         re, im = _reciprocal(square, rate, sin, cos)
         dv = torch.baddbmm(g @ re.mT, h, im.mT)
         # The derivative of 1 / Q is -1 / Q², whose parts are these; those of the sums' gradient are a and b.
         a, b = v.mT @ g, v.mT @ h
-        real, imag = (im - re) * (im + re), re.mul_(im).mul_(-2)
-        dsquare = torch.addcmul(a * real, b, imag) @ (cos * cos)
-        drate = b.mul_(real).addcmul_(a, imag, value=-1) @ (-4 * sin * cos)
+        re, im = (im - re) * (im + re), _times(_times(re, im), -2)
+        dsquare = torch.addcmul(a * re, b, im) @ (cos * cos)
+        drate = torch.addcmul(_times(b, re), a, im, value=-1) @ (-4 * sin * cos)
         return dsquare, drate, dv, None, None
 
 
@@ -69,4 +69,9 @@ def _reciprocal(square: Tensor, rate: Tensor, sin: Tensor, cos: Tensor) -> tuple
     """Real and imaginary part of ``1 / Q``, ``(S, m, n)``."""
     re, im = torch.addcmul(-4 * sin * sin, square[..., None], cos * cos), rate[..., None] * (4 * sin * cos)
     scale = torch.addcmul(re * re, im, im).reciprocal_()
-    return re.mul_(scale), im.mul_(scale)
+    return _times(re, scale), _times(im, scale)
+
+
+def _times(x: Tensor, factor: Tensor | float) -> Tensor:
+    """``x * factor``; in place, since such arrays are large, unless a gradient of the gradient needs ``x``."""
+    return x * factor if torch.is_grad_enabled() else x.mul_(factor)

@@ -80,7 +80,7 @@ def before(k: Tensor, v: Tensor, own: Sums, weigh: Callable[[Tensor, Pick, Pick]
     length, half = k.size(1), 1
     sums = own
     while half < length:
-        pairs, rest = divmod(length, 2 * half)
+        pairs, rest = length // (2 * half), length % (2 * half)  # torch.compile has no divmod of lengths that vary
         parts: list[Sums] = []
         for n, start, rows in ((pairs, 0, half), (1, pairs * 2 * half, rest - half)):
             if n == 0 or rows <= 0:

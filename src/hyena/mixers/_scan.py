@@ -32,7 +32,7 @@ def scan(log_pole: Tensor, x: Tensor, before: Tensor | None = None, chunk: int =
     powers = torch.exp(log_pole[:, None] * torch.arange(size + 1, device=x.device))  # (P, C + 1)
     # Row i of the matrix is p^i … p^0 and zeros: a window of the powers, backwards.
     matrix = F.pad(powers[:, :-1], (size - 1, 0)).unfold(1, size, 1).flip(2)  # (P, C, C)
-    chunks = F.pad(x, (0, 0, 0, -length % size)).unflatten(1, (-1, size))  # (B, n, C, P)
+    chunks = fill_up(x, size, dim=1).unflatten(1, (-1, size))  # (B, n, C, P)
     s = torch.einsum("pij,bnjp->bnip", matrix, chunks)
     if before is None and s.size(1) == 1:
         return s[:, 0, :length]
@@ -43,3 +43,14 @@ def scan(log_pole: Tensor, x: Tensor, before: Tensor | None = None, chunk: int =
         past = torch.cat([past, ends], dim=1)
     s = s + powers[:, 1:].t() * past[:, :, None]
     return s.flatten(1, 2)[:, :length]
+
+
+def fill_up(x: Tensor, size: int, dim: int) -> Tensor:
+    """``x`` with zeros at the end of ``dim``, which is a multiple of ``size`` then.
+
+    Not by ``F.pad``: where it pads nothing, and in its gradient, its result lies in memory as its input does, which
+    torch.compile does not expect of lengths that vary (torch 2.13).
+    """
+    shape = list(x.shape)
+    shape[dim] = -x.size(dim) % size
+    return torch.cat([x, x.new_zeros(shape)], dim)

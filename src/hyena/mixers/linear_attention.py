@@ -16,9 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyena import ops
+from hyena.filters.base import is_number
 from hyena.mixers._arguments import check_counts, check_flags, heads_of
 from hyena.mixers._rows import RowMixer
+from hyena.mixers._scan import fill_up
 from hyena.mixers.base import State
+
+
+def _elu(x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        # The gradient of elu lies in memory as what it multiplies, and tracing takes it to lie as x does (torch 2.13).
+        return torch.where(x > 0, x, x.clamp_max(0).expm1()) + 1
+    return F.elu(x) + 1
 
 
 def _softmax(x: Tensor) -> Tensor:
@@ -33,7 +42,7 @@ def _taylor(x: Tensor) -> Tensor:
 
 # Features of a head's queries and keys, (…, E) -> (…, R), all of them without a negative product.
 FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu": lambda x: F.elu(x) + 1,
+    "elu": _elu,
     "relu": F.relu,
     "softmax": _softmax,
     "taylor": _taylor,
@@ -101,6 +110,8 @@ class LinearAttention(RowMixer):
         check_flags(normalize=normalize)
         if not callable(feature_map) and feature_map not in FEATURES:
             raise ValueError(f"feature_map must be a function or one of {sorted(FEATURES)}, got {feature_map!r}")
+        if not is_number(eps) or not 0 <= eps < math.inf:
+            raise ValueError(f"eps must be a finite number, not negative, got {eps!r}")
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_heads = heads_of(d_model, num_heads)
         self.head_dim = d_model // self.num_heads
@@ -170,4 +181,4 @@ class LinearAttention(RowMixer):
 
 def _chunks(x: Tensor, size: int) -> Tensor:
     """``(B, M, L, C)`` as ``(B, M, chunks, size, C)``, zeros at the end."""
-    return F.pad(x, (0, 0, 0, -x.size(2) % size)).unflatten(2, (-1, size))
+    return fill_up(x, size, dim=2).unflatten(2, (-1, size))

@@ -20,6 +20,7 @@ from hyena import ops
 from hyena.filters._hippo import normal_part
 from hyena.filters._initial import fill
 from hyena.filters.base import keeping_float32
+from hyena.filters.diagonal import check_range
 from hyena.mixers._arguments import check_counts
 from hyena.mixers._rows import RowMixer
 from hyena.mixers._scan import scan
@@ -181,9 +182,7 @@ class S5(RowMixer):
             raise ValueError(f"state={state} is not a multiple of 2 * blocks={2 * blocks}: states come in pairs")
         if discretization not in DISCRETIZATIONS:
             raise ValueError(f"discretization must be one of {DISCRETIZATIONS}, got {discretization!r}")
-        low, high = step_range
-        if not 0 < low <= high < math.inf:
-            raise ValueError(f"step_range must be two positive numbers that do not fall, got {step_range}")
+        low, high = check_range("step_range", step_range)
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         self.system = DiagonalSystem(d_model, state, blocks, discretization, not causal, (low, high), at)
         self.gate = nn.Linear(d_model, d_model, bias=bias, **at)
