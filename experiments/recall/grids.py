@@ -67,7 +67,7 @@ def default_cells() -> list[Cell]:
         *cells(MODELS, [30], [256]),
         *cells(["hyena", "attention"], [10], [256]),
         *cells(["hyena"], [10], [1024]),
-        *cells(MODELS, [30], [1024]),
+        *cells(["hyena", "h3", *FILTER_MODELS], [30], [1024]),
     ]
 
 

@@ -208,10 +208,6 @@ def test_compiles_and_exports_in_one_graph(make) -> None:
     torch._dynamo.reset()
 
 
-# Their filters take the integer root of a length, where tracing lengths that vary breaks a graph in two (torch 2.13).
-IN_SEVERAL_GRAPHS = ("-s4d", "-modal", "H3", "Mega")
-
-
 def check_compiled_training(make: Callable[..., Mixer], lengths: tuple[int, ...], **options: object) -> None:
     """Outputs and gradients of one compiled mixer at several lengths: from the second on, torch traces any length."""
     mixer = make(dtype=torch.float64)
@@ -231,8 +227,7 @@ def check_compiled_training(make: Callable[..., Mixer], lengths: tuple[int, ...]
 
 @pytest.mark.parametrize("name", CASES)
 def test_training_compiles_at_several_lengths(name: str) -> None:
-    in_one = not any(part in name for part in IN_SEVERAL_GRAPHS)
-    check_compiled_training(CASES[name], (19, 32), fullgraph=in_one, backend="aot_eager")
+    check_compiled_training(CASES[name], (19, 32), fullgraph=True, backend="aot_eager")
 
 
 @pytest.mark.parametrize("name", ["LinearAttention", "S5"])

@@ -50,7 +50,7 @@ def response(decay: Tensor, angle: Tensor | None, weight: Tensor, count: int) ->
         angle = None
     if decay.dim() > 1 and decay.size(-2) < weight.size(-2):
         return _shared(decay[..., 0, :], None if angle is None else angle[..., 0, :], weight, count)
-    width = max(1, math.isqrt(count))
+    width = max(1, int(math.sqrt(count)))  # not isqrt, which tracing lengths that vary does not know
     rows = -(-count // width)
     coarse = weight[..., None] * powers(decay * width, None if angle is None else angle * width, rows)
     return (_left(coarse, -2).transpose(-1, -2) @ _right(powers(decay, angle, width))).flatten(-2)[..., :count]
