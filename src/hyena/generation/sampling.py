@@ -59,8 +59,10 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
     for name, value in (("temperature", temperature), ("top_p", top_p)):
         if value is not None and (isinstance(value, bool) or not hasattr(value, "__float__")):
             raise ValueError(f"{name} must be a number, got {value!r}")
-    if temperature is None or not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must not be negative, and be finite, got {temperature}")
+    if temperature is None or not temperature >= 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}")
+    if temperature == math.inf:
+        raise ValueError(f"temperature must be finite, got {temperature}")
     check_integers(top_k=top_k)
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
