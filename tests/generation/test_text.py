@@ -260,9 +260,9 @@ def test_arguments_of_another_kind() -> None:
         ({"eos": [1]}, r"eos must be an integer, got \[1\]"),
         ({"seed": "a"}, "seed must be an integer, got 'a'"),
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
-        ({"temperature": None}, "temperature must not be negative, and be finite, got None"),
-        ({"temperature": math.nan}, "temperature must not be negative, and be finite, got nan"),
-        ({"temperature": math.inf}, "temperature must not be negative, and be finite, got inf"),
+        ({"temperature": None}, "temperature must not be negative, got None"),
+        ({"temperature": math.nan}, "temperature must not be negative, got nan"),
+        ({"temperature": math.inf}, "temperature must be finite, got inf"),
         ({"top_p": "most"}, "top_p must be a number, got 'most'"),
     ]:
         with pytest.raises(ValueError, match=message):
