@@ -156,6 +156,18 @@ def test_one_tap_has_an_empty_state() -> None:
     assert torch.equal(y, again)
 
 
+def test_states_of_rows_without_positions() -> None:
+    """They are what they were; packed and not."""
+    state = rand(2, 3, 5)
+    for x, offsets_of in ((rand(2, 0, 5), None), (rand(1, 0, 5), torch.tensor([0, 0, 0]))):
+        for before in (None, state):
+            y, after = functional.short_conv(
+                x, rand(5, 4), initial_state=before, return_final_state=True, cu_seqlens=offsets_of
+            )
+            assert y.shape == x.shape
+            assert torch.equal(after, torch.zeros_like(state) if before is None else state)
+
+
 def test_it_compiles() -> None:
     x, weight, state = rand(2, 9, 3).float(), rand(3, 4, seed=1).float(), rand(2, 3, 3, seed=2).float()
 

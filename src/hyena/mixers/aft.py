@@ -262,8 +262,8 @@ class AFTConv(_AFT):
         size = max(1, min(1 << (self.window - 1).bit_length(), length))
         n = -(-length // size)
 
-        def blocks(t: Tensor, absent: float = 0.0) -> Tensor:
-            return F.pad(t, (0, 0, 0, n * size - length), value=absent).reshape(batch * n, size, t.size(2))
+        def blocks(t: Tensor) -> Tensor:  # with zeros at the end, which come before nothing
+            return F.pad(t, (0, 0, 0, n * size - length)).reshape(batch * n, size, t.size(2))
 
         def apart(t: Tensor) -> Tensor:
             return t.unflatten(0, (batch, n))
@@ -271,8 +271,8 @@ class AFTConv(_AFT):
         def weigh(both: Tensor, left: Pick, right: Pick) -> tuple[Tensor, Tensor]:
             return self._rows_after(w, both, right(k).size(2))
 
-        k, v = blocks(k, ABSENT), blocks(v)
-        sums = Sums(*map(apart, before(k, v, Sums(blocks(own.top, ABSENT), *map(blocks, own[1:])), weigh)))
+        k, v = blocks(k), blocks(v)
+        sums = Sums(*map(apart, before(k, v, Sums(*map(blocks, own)), weigh)))
         if n > 1:
             top, both = factors(apart(k)[:, :-1], apart(v)[:, :-1], dim=2)  # of all blocks but the last
             found, lacks = self._rows_after(w, both, size)
