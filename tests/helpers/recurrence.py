@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from helpers import oracle
-from helpers.cases import make_mask, rand, rows_of
+from helpers.cases import LAYOUTS, Tier, make_mask, place, rand, rows_of
 from hyena import ops
 
 
@@ -77,3 +79,21 @@ def matrices(
     """The oracle, with packed rows and a bias of z as the op takes them."""
     z = z if z_bias is None else z + z_bias
     return oracle.recurrence_of_z(z, **given, order=order, causal=causal, rows=rows_of(cu_seqlens))
+
+
+def check_gradients_of_padding(
+    call: Callable[..., Tensor], kinds: list[tuple[int, bool]], tier: Tier, poison: float
+) -> None:
+    """Gradients of ``call`` are the same whatever stands in the gradient of what is not kept."""
+    for (order, value_filter), layout in itertools.product(kinds, LAYOUTS[:2]):
+        given = inputs(2, 90, 3, taps=9, order=order, value_filter=value_filter, mask="random")
+        x = place(given, tier, torch.float32, {"z": layout})
+        leaves = [t.requires_grad_() for t in x.values() if t is not None and t.is_floating_point()]
+        dy, keep = rand(2, 90, 3).float().to(tier.device), x["mask"][..., None]
+        with tier():
+            y = call(**x)
+            clean, dirty = (
+                torch.autograd.grad(y, leaves, torch.where(keep, dy, at), retain_graph=True) for at in (0.0, poison)
+            )
+        for a, b in zip(clean, dirty, strict=True):
+            assert torch.equal(a, b)

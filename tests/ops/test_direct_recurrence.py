@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import lru_cache, partial
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from helpers.cases import ANY_LENGTH, DTYPES, LAYOUTS, MASKS, Judge, Tier, compare, laid_out, offsets, place, rand
 from helpers.gated_conv import direct_errors
-from helpers.recurrence import convolve, inputs, matrices, mix
+from helpers.recurrence import check_gradients_of_padding, convolve, inputs, matrices, mix
 from hyena import ops
 
 # Two gates and a value; a gate and a value.
@@ -238,16 +237,4 @@ def test_errors_name_the_numbers() -> None:
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_gradients_of_padding_do_not_spread(tier: Tier, poison: float) -> None:
     """Whatever they are: nothing that is kept changes with them, in any layout and order."""
-    for (order, value_filter), layout in itertools.product([(2, False), (1, True)], LAYOUTS[:2]):
-        given = inputs(2, 90, 3, taps=9, order=order, value_filter=value_filter, mask="random")
-        x = place(given, tier, torch.float32, {"z": layout})
-        leaves = [t.requires_grad_() for t in x.values() if t is not None and t.is_floating_point()]
-        dy = rand(2, 90, 3).float().to(tier.device)
-        with tier():
-            y = mix(**x)
-            keep = x["mask"][..., None]
-            clean, dirty = (
-                torch.autograd.grad(y, leaves, torch.where(keep, dy, at), retain_graph=True) for at in (0.0, poison)
-            )
-        for a, b in zip(clean, dirty, strict=True):
-            assert torch.equal(a, b)
+    check_gradients_of_padding(mix, [(2, False), (1, True)], tier, poison)

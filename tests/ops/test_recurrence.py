@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from functools import lru_cache, partial
 
 import pytest
@@ -26,7 +25,7 @@ from helpers.cases import (
     place,
     rand,
 )
-from helpers.recurrence import convolve, inputs, matrices
+from helpers.recurrence import check_gradients_of_padding, convolve, inputs, matrices
 from hyena import ops
 
 RECURRENCES = [(order, value_filter) for order in (1, 2, 3, 4) for value_filter in (False, True)]
@@ -308,16 +307,4 @@ def test_everything_is_on_one_device(name: str) -> None:
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_gradients_of_padding_do_not_spread(tier: Tier, poison: float) -> None:
     """Whatever they are: nothing that is kept changes with them, in any layout and order."""
-    for (order, value_filter), layout in itertools.product(RECURRENCES, LAYOUTS[:2]):
-        given = inputs(2, 90, 3, taps=9, order=order, value_filter=value_filter, mask="random")
-        x = place(given, tier, torch.float32, {"z": layout})
-        leaves = [t.requires_grad_() for t in x.values() if t is not None and t.is_floating_point()]
-        dy = rand(2, 90, 3).float().to(tier.device)
-        with tier():
-            y = convolve(**x)
-            keep = x["mask"][..., None]
-            clean, dirty = (
-                torch.autograd.grad(y, leaves, torch.where(keep, dy, at), retain_graph=True) for at in (0.0, poison)
-            )
-        for a, b in zip(clean, dirty, strict=True):
-            assert torch.equal(a, b)
+    check_gradients_of_padding(convolve, RECURRENCES, tier, poison)

@@ -2,7 +2,7 @@
 
 from hyena.mixers.aft import AFT, AFTConv, AFTConvState, AFTState
 from hyena.mixers.attention import Attention, AttentionState
-from hyena.mixers.base import Mixer, State, StateSize
+from hyena.mixers.base import Mixer
 from hyena.mixers.base_nd import MixerND
 from hyena.mixers.bigbird import BigBird, BigBirdState
 from hyena.mixers.block_recurrent import BlockRecurrent, BlockRecurrentState
@@ -16,6 +16,7 @@ from hyena.mixers.mega import Mega, MegaState
 from hyena.mixers.monarch import MonarchMixer, MonarchMixerState
 from hyena.mixers.patches import HyenaPatches
 from hyena.mixers.s5 import S5, S5State
+from hyena.mixers.state import State, StateSize
 
 __all__ = [
     "AFT",

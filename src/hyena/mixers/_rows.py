@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from hyena import ops
 from hyena.conv.long import LongConv
 from hyena.mixers._arguments import check_counts, check_flags
-from hyena.mixers.base import Mixer, State
+from hyena.mixers.base import Mixer
+from hyena.mixers.state import State
 
 
 class RowMixer(Mixer):

@@ -18,7 +18,7 @@ from hyena import ops
 from hyena.mixers._arguments import check_counts, heads_of
 from hyena.mixers._average import ABSENT, Pick, Sums, before, factors, flip, merge, nothing, single, up_to
 from hyena.mixers._rows import RowMixer
-from hyena.mixers.base import State
+from hyena.mixers.state import State
 
 # Entries of a table of position weights that are formed at a time; larger ones are formed again for the gradient.
 _TABLE = 1 << 20

@@ -19,7 +19,8 @@ from hyena.filters.base import check_extension
 from hyena.mixers._arguments import check_counts, check_flags, heads_of
 from hyena.mixers._past import attend, shared
 from hyena.mixers._rotary import Rotary, turn
-from hyena.mixers.base import Mixer, State
+from hyena.mixers.base import Mixer
+from hyena.mixers.state import State
 
 
 @dataclasses.dataclass

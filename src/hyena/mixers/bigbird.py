@@ -18,7 +18,7 @@ from hyena import ops
 from hyena.mixers._arguments import check_counts, check_flags, heads_of
 from hyena.mixers._blocks import cut
 from hyena.mixers._rows import RowMixer, take
-from hyena.mixers.base import State
+from hyena.mixers.state import State
 
 
 @dataclasses.dataclass

@@ -17,7 +17,7 @@ from hyena import ops
 from hyena.mixers._arguments import check_counts, heads_of
 from hyena.mixers._blocks import cut, hold, join, pick
 from hyena.mixers._rows import RowMixer
-from hyena.mixers.base import State
+from hyena.mixers.state import State
 
 GATES = ("fixed", "lstm")
 

@@ -19,7 +19,7 @@ from hyena.conv.online import Online
 from hyena.filters import DSS
 from hyena.mixers._arguments import check_counts
 from hyena.mixers._rows import RowMixer
-from hyena.mixers.base import State
+from hyena.mixers.state import State
 
 
 @dataclasses.dataclass

@@ -10,7 +10,7 @@ import dataclasses
 from torch import Tensor
 
 from hyena.conv.online import Online
-from hyena.mixers.base import State
+from hyena.mixers.state import State
 
 
 @dataclasses.dataclass

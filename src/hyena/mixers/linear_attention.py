@@ -20,7 +20,7 @@ from hyena.filters.base import is_number
 from hyena.mixers._arguments import check_counts, check_flags, heads_of
 from hyena.mixers._rows import RowMixer
 from hyena.mixers._scan import fill_up
-from hyena.mixers.base import State
+from hyena.mixers.state import State
 
 
 def _elu(x: Tensor) -> Tensor:

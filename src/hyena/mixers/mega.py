@@ -21,7 +21,7 @@ from hyena.filters import EMA
 from hyena.mixers._arguments import check_counts
 from hyena.mixers._blocks import cut, hold, join, pick
 from hyena.mixers._rows import RowMixer, take, together
-from hyena.mixers.base import State
+from hyena.mixers.state import State
 
 
 @dataclasses.dataclass

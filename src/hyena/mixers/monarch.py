@@ -17,7 +17,7 @@ from hyena.conv.short import ShortConv
 from hyena.filters import PairedFilter
 from hyena.mixers._arguments import check_counts, check_flags
 from hyena.mixers._rows import RowMixer
-from hyena.mixers.base import State
+from hyena.mixers.state import State
 
 
 @dataclasses.dataclass

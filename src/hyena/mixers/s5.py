@@ -24,7 +24,7 @@ from hyena.filters.diagonal import check_range
 from hyena.mixers._arguments import check_counts
 from hyena.mixers._rows import RowMixer
 from hyena.mixers._scan import scan
-from hyena.mixers.base import State
+from hyena.mixers.state import State
 
 DISCRETIZATIONS = ("zoh", "bilinear")
 
