@@ -64,10 +64,9 @@ def default_cells() -> list[Cell]:
         *cells(["hyena"], [10, 20, 40], [512]),
         *cells(MODELS, [30], [512, 128]),
         *cells(MODELS, [10, 20, 40], [128]),
-        *cells(MODELS, [30], [256]),
+        *cells(MODELS, [30], [256, 1024]),
         *cells(["hyena", "attention"], [10], [256]),
-        *cells(["hyena"], [10], [1024]),
-        *cells(["hyena", "h3", *FILTER_MODELS], [30], [1024]),
+        *cells(["hyena"], [10, 20, 40], [256, 1024]),
     ]
 
 
