@@ -144,7 +144,7 @@ def test_what_has_no_plain_form_is_named() -> None:
 
     class Given(nn.Module):
         def forward(self, v: Tensor, spectrum: Tensor) -> Tensor:
-            return torch.ops.hyena.gated_conv(v, spectrum, None, None, None, None)
+            return torch.ops.hyena.gated_conv(v, spectrum, None, None, None, None, False)
 
     with pytest.raises(ValueError, match=r"hyena.gated_conv.default takes a spectrum \(spectrum\)"):
         decompose(torch.export.export(Given(), (rand(1, 8, 4), rand(4, 9, 2))))

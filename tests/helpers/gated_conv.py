@@ -35,10 +35,11 @@ def convolve(
     *,
     causal: bool = True,
     size: int | None = None,
+    sectioned: bool = False,
 ) -> Tensor:
     """The op and the spectrum it needs, so that the gradient arrives at the taps."""
     spectrum = ops.filter_spectrum(h[None], ops.transform_length(v.size(1)) if size is None else size, causal)
-    return ops.gated_conv(v, spectrum[0], d, pre, post, cu_seqlens)
+    return ops.gated_conv(v, spectrum[0], d, pre, post, cu_seqlens, sectioned)
 
 
 def matrices(cu_seqlens: Tensor | None = None, *, causal: bool = True, **given: Tensor) -> Tensor:

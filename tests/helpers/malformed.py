@@ -62,7 +62,7 @@ def well_formed(op: str, packed: bool = False) -> dict[str, Any]:
     elif kind == "gated_conv":
         spectrum = torch.ops.hyena.filter_spectrum(torch.randn(1, 5, C), SIZE, True)[0]
         found = {n: _row(C, batch) for n in ("v", "pre", "post", "dy")}
-        found |= {"spectrum": spectrum, "d": torch.randn(C), "cu_seqlens": cu_seqlens}
+        found |= {"spectrum": spectrum, "d": torch.randn(C), "cu_seqlens": cu_seqlens, "sectioned": False}
     elif kind == "direct_conv":
         found = {n: _row(C, batch) for n in ("v", "pre", "post", "dy")}
         found |= {"h": torch.randn(5, C), "d": torch.randn(C), "cu_seqlens": cu_seqlens, "causal": False}
@@ -73,7 +73,7 @@ def well_formed(op: str, packed: bool = False) -> dict[str, Any]:
         found = {"z": _row(3 * C, batch), "weight": torch.randn(3 * C, TAPS), "bias": torch.randn(3 * C)}
         found |= {"spectrum": torch.ops.hyena.filter_spectrum(torch.randn(1, 5, C), SIZE, True)}
         found |= {"d": torch.randn(1, C), "mask": torch.rand(batch, L) < 0.7, "cu_seqlens": cu_seqlens}
-        found |= {"z_bias": torch.randn(3 * C), "dy": _row(C, batch)}
+        found |= {"z_bias": torch.randn(3 * C), "dy": _row(C, batch), "sectioned": False}
     elif kind == "direct_recurrence":
         found = {"z": _row(3 * C, batch), "weight": torch.randn(3 * C, TAPS), "bias": torch.randn(3 * C)}
         found |= {"h": torch.randn(5, C), "d": torch.randn(C), "mask": torch.rand(batch, L) < 0.7, "causal": False}

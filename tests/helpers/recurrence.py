@@ -56,10 +56,11 @@ def convolve(
     *,
     causal: bool = True,
     size: int | None = None,
+    sectioned: bool = False,
 ) -> Tensor:
     """The op and the spectra it needs, so that the gradient arrives at the taps."""
     spectrum = ops.filter_spectrum(h, ops.transform_length(z.size(1)) if size is None else size, causal)
-    return ops.recurrence(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias)
+    return ops.recurrence(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias, sectioned)
 
 
 def mix(z: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, d: Tensor, *rest: Any, **more: Any) -> Tensor:

@@ -164,10 +164,10 @@ def test_rows_beyond_two_to_the_31_elements() -> None:
     spectrum = ops.filter_spectrum(torch.randn(1, length, 1, device=DEVICE) / 32, length)[0]
     d = torch.randn(channels, device=DEVICE)
     y = ops.gated_conv(v, spectrum, d)
-    dv = torch.ops.hyena.gated_conv_backward(y, v, spectrum, d, None, None, None)[0]
+    dv = torch.ops.hyena.gated_conv_backward(y, v, spectrum, d, None, None, None, False)[0]
     for rows in (slice(0, 2), slice(batch // 2, batch // 2 + 2), slice(batch - 2, batch)):
         torch.testing.assert_close(y[rows], ops.gated_conv(v[rows], spectrum, d))
-        alone = torch.ops.hyena.gated_conv_backward(y[rows], v[rows], spectrum, d, None, None, None)[0]
+        alone = torch.ops.hyena.gated_conv_backward(y[rows], v[rows], spectrum, d, None, None, None, False)[0]
         torch.testing.assert_close(dv[rows], alone)
 
 
@@ -241,7 +241,7 @@ def test_opcheck(length: int) -> None:
     for t in x:
         t.requires_grad_()
     utils = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.hyena.recurrence.default, (*x, None, None, None), test_utils=utils)
+    torch.library.opcheck(torch.ops.hyena.recurrence.default, (*x, None, None, None, False), test_utils=utils)
 
 
 @pytest.mark.parametrize("length", [8192, 65536])

@@ -38,7 +38,7 @@ h, v = torch.randn(1, {length}, 4, device="cuda"), torch.randn(2, {length}, 4, d
 def call():
     spectrum = ops.filter_spectrum(h, ops.transform_length({length}))[0]
     y = ops.gated_conv(v, spectrum, None, v, v)
-    return y, *torch.ops.hyena.gated_conv_backward(y, v, spectrum, None, v, v, None)
+    return y, *torch.ops.hyena.gated_conv_backward(y, v, spectrum, None, v, v, None, False)
 graph = torch.cuda.CUDAGraph()
 with torch.cuda.graph(graph):
     got = call()

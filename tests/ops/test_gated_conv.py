@@ -25,6 +25,7 @@ from helpers.cases import (
 )
 from helpers.gated_conv import convolve, inputs, matrices
 from hyena import ops
+from hyena.ops._extension import EXTENSION
 
 
 @lru_cache
@@ -142,8 +143,8 @@ def test_opcheck(device: str, gates: str, layout: str) -> None:
     x = place(inputs(2, 6, 4, 6, 2, gates=gates), Tier("any", device), torch.float32, layouts)
     spectrum = ops.filter_spectrum(x.pop("h")[None], 6)[0]
     v, *others = (t if t is None else t.requires_grad_() for t in x.values())
-    torch.library.opcheck(torch.ops.hyena.gated_conv.default, (v, spectrum.requires_grad_(), *others, None))
-    arguments = [None if t is None else t.detach() for t in (torch.ones_like(v), v, spectrum, *others, None)]
+    torch.library.opcheck(torch.ops.hyena.gated_conv.default, (v, spectrum.requires_grad_(), *others, None, False))
+    arguments = [None if t is None else t.detach() for t in (torch.ones_like(v), v, spectrum, *others, None)] + [False]
     torch.library.opcheck(torch.ops.hyena.gated_conv_backward.default, arguments)
 
 
@@ -152,7 +153,15 @@ def test_opcheck_packed(device: str) -> None:
     spectrum = ops.filter_spectrum(x.pop("h")[None], 6)[0].requires_grad_()
     v, *others = (t.requires_grad_() for t in x.values())
     at = offsets([4, 0, 2]).to(device)
-    torch.library.opcheck(torch.ops.hyena.gated_conv.default, (v, spectrum, *others, at))
+    torch.library.opcheck(torch.ops.hyena.gated_conv.default, (v, spectrum, *others, at, False))
+
+
+def test_kernels_of_gpus_refuse_sections(tier: Tier) -> None:
+    if tier.name == "fallback" or (tier.name == "cpu" and EXTENSION.instructions != "emulated CUDA"):
+        pytest.skip("takes sections, see test_sections.py")
+    x = place(inputs(1, 9, 4, 4, 2), tier, torch.float32)
+    with pytest.raises(ValueError, match="sectioned=True is for a CPU"):
+        convolve(**x, size=4, sectioned=True)
 
 
 def test_errors_name_the_numbers() -> None:

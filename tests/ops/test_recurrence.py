@@ -242,13 +242,13 @@ def test_opcheck(device: str, kind: dict, layout: str) -> None:
     x = place(inputs(2, 6, 4, **kind), Tier("any", device), torch.float32, {"z": layout})
     spectrum = ops.filter_spectrum(x.pop("h"), 6)
     z, weight, bias, d, mask, *z_bias = x.values()
-    arguments = (z, weight, bias, spectrum, d, mask, None, *(z_bias or [None]))
-    for t in arguments:
+    arguments = (z, weight, bias, spectrum, d, mask, None, *(z_bias or [None]), False)
+    for t in arguments[:-1]:
         if t is not None and t.is_floating_point():
             t.requires_grad_()
     torch.library.opcheck(torch.ops.hyena.recurrence.default, arguments)
     dy = ops.recurrence(*arguments).detach()
-    arguments = [None if t is None else t.detach() for t in arguments]
+    arguments = [t.detach() if isinstance(t, Tensor) else t for t in arguments]
     torch.library.opcheck(torch.ops.hyena.recurrence_backward.default, (dy, *arguments))
 
 
@@ -258,7 +258,9 @@ def test_opcheck_packed(device: str) -> None:
     spectrum = ops.filter_spectrum(x.pop("h"), 6)
     z, weight, bias, d, mask, z_bias = x.values()
     *arguments, z_bias = (t.requires_grad_() for t in (z, weight, bias, spectrum, d, z_bias))
-    torch.library.opcheck(torch.ops.hyena.recurrence.default, (*arguments, mask, offsets([4, 0, 2]).to(device), z_bias))
+    torch.library.opcheck(
+        torch.ops.hyena.recurrence.default, (*arguments, mask, offsets([4, 0, 2]).to(device), z_bias, False)
+    )
 
 
 def test_errors_name_the_numbers() -> None:

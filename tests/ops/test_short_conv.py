@@ -160,7 +160,8 @@ def test_a_wide_bias_beside_narrow_weights_has_a_wide_gradient(tier: Tier) -> No
         spectrum = ops.filter_spectrum(torch.zeros(0, 3, 1, device=tier.device), ops.transform_length(70000))
         d = torch.zeros(0, 1, device=tier.device)
         ones = torch.ones(1, 70000, 2, dtype=torch.float16, device=tier.device)
-        torch.ops.hyena.recurrence_backward(ones[..., :1], ones, weight.detach(), bias, spectrum, d, None, None, None)
+        rest = spectrum, d, None, None, None, False
+        torch.ops.hyena.recurrence_backward(ones[..., :1], ones, weight.detach(), bias, *rest)
         y = ops.recurrence(ones, weight, bias + 1, spectrum, d)
         (found,) = torch.autograd.grad(y, bias, torch.ones_like(y))
     assert found.isfinite().all()

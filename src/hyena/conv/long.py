@@ -42,11 +42,12 @@ def _steps_from_a_window(taps: int, max_length: int) -> bool:
 class Prepared(NamedTuple):
     """The filters of a :class:`LongConv` in the form in which rows of one length meet them.
 
-    Taps ``(F, K, G)`` or spectra; or taps ``(B, F, K, G)`` of each row's own filters.
+    Taps ``(F, K, G)`` or spectra, of whole rows or of sections; or taps ``(B, F, K, G)`` of each row's own filters.
     """
 
-    taps: Tensor | None
-    spectra: Tensor | None
+    taps: Tensor | None = None
+    spectra: Tensor | None = None
+    sectioned: bool = False
     own: Tensor | None = None
 
 
@@ -136,7 +137,7 @@ class LongConv(nn.Module):
         if past is not None:
             return past.online.extend_gated(i, past.memory, past.position, x, pre, post)
         longest = x.size(1) if longest is None else longest
-        taps, spectra, own = self.prepare(longest) if prepared is None else prepared
+        taps, spectra, sectioned, own = self.prepare(longest) if prepared is None else prepared
         d = self.bias[i].repeat_interleave(x.size(2) // self.bias.size(1))
         if own is not None:
             if cu_seqlens is not None:
@@ -145,7 +146,7 @@ class LongConv(nn.Module):
         if taps is not None:
             return ops.direct_conv(x, taps[i], d, pre, post, cu_seqlens, self.causal, longest)
         assert spectra is not None
-        return ops.gated_conv(x, spectra[i], d, pre, post, cu_seqlens)
+        return ops.gated_conv(x, spectra[i], d, pre, post, cu_seqlens, sectioned)
 
     def prepare(self, longest: int, condition: Tensor | None = None) -> Prepared:
         """The filters for rows of up to ``longest`` positions; with a condition ``(B, Q)`` one for each row.
@@ -154,10 +155,10 @@ class LongConv(nn.Module):
             ValueError: a condition for filters that take none, or of another shape.
         """
         if condition is not None:
-            return Prepared(None, None, self.own_taps(longest, condition))
+            return Prepared(own=self.own_taps(longest, condition))
         if self.is_direct(longest):
-            return Prepared(self._taps(min(longest, self._support(longest))), None)
-        return Prepared(None, self.spectrum(longest))
+            return Prepared(self._taps(min(longest, self._support(longest))))
+        return Prepared(spectra=self.spectrum(longest), sectioned=self.section(longest) is not None)
 
     def is_direct(self, longest: int) -> bool:
         """Whether rows of ``longest`` positions meet these filters faster tap by tap than by transforms."""
@@ -169,9 +170,15 @@ class LongConv(nn.Module):
         dtype = torch.get_autocast_dtype(device.type) if ops.autocasts(device) else self.bias.dtype
         return ops.is_direct(taps if self.causal else 2 * taps - 1, longest, device, dtype)
 
+    def section(self, longest: int) -> int | None:
+        """Positions of the sections in which rows meet these filters, None where they do at once."""
+        if not self.causal or getattr(self.filter, "support", None) is None:
+            return None
+        return ops.section_length(self._support(longest), self.filter_channels, longest, self.bias.device)
+
     def spectrum(self, longest: int) -> Tensor:
         """Spectra ``(F, G, P + 1, 2)`` of all filters for rows of up to ``longest`` positions; kept in eval mode."""
-        size, source = ops.transform_length(longest), self.filter
+        size, source = self.section(longest) or ops.transform_length(longest), self.filter
         if source is None:  # no long filters: gates and a short filter alone
             return torch.zeros(0, 1, size + 1, 2, dtype=ops.compute_dtype(self.bias), device=self.bias.device)
         watched = self._watch(source)

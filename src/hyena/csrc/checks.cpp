@@ -36,9 +36,9 @@ void expect_size(int64_t size) {
         require(false, "size, the length of a transform, must be from 1 to ", kMostPoints, ", got ", size);
 }
 
-// (…, G, size + 1, 2) for rows of z with so many channels, which share filters evenly.
+// (…, G, size + 1, 2) for rows of z with so many channels, which share filters evenly; `any_length`: longer rows too.
 void expect_spectrum(const char* name, const Tensor& spectrum, std::initializer_list<int64_t> sizes, const Tensor& z,
-                     int64_t channels, bool packed) {
+                     int64_t channels, bool any_length) {
     expect(name, spectrum, sizes, only(compute_type(z)), z);
     const int64_t groups = spectrum.size(spectrum.dim() - 3), size = spectrum.size(spectrum.dim() - 2) - 1;
     if (size < 1 || size > kMostPoints)
@@ -46,7 +46,7 @@ void expect_spectrum(const char* name, const Tensor& spectrum, std::initializer_
                 shape_of(spectrum.sizes()));
     if (groups == 0 || channels % groups != 0)
         require(false, name, " of ", groups, " filters does not serve ", channels, " channels: not a multiple");
-    if (!packed && z.size(1) > points_of(size))
+    if (!any_length && z.size(1) > points_of(size))
         require(false, "a row of ", z.size(1), " positions needs a ", name,
                 " of at least that size; this one serves rows of up to ", points_of(size));
 }
@@ -108,15 +108,16 @@ void check_filter_spectrum_backward(const Tensor& ds, const Tensor& h, int64_t s
 }
 
 void check_gated_conv(const Tensor& v, const Tensor& spectrum, const Optional& d, const Optional& pre,
-                      const Optional& post, const Optional& cu_seqlens) {
+                      const Optional& post, const Optional& cu_seqlens, bool sectioned) {
     expect_sequence("v", v);
-    expect_spectrum("spectrum", spectrum, {kAny, kAny, 2}, v, v.size(2), cu_seqlens.has_value());
+    expect_spectrum("spectrum", spectrum, {kAny, kAny, 2}, v, v.size(2), sectioned || cu_seqlens);
     expect_gates(v, d, pre, post, cu_seqlens);
 }
 
 void check_gated_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& spectrum, const Optional& d,
-                               const Optional& pre, const Optional& post, const Optional& cu_seqlens) {
-    check_gated_conv(v, spectrum, d, pre, post, cu_seqlens);
+                               const Optional& pre, const Optional& post, const Optional& cu_seqlens,
+                               bool sectioned) {
+    check_gated_conv(v, spectrum, d, pre, post, cu_seqlens, sectioned);
     expect_like("dy", dy, v);
 }
 
@@ -143,7 +144,8 @@ void check_direct_conv_backward(const Tensor& dy, const Tensor& v, const Tensor&
 }
 
 void check_recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum,
-                      const Tensor& d, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias) {
+                      const Tensor& d, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias,
+                      bool sectioned) {
     expect_sequence("z", z);
     expect("d", d, {kAny, kAny}, parameter_of(z), z);
     const int64_t filters = d.size(0), channels = d.size(1), order = channels > 0 ? z.size(2) / channels - 1 : 0;
@@ -152,7 +154,7 @@ void check_recurrence(const Tensor& z, const Tensor& weight, const Optional& bia
                 " and an order N with F = N - 1 or N filters");
     expect_short_filter(weight, z);
     expect("bias", bias, {z.size(2)}, parameter_of(z), z);
-    expect_spectrum("spectrum", spectrum, {filters, kAny, kAny, 2}, z, channels, cu_seqlens.has_value());
+    expect_spectrum("spectrum", spectrum, {filters, kAny, kAny, 2}, z, channels, sectioned || cu_seqlens);
     expect_mask(mask, z);
     expect_offsets(cu_seqlens, z);
     expect("z_bias", z_bias, {z.size(2)}, parameter_of(z), z);
@@ -160,8 +162,8 @@ void check_recurrence(const Tensor& z, const Tensor& weight, const Optional& bia
 
 void check_recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias,
                                const Tensor& spectrum, const Tensor& d, const Optional& mask,
-                               const Optional& cu_seqlens, const Optional& z_bias) {
-    check_recurrence(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias);
+                               const Optional& cu_seqlens, const Optional& z_bias, bool sectioned) {
+    check_recurrence(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias, sectioned);
     expect("dy", dy, {z.size(0), z.size(1), d.size(1)}, only(z.scalar_type()), z);
 }
 

@@ -15,19 +15,20 @@ void check_short_conv_backward(const Tensor& dy, const Tensor& z, const Tensor& 
 void check_filter_spectrum(const Tensor& h, int64_t size, bool causal);
 void check_filter_spectrum_backward(const Tensor& ds, const Tensor& h, int64_t size, bool causal);
 void check_gated_conv(const Tensor& v, const Tensor& spectrum, const Optional& d, const Optional& pre,
-                      const Optional& post, const Optional& cu_seqlens);
+                      const Optional& post, const Optional& cu_seqlens, bool sectioned);
 void check_gated_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& spectrum, const Optional& d,
-                               const Optional& pre, const Optional& post, const Optional& cu_seqlens);
+                               const Optional& pre, const Optional& post, const Optional& cu_seqlens, bool sectioned);
 void check_add_conv(const Tensor& y, const Tensor& v, const Tensor& spectrum);
 void check_direct_conv(const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre, const Optional& post,
                        const Optional& cu_seqlens, bool causal);
 void check_direct_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& h, const Optional& d,
                                 const Optional& pre, const Optional& post, const Optional& cu_seqlens, bool causal);
 void check_recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum,
-                      const Tensor& d, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias);
+                      const Tensor& d, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias,
+                      bool sectioned);
 void check_recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias,
                                const Tensor& spectrum, const Tensor& d, const Optional& mask,
-                               const Optional& cu_seqlens, const Optional& z_bias);
+                               const Optional& cu_seqlens, const Optional& z_bias, bool sectioned);
 void check_direct_recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& h,
                              const Tensor& d, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias,
                              bool causal);

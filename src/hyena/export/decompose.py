@@ -102,6 +102,11 @@ def _table() -> dict[Any, Callable[..., Any]]:
     }
 
 
+def _refuse_sections(name: str, sectioned: bool) -> None:
+    if sectioned:
+        raise ValueError(f"{name} of sections has no plain form: make the spectrum as long as the row")
+
+
 def _refuse_packed(op: str, cu_seqlens: Tensor | None) -> None:
     if cu_seqlens is not None:
         raise ValueError(
@@ -161,8 +166,10 @@ def _gated_conv(
     pre: Tensor | None,
     post: Tensor | None,
     cu_seqlens: Tensor | None,
+    sectioned: bool,
 ) -> Tensor:
     _refuse_packed("gated_conv", cu_seqlens)
+    _refuse_sections("gated_conv", sectioned)
     return _gated(v.to(compute_dtype(v)), spectrum, d, pre, post).to(v.dtype)
 
 
@@ -175,8 +182,10 @@ def _recurrence(
     mask: Tensor | None,
     cu_seqlens: Tensor | None,
     z_bias: Tensor | None,
+    sectioned: bool,
 ) -> Tensor:
     _refuse_packed("recurrence", cu_seqlens)
+    _refuse_sections("recurrence", sectioned)
     wide = z.to(compute_dtype(z))
     if z_bias is not None:
         wide = wide + z_bias.to(wide.dtype)

@@ -197,8 +197,8 @@ class HyenaOperator(HyenaSteps):
         short, conv = self.short, self.conv
         taps = self._few_taps(longest) if conv.num_filters == 1 else None
         if taps is None:
-            spectrum = conv.spectrum(longest)
-            return ops.recurrence(z, short.weight, short.bias, spectrum, conv.bias, mask, cu_seqlens, z_bias)
+            filters, sectioned = (conv.spectrum(longest), conv.bias), conv.section(longest) is not None
+            return ops.recurrence(z, short.weight, short.bias, *filters, mask, cu_seqlens, z_bias, sectioned)
         filter = taps[0], conv.bias[0]
         return ops.direct_recurrence(z, short.weight, short.bias, *filter, mask, cu_seqlens, z_bias, conv.causal)
 

@@ -25,6 +25,7 @@ from hyena.ops.implicit_filter import implicit_filter
 from hyena.ops.project import LinearWithoutBias, linear, project, project_without_bias
 from hyena.ops.recurrence import recurrence
 from hyena.ops.report import backend_report, library_file, op_names
+from hyena.ops.sections import section_length
 from hyena.ops.short_conv import check_short_conv, short_conv
 from hyena.ops.spectrum import filter_spectrum, move_spectrum, spectrum_room
 from hyena.ops.steps import gated_modal_step_, gated_window_step_, modal_step_, short_step_, window_step_
@@ -73,6 +74,7 @@ __all__ = [
     "recurrence",
     "row_bounds",
     "run_as_written",
+    "section_length",
     "short_conv",
     "short_step_",
     "spectrum_room",

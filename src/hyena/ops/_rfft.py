@@ -30,6 +30,36 @@ def long_conv(x: Tensor, spectrum: Tensor) -> Tensor:
     return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
 
+def sectioned_conv(x: Tensor, spectrum: Tensor) -> Tensor:
+    """:func:`long_conv` of rows of any length with a filter of up to P taps, P positions at a time."""
+    points = spectrum.size(1) - 1
+    head, tail = _sectioned(long_conv(_sections(x, points), spectrum), x.size(0)).split(points, dim=3)
+    y = head + torch.nn.functional.pad(tail[:, :-1], (0, 0, 0, 0, 1, 0))
+    return y.transpose(1, 2).flatten(2)[..., : x.size(2)]
+
+
+def sectioned_conv_backward(dy: Tensor, x: Tensor, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`long_conv_backward` of :func:`sectioned_conv`."""
+    points = spectrum.size(1) - 1
+    own = _sectioned(_sections(dy, points), x.size(0))[..., :points]
+    following = torch.nn.functional.pad(own[:, 1:], (0, 0, 0, 0, 0, 1))
+    seen = torch.cat([own, following], dim=3).flatten(0, 1)
+    dx, ds = long_conv_backward(seen, _sections(x, points), spectrum)
+    return _sectioned(dx, x.size(0))[..., :points].transpose(1, 2).flatten(2)[..., : x.size(2)], ds
+
+
+def _sections(x: Tensor, points: int) -> Tensor:
+    """(B, C, L) -> (B * sections, C, 2P), each followed by P zeros."""
+    count = -(-x.size(2) // points)
+    parts = torch.nn.functional.pad(x, (0, count * points - x.size(2))).unflatten(2, (count, points))
+    return torch.nn.functional.pad(parts.transpose(1, 2).flatten(0, 1), (0, points))
+
+
+def _sectioned(parts: Tensor, batch: int) -> Tensor:
+    """(B * sections, C, 2P) -> (B, sections, C, 2P)."""
+    return parts.unflatten(0, (batch, -1))
+
+
 def long_conv_piece(x: Tensor, spectrum: Tensor) -> Tensor:
     """:func:`long_conv` of what is not empty, all at once."""
     points = 2 * (spectrum.size(1) - 1)

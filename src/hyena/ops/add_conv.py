@@ -26,7 +26,7 @@ def _add_conv_(y: Tensor, v: Tensor, spectrum: Tensor) -> None:
         return
     if is_of_kernels(spectrum):  # on a device whose kernels do not have this op: row by row, to hold only one
         for row, part in zip(y, v, strict=True):
-            row += torch.ops.hyena.gated_conv(part[None], spectrum, None, None, None, None)[0, : row.size(0)]
+            row += torch.ops.hyena.gated_conv(part[None], spectrum, None, None, None, None, False)[0, : row.size(0)]
         return
     dtype, s = compute_dtype(v), spectrum_rows(spectrum)
     for g, c in pieces(v.size(0), v.size(2), s, _CHUNK):

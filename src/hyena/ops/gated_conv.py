@@ -16,17 +16,24 @@ from hyena.ops._derivatives import Group, Multilinear
 from hyena.ops._layout import compute_dtype, empty_in_order_of, empty_result, points_of, to_order_of
 from hyena.ops._library import define
 from hyena.ops._packing import check_bounds, map_rows, row_bounds
-from hyena.ops._rfft import long_conv, long_conv_backward
+from hyena.ops._rfft import long_conv, long_conv_backward, sectioned_conv, sectioned_conv_backward
 from hyena.ops.spectrum import spectrum_gradient, spectrum_rows
 
 # Of v, pre, post, spectrum and d.
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def gated_conv_rows(v: Tensor, spectrum: Tensor, d: Tensor | None, pre: Tensor | None, post: Tensor | None) -> Tensor:
+def gated_conv_rows(
+    v: Tensor,
+    spectrum: Tensor,
+    d: Tensor | None,
+    pre: Tensor | None,
+    post: Tensor | None,
+    sectioned: bool = False,
+) -> Tensor:
     """(B, L, C) in and out, in the compute dtype."""
     p = _gated(v, pre)
-    y = long_conv(p, spectrum_rows(spectrum))
+    y = (sectioned_conv if sectioned else long_conv)(p, spectrum_rows(spectrum))
     if d is not None:
         y = y + d.to(p.dtype)[:, None] * p
     if post is not None:
@@ -41,7 +48,13 @@ def _gated(v: Tensor, pre: Tensor | None) -> Tensor:
 
 
 def gated_conv_rows_backward(
-    dy: Tensor, v: Tensor, spectrum: Tensor, d: Tensor | None, pre: Tensor | None, post: Tensor | None
+    dy: Tensor,
+    v: Tensor,
+    spectrum: Tensor,
+    d: Tensor | None,
+    pre: Tensor | None,
+    post: Tensor | None,
+    sectioned: bool = False,
 ) -> Gradients:
     """Gradients of v, pre, post (B, L, C), spectrum and d; zeros of no size stand for absent inputs."""
     p, s = _gated(v, pre), spectrum_rows(spectrum)
@@ -49,11 +62,11 @@ def gated_conv_rows_backward(
     absent = (p.size(0), p.size(2), 0)  # one tensor each: outputs of an op may not share memory
     dpost = p.new_zeros(absent)
     if post is not None:
-        inner = long_conv(p, s)
+        inner = (sectioned_conv if sectioned else long_conv)(p, s)
         if d is not None:
             inner = inner + d.to(p.dtype)[:, None] * p
         dpost, g = (g * inner).transpose(1, 2), g * post.to(p.dtype).transpose(1, 2)
-    dp, ds = long_conv_backward(g, p, s)
+    dp, ds = (sectioned_conv_backward if sectioned else long_conv_backward)(g, p, s)
     dd = p.new_zeros(0)
     if d is not None:
         dp = dp + d.to(p.dtype)[:, None] * g
@@ -73,12 +86,18 @@ class Inputs(NamedTuple):
     pre: Tensor | None
     post: Tensor | None
     cu_seqlens: Tensor | None
+    sectioned: bool
+
+    @property
+    def longest(self) -> int:
+        """The longest row that the spectrum serves."""
+        return self.v.size(1) if self.sectioned else points_of(self.spectrum.size(1) - 1)
 
 
 def _check(*args: Any) -> None:
     a = Inputs(*args)
     check_gates(a.v, a.d, a.pre, a.post, a.cu_seqlens)
-    check_spectrum(a.v, a.spectrum, a.v.size(2), a.cu_seqlens is not None)
+    check_spectrum(a.v, a.spectrum, a.v.size(2), a.sectioned or a.cu_seqlens is not None)
 
 
 def _check_backward(dy: Tensor, *args: Any) -> None:
@@ -87,20 +106,21 @@ def _check_backward(dy: Tensor, *args: Any) -> None:
 
 
 def _gated_conv(*args: Any) -> Tensor:
-    v, spectrum, d, pre, post, cu_seqlens = Inputs(*args)
+    a = Inputs(*args)
+    v, spectrum, d, pre, post, cu_seqlens, sectioned = a
     if cu_seqlens is None:
-        return to_order_of(gated_conv_rows(v, spectrum, d, pre, post), v)
-    bounds = row_bounds(cu_seqlens, v.size(1), points_of(spectrum.size(1) - 1))
+        return to_order_of(gated_conv_rows(v, spectrum, d, pre, post, sectioned), v)
+    bounds = row_bounds(cu_seqlens, v.size(1), a.longest)
     if not bounds:
         return torch.zeros_like(v)
-    (y,) = map_rows(lambda _, a, b, c: gated_conv_rows(a, spectrum, d, b, c), (v, pre, post), bounds)
+    (y,) = map_rows(lambda _, a, b, c: gated_conv_rows(a, spectrum, d, b, c, sectioned), (v, pre, post), bounds)
     return to_order_of(y, v)
 
 
 def _gated_conv_backward(dy: Tensor, *args: Any) -> Gradients:
     a = Inputs(*args)
     if a.cu_seqlens is None:
-        dv, dpre, dpost, ds, dd = gated_conv_rows_backward(dy, a.v, a.spectrum, a.d, a.pre, a.post)
+        dv, dpre, dpost, ds, dd = gated_conv_rows_backward(dy, a.v, a.spectrum, a.d, a.pre, a.post, a.sectioned)
     else:
         dv, dpre, dpost, ds, dd = _packed_backward(dy, a, a.cu_seqlens)
     if a.d is not None:
@@ -112,14 +132,14 @@ def _gated_conv_backward(dy: Tensor, *args: Any) -> Gradients:
 
 def _packed_backward(dy: Tensor, a: Inputs, cu_seqlens: Tensor) -> Gradients:
     v, width = a.v, a.v.size(2)
-    bounds = row_bounds(cu_seqlens, v.size(1), points_of(a.spectrum.size(1) - 1))
+    bounds = row_bounds(cu_seqlens, v.size(1), a.longest)
     if not bounds:
         dpre, dpost = (v.new_zeros(1, v.size(1), 0) if t is None else torch.zeros_like(t) for t in (a.pre, a.post))
         dd = v.new_zeros(0 if a.d is None else width)
         return torch.zeros_like(v), dpre, dpost, torch.zeros_like(a.spectrum), dd
 
     def rows(_: Tensor, g: Tensor, v: Tensor, pre: Tensor | None, post: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        dv, dpre, dpost, ds, dd = gated_conv_rows_backward(g, v, a.spectrum, a.d, pre, post)
+        dv, dpre, dpost, ds, dd = gated_conv_rows_backward(g, v, a.spectrum, a.d, pre, post, a.sectioned)
         return torch.cat([dv, dpre, dpost], dim=2), ds, dd
 
     packed, ds, dd = map_rows(rows, (dy, v, a.pre, a.post), bounds)
@@ -153,7 +173,8 @@ _RULES = Multilinear(
     rows=("v", "pre", "post"),
 )
 define(
-    "gated_conv(Tensor v, Tensor spectrum, Tensor? d, Tensor? pre, Tensor? post, Tensor? cu_seqlens) -> Tensor",
+    "gated_conv(Tensor v, Tensor spectrum, Tensor? d, Tensor? pre, Tensor? post, Tensor? cu_seqlens, bool sectioned)"
+    " -> Tensor",
     _gated_conv,
     _fake,
     check=_check,
@@ -161,7 +182,7 @@ define(
 )
 define(
     "gated_conv_backward(Tensor dy, Tensor v, Tensor spectrum, Tensor? d, Tensor? pre, Tensor? post,"
-    " Tensor? cu_seqlens) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " Tensor? cu_seqlens, bool sectioned) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _gated_conv_backward,
     _fake_backward,
     check=_check_backward,
@@ -176,6 +197,7 @@ def gated_conv(
     pre: Tensor | None = None,
     post: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    sectioned: bool = False,
 ) -> Tensor:
     """Checked call of ``hyena::gated_conv``: ``post * (h conv (pre * v) + d * (pre * v))``.
 
@@ -186,13 +208,15 @@ def gated_conv(
         spectrum: ``(G, P+1, 2)`` from :func:`hyena.ops.filter_spectrum`.
         d: ``(C,)``.
         cu_seqlens: offsets of packed rows; then ``B = 1``.
+        sectioned: rows are longer than ``P``, and the filter, causal, is not: they are convolved ``P`` positions at a
+            time (see :func:`hyena.ops.section_length`).
 
     Raises:
         ValueError: shapes, dtypes or sizes that do not fit, with the ones found.
     """
-    a = Inputs(v, spectrum, d, pre, post, cu_seqlens)
+    a = Inputs(v, spectrum, d, pre, post, cu_seqlens, sectioned)
     _check(*a)
-    check_bounds(cu_seqlens, v.size(1), spectrum.size(1) - 1)
+    check_bounds(cu_seqlens, v.size(1), v.size(1) if sectioned else spectrum.size(1) - 1)
     if v.numel() == 0:
         return empty_result(v, v.size(2), spectrum, d, pre, post)
     check_finite(v=v, pre=pre, post=post)

@@ -36,6 +36,7 @@ class Inputs(NamedTuple):
     mask: Tensor | None
     cu_seqlens: Tensor | None
     z_bias: Tensor | None
+    sectioned: bool
 
 
 def _gates_of_steps(a: Inputs, order: int) -> list[int | None]:
@@ -69,7 +70,7 @@ def _in_ops(*args: Any) -> Tensor:
     _, (*x, v) = _parts(a)
     for i, gate in enumerate(_gates_of_steps(a, len(x))):
         pre = None if gate is None else x[gate]
-        v = torch.ops.hyena.gated_conv(v, a.spectrum[i], a.d[i], pre, None, a.cu_seqlens)
+        v = torch.ops.hyena.gated_conv(v, a.spectrum[i], a.d[i], pre, None, a.cu_seqlens, a.sectioned)
     return to_order_of(x[0] * v, a.z)
 
 
@@ -80,7 +81,8 @@ def _in_ops_backward(dy: Tensor, *args: Any) -> Gradients:
     gates, values = _gates_of_steps(a, len(x)), [v]
     for i, gate in enumerate(gates):
         pre = None if gate is None else x[gate]
-        values.append(torch.ops.hyena.gated_conv(values[-1], a.spectrum[i], a.d[i], pre, None, a.cu_seqlens))
+        others = a.spectrum[i], a.d[i], pre, None, a.cu_seqlens, a.sectioned
+        values.append(torch.ops.hyena.gated_conv(values[-1], *others))
     # y is zero where nothing is kept, whatever its gradient is there.
     g = dy.to(z.dtype) if a.mask is None else masked(dy.to(z.dtype), a.mask)
     dx: dict[int, Tensor] = {0: g * values[-1]}
@@ -89,7 +91,7 @@ def _in_ops_backward(dy: Tensor, *args: Any) -> Gradients:
     for i, gate in reversed(list(enumerate(gates))):
         pre = None if gate is None else x[gate]
         g, dpre, _, ds_i, dd_i = torch.ops.hyena.gated_conv_backward(
-            g, values[i], a.spectrum[i], a.d[i], pre, None, a.cu_seqlens
+            g, values[i], a.spectrum[i], a.d[i], pre, None, a.cu_seqlens, a.sectioned
         )
         if gate is not None:
             dx[gate] = dpre
@@ -120,7 +122,7 @@ def _check(*args: Any) -> None:
     check_weights("bias", a.bias, (width,), a.z)
     check_weights("d", a.d, tuple(a.d.shape), a.z)
     check_weights("z_bias", a.z_bias, (width,), a.z)
-    check_spectrum(a.z, a.spectrum, channels, a.cu_seqlens is not None, dims=4)
+    check_spectrum(a.z, a.spectrum, channels, a.sectioned or a.cu_seqlens is not None, dims=4)
 
 
 def _check_backward(dy: Tensor, *args: Any) -> None:
@@ -151,12 +153,12 @@ def _backward(inputs: Arguments, grads: Arguments, needs: Arguments) -> tuple[Te
     wide = a._replace(weight=wide_weight(a.weight, a.bias))
     dz, dw, db, ds, dd, dzb = torch.ops.hyena.recurrence_backward(grads[0], *wide)
     dbias = None if a.bias is None else db.to(a.bias.dtype)
-    return dz, dw.to(a.weight.dtype), dbias, ds, dd, None, None, None if a.z_bias is None else dzb
+    return dz, dw.to(a.weight.dtype), dbias, ds, dd, None, None, None if a.z_bias is None else dzb, None
 
 
 define(
     "recurrence(Tensor z, Tensor weight, Tensor? bias, Tensor spectrum, Tensor d, Tensor? mask, Tensor? cu_seqlens,"
-    " Tensor? z_bias) -> Tensor",
+    " Tensor? z_bias, bool sectioned) -> Tensor",
     _in_ops,
     _fake,
     check=_check,
@@ -165,7 +167,7 @@ define(
 )
 define(
     "recurrence_backward(Tensor dy, Tensor z, Tensor weight, Tensor? bias, Tensor spectrum, Tensor d, Tensor? mask,"
-    " Tensor? cu_seqlens, Tensor? z_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " Tensor? cu_seqlens, Tensor? z_bias, bool sectioned) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _in_ops_backward,
     _fake_backward,
     check=_check_backward,
@@ -183,6 +185,7 @@ def recurrence(
     mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     z_bias: Tensor | None = None,
+    sectioned: bool = False,
 ) -> Tensor:
     """Checked call of ``hyena::recurrence``: the mixing step of an order-``N`` Hyena operator.
 
@@ -199,6 +202,8 @@ def recurrence(
         cu_seqlens: offsets of packed rows; then ``B = 1``.
         z_bias: ``((N+1) C,)``, added to ``z`` before everything else, in the dtype of the arithmetic: a projection's
             bias, which then need not be written to memory.
+        sectioned: rows are longer than ``P``, and the filters, causal, are not: they are convolved ``P`` positions at a
+            time (see :func:`hyena.ops.section_length`).
 
     Returns:
         ``(B, L, C)`` in the dtype and memory order of ``z``.
@@ -206,9 +211,9 @@ def recurrence(
     Raises:
         ValueError: shapes, dtypes or sizes that do not fit, with the ones found.
     """
-    a = Inputs(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias)
+    a = Inputs(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias, sectioned)
     _check(*a)
-    check_bounds(cu_seqlens, z.size(1), spectrum.size(2) - 1)
+    check_bounds(cu_seqlens, z.size(1), z.size(1) if sectioned else spectrum.size(2) - 1)
     if z.numel() == 0:
         return empty_result(z, d.size(1), weight, bias, spectrum, d, z_bias)
     check_finite(z=z if mask is None else masked(z, mask))

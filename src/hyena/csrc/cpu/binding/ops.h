@@ -19,9 +19,9 @@ Tensor short_conv(const Tensor& z, const Tensor& weight, const Optional& bias, c
 Three short_conv_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& mask,
                           const Optional& cu_seqlens);
 Tensor gated_conv(const Tensor& v, const Tensor& spectrum, const Optional& d, const Optional& pre, const Optional& post,
-                  const Optional& cu_seqlens);
+                  const Optional& cu_seqlens, bool sectioned);
 Five gated_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& spectrum, const Optional& d,
-                         const Optional& pre, const Optional& post, const Optional& cu_seqlens);
+                         const Optional& pre, const Optional& post, const Optional& cu_seqlens, bool sectioned);
 void add_conv(const Tensor& y, const Tensor& v, const Tensor& spectrum);
 Tensor direct_conv(const Tensor& v, const Tensor& h, const Optional& d, const Optional& pre, const Optional& post,
                    const Optional& cu_seqlens, bool causal);
@@ -30,10 +30,10 @@ Five direct_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& h, co
 
 // ops_recurrence.cpp
 Tensor recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum, const Tensor& d,
-                  const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias);
+                  const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias, bool sectioned);
 Six recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias,
                         const Tensor& spectrum, const Tensor& d, const Optional& mask, const Optional& cu_seqlens,
-                        const Optional& z_bias);
+                        const Optional& z_bias, bool sectioned);
 Tensor direct_recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& h, const Tensor& d,
                          const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias, bool causal);
 Six direct_recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias,

@@ -73,8 +73,9 @@ struct ConvInputs {
 
 struct GatedInputs : ConvInputs<GatedConvArgs> {
     GatedInputs(const Tensor& v, const Tensor& spectrum, const Optional& d, const Optional& pre, const Optional& post,
-                const Optional& cu_seqlens)
-        : ConvInputs(v, dense(spectrum), d, pre, post, cu_seqlens, spectra(spectrum, 1).points) {
+                const Optional& cu_seqlens, bool sectioned)
+        : ConvInputs(v, dense(spectrum), d, pre, post, cu_seqlens,
+                     sectioned ? kAnyLength : spectra(spectrum, 1).points) {
         args.spectra = spectra(filter, 1);
     }
 };
@@ -112,9 +113,9 @@ struct ConvGradients {
 }  // namespace
 
 Tensor gated_conv(const Tensor& v, const Tensor& spectrum, const Optional& d, const Optional& pre, const Optional& post,
-                  const Optional& cu_seqlens) {
-    check_gated_conv(v, spectrum, d, pre, post, cu_seqlens);
-    GatedInputs in(v, spectrum, d, pre, post, cu_seqlens);
+                  const Optional& cu_seqlens, bool sectioned) {
+    check_gated_conv(v, spectrum, d, pre, post, cu_seqlens, sectioned);
+    GatedInputs in(v, spectrum, d, pre, post, cu_seqlens, sectioned);
     Tensor y = empty(in.v, v.size(2));
     in.args.y = array(y);
     kernels().gated_conv(in.args);
@@ -122,9 +123,9 @@ Tensor gated_conv(const Tensor& v, const Tensor& spectrum, const Optional& d, co
 }
 
 Five gated_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& spectrum, const Optional& d,
-                         const Optional& pre, const Optional& post, const Optional& cu_seqlens) {
-    check_gated_conv_backward(dy, v, spectrum, d, pre, post, cu_seqlens);
-    GatedInputs in(v, spectrum, d, pre, post, cu_seqlens);
+                         const Optional& pre, const Optional& post, const Optional& cu_seqlens, bool sectioned) {
+    check_gated_conv_backward(dy, v, spectrum, d, pre, post, cu_seqlens, sectioned);
+    GatedInputs in(v, spectrum, d, pre, post, cu_seqlens, sectioned);
     const ConvGradients to(in, dy);
     Tensor dspectrum = empty_spectrum(in.filter, 1, spectrum.size(0), spectrum.size(1) - 1);
     dspectrum = torch::stable::reshape(dspectrum, spectrum.sizes());
@@ -136,7 +137,7 @@ Five gated_conv_backward(const Tensor& dy, const Tensor& v, const Tensor& spectr
 void add_conv(const Tensor& y, const Tensor& v, const Tensor& spectrum) {
     check_add_conv(y, v, spectrum);
     if (y.numel() == 0) return;
-    GatedInputs in(v, spectrum, std::nullopt, std::nullopt, std::nullopt, std::nullopt);
+    GatedInputs in(v, spectrum, std::nullopt, std::nullopt, std::nullopt, std::nullopt, false);
     Tensor sum = channels_last(y);  // y itself, unless its channels lie apart
     in.args.y = array(sum);
     in.args.positions_added = y.size(1);

@@ -41,11 +41,12 @@ Tensor sum_of_rows(const Tensor& t) {
 }  // namespace
 
 Tensor recurrence(const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in, const Tensor& spectrum_in,
-                  const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias) {
-    check_recurrence(z_in, weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, z_bias);
+                  const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias,
+                  bool sectioned) {
+    check_recurrence(z_in, weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, z_bias, sectioned);
     if (z_bias) {
-        const Tensor y =
-            recurrence(with_bias(z_in, *z_bias), weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, std::nullopt);
+        const Tensor y = recurrence(with_bias(z_in, *z_bias), weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens,
+                                    std::nullopt, sectioned);
         return in_order_of(back(y, z_in), z_in);
     }
     const ScalarType type = compute_type(z_in);
@@ -54,7 +55,7 @@ Tensor recurrence(const Tensor& z_in, const Tensor& weight_in, const Optional& b
     const Tensor spectrum = dense(spectrum_in), d = parameter(d_in, type);
     Tensor y = empty(z, d.size(1));
     RecurrenceArgs args = recurrence_args(z, weight, bias, spectrum, d);
-    const SequenceRows rows(z, mask, cu_seqlens, args.spectra.points);
+    const SequenceRows rows(z, mask, cu_seqlens, sectioned ? kAnyLength : args.spectra.points);
     args.seq = rows.sequence;
     args.y = array(y);
     kernels().recurrence(args);
@@ -63,13 +64,13 @@ Tensor recurrence(const Tensor& z_in, const Tensor& weight_in, const Optional& b
 
 Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_in, const Optional& bias_in,
                         const Tensor& spectrum_in, const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens,
-                        const Optional& z_bias) {
-    check_recurrence_backward(dy_in, z_in, weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, z_bias);
+                        const Optional& z_bias, bool sectioned) {
+    check_recurrence_backward(dy_in, z_in, weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, z_bias, sectioned);
     const ScalarType type = compute_type(z_in);
     if (z_bias) {
         const Tensor dy = converted(dy_in, type), z = with_bias(z_in, *z_bias);
         auto [dz, dweight, dbias, dspectrum, dd, none] =
-            recurrence_backward(dy, z, weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, std::nullopt);
+            recurrence_backward(dy, z, weight_in, bias_in, spectrum_in, d_in, mask, cu_seqlens, {}, sectioned);
         return {in_order_of(back(dz, z_in), z_in), dweight, dbias, dspectrum, dd, back(sum_of_rows(dz), *z_bias)};
     }
     const Tensor dy = channels_last(dy_in), z = channels_last(z_in), weight = parameter(weight_in, type);
@@ -81,7 +82,7 @@ Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& w
     Tensor dspectrum = empty_spectrum(spectrum, spectrum.size(0), spectrum.size(1), spectrum.size(2) - 1);
     Tensor dd = zeros(d, d.sizes(), type);
     RecurrenceArgs args = recurrence_args(z, weight, bias, spectrum, d);
-    const SequenceRows rows(z, mask, cu_seqlens, args.spectra.points);
+    const SequenceRows rows(z, mask, cu_seqlens, sectioned ? kAnyLength : args.spectra.points);
     args.seq = rows.sequence;
     args.dy = array(dy);
     args.dz = array(dz);

@@ -17,10 +17,6 @@ namespace {
 
 constexpr double kPi = 3.14159265358979323846;
 
-// Rows up to this long are transformed in one go: their points (128 bytes each with AVX-512) fill a first-level cache.
-// Longer transforms are cut in two about evenly.
-constexpr int64_t kSingleRow = 256;
-
 template <class T>
 struct Tables {
     Plan<T> plan;
@@ -125,8 +121,8 @@ std::vector<int64_t> divisors_of(int64_t n) {
 }
 
 // The number of points of a column transform: the divisor nearest to the square root, preferring multiples of 8.
-int64_t columns_of(int64_t points) {
-    if (points <= kSingleRow) return 1;
+int64_t columns_of(int64_t points, int64_t single_row) {
+    if (points <= single_row) return 1;
     const double root = std::sqrt((double)points);
     int64_t best = 1;
     double worst = 1e300;
@@ -143,12 +139,12 @@ int64_t columns_of(int64_t points) {
 }
 
 template <class T>
-std::unique_ptr<Tables<T>> make(int64_t points) {
+std::unique_ptr<Tables<T>> make(int64_t points, int64_t single_row) {
     auto tables = std::make_unique<Tables<T>>();
     tables->arrays.reserve(40);
     Plan<T>& plan = tables->plan;
     plan.size = points;
-    const int64_t p1 = columns_of(points), p2 = points / p1;
+    const int64_t p1 = columns_of(points, single_row), p2 = points / p1;
     plan.column = factorise<T>(p1, *tables);
     plan.row = factorise<T>(p2, *tables);
     T* twist = tables->table(p1);
@@ -244,13 +240,13 @@ Plans& plans() {
 }  // namespace
 
 template <class T>
-const Plan<T>& take_plan(int64_t points) {
+const Plan<T>& take_plan(int64_t points, int64_t single_row) {
     std::lock_guard<std::mutex> lock(mutex);
     Plans& all = plans();
     Known<T>& known = all.of<T>()[points];
     if (!known.tables) {
         try {
-            known.tables = make<T>(points);
+            known.tables = make<T>(points, single_row);
         } catch (const std::bad_alloc&) {
             all.of<T>().erase(points);
             throw std::runtime_error("hyena failed: out of memory: the tables of a transform of " +
@@ -287,8 +283,8 @@ int64_t bytes_of_plans() {
     return plans().bytes;
 }
 
-template const Plan<float>& take_plan<float>(int64_t);
-template const Plan<double>& take_plan<double>(int64_t);
+template const Plan<float>& take_plan<float>(int64_t, int64_t);
+template const Plan<double>& take_plan<double>(int64_t, int64_t);
 template void give_back_plan<float>(const Plan<float>&);
 template void give_back_plan<double>(const Plan<double>&);
 

@@ -2,7 +2,7 @@
 //
 // P = P1 * P2, time t = n1 * P2 + n2: P2 column transforms of P1 points, a twiddle, P1 row transforms of P2 points (the
 // "four-step" transform: Bailey 1990). With columns of up to a few hundred points, each pass over the data works in the
-// first cache level. Short transforms are one row (P1 = 1).
+// first cache level. Short transforms are one row (P1 = 1), of about that cache's size.
 //
 // The nouns of this room:
 // - Plan: P = P1 * P2, the radices of columns and rows (Factors), and tables of twiddles.
@@ -11,11 +11,11 @@
 // matrix, `local` a few columns.
 // - HeldPlan: a plan that stays while it is in use; Ahead: addresses to prefetch.
 //
-// E.g. P = 320 > 256: columns of P1 = 16 points with radices 4, 4, and rows of P2 = 20 with radices 5, 4. Time t = 20
-// n1 + n2 is multiplied by exp(i pi n1 / 32) as it is read (the table `twist`); column n2 is transformed and multiplied
-// by exp(i pi n2 / 640) exp(-2 i pi n2 k1 / 320) (`between`), frequency k1 standing at position 4 (k1 mod 4) + k1 / 4
-// of the column; then each of the 16 rows is transformed. Rows are 21 points apart in the buffer, columns 17 in
-// `local`, which has eight of them. All tables have 2960 bytes in float32.
+// E.g. P = 320 where a single row has at most 256: columns of P1 = 16 points with radices 4, 4, and rows of P2 = 20
+// with radices 5, 4. Time t = 20 n1 + n2 is multiplied by exp(i pi n1 / 32) as it is read (the table `twist`); column
+// n2 is transformed and multiplied by exp(i pi n2 / 640) exp(-2 i pi n2 k1 / 320) (`between`), frequency k1 standing at
+// position 4 (k1 mod 4) + k1 / 4 of the column; then each of the 16 rows is transformed. Rows are 21 points apart in
+// the buffer, columns 17 in `local`, which has eight of them. All tables have 2960 bytes in float32.
 #pragma once
 
 #include <cstdint>
@@ -46,9 +46,10 @@ struct Plan {
 
 // The plan for P points (2^a 3^b 5^c), made at the first call and kept for the next, as long as all plans kept are no
 // larger than a few long ones (kKeptTables in plan.cpp): those longest unused go first, and never one that is in use.
-// Every take_plan needs its give_back_plan; safe to call from several threads, and in the child of a fork.
+// Transforms of up to `single_row` points, one number for all calls of a process, are not cut up. Every take_plan needs
+// its give_back_plan; safe to call from several threads, and in the child of a fork.
 template <class T>
-const Plan<T>& take_plan(int64_t points);
+const Plan<T>& take_plan(int64_t points, int64_t single_row);
 template <class T>
 void give_back_plan(const Plan<T>& plan);
 

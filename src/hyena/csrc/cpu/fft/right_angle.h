@@ -4,6 +4,10 @@
 // P points is then multiplied by i against what does not: the real part after untwisting is the causal (or two-sided)
 // convolution, the imaginary part the rest. No padding to 2L, no real-transform unpacking.
 //
+// A row of more than P positions is convolved with up to P taps in sections of P: the imaginary part is what a section
+// adds to the next one (Tail). So the gradient of a section's complex result is that of its own positions and i times
+// that of the next section's.
+//
 // Work is offered in ranges of columns and of rows, so that one task can run them all, or several threads share them.
 #pragma once
 
@@ -13,12 +17,17 @@
 namespace hyena {
 namespace {
 
+// Points of W channels that a transform goes through in one go: 64 KiB of them, a first-level cache or little more, are
+// read again sooner than columns and rows would be copied.
+template <class T>
+constexpr int64_t kSingleRow = (int64_t(64) << 10) / int64_t(2 * Simd<T>::W * sizeof(T));
+
 // A plan that stays as long as this does. (No smart pointer of the standard library: its functions would be compiled
 // for this instruction set, and could be linked into code for another.)
 template <class T>
 class HeldPlan {
   public:
-    explicit HeldPlan(int64_t points) : plan_(take_plan<T>(points)) {}
+    explicit HeldPlan(int64_t points) : plan_(take_plan<T>(points, kSingleRow<T>)) {}
     ~HeldPlan() { give_back_plan(plan_); }
     HeldPlan(const HeldPlan&) = delete;
     HeldPlan& operator=(const HeldPlan&) = delete;

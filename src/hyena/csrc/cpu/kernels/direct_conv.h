@@ -48,7 +48,7 @@ struct DirectConv {
 
     void forward() const {
         share_rows(
-            a.seq, filter.blocks, true, [&](int parts) { return WorkMemory(filter, parts, false); },
+            a.seq, filter.blocks, true, true, [&](int parts) { return WorkMemory(filter, parts, false); },
             [&](const Row& row, int64_t, Group group, const WorkMemory& m, const Team& team) {
                 const T* taps = m.taps.get();
                 filter.lay_out(group, m.taps.get());

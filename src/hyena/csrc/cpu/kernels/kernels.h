@@ -15,7 +15,7 @@
 //
 // E.g. a recurrence of order 2 over B = 2 rows of L = 300 positions, C = 20 channels, P = 320, with AVX2 (W = 8): three
 // groups (8, 8, 4 lanes) for each row are six tasks. A task reads x1 * v of its group position by position, transforms
-// in a buffer of 16 x 21 points (21 KiB), multiplies by the spectrum of its block, which begins 2 * 320 * 8 numbers
+// in a buffer of 320 points (20 KiB), multiplies by the spectrum of its block, which begins 2 * 320 * 8 numbers
 // behind the block before it, transforms back, and writes x0 times the real part. The backward pass has three tasks, a
 // block of filters each with both rows, so that every sum over rows has one writer.
 #pragma once
@@ -88,7 +88,7 @@ struct GatedConvArgs {
     Sequence seq;
     int64_t channels;
     Array v, pre, post, y;  // pre and post may be null
-    Spectra spectra;
+    Spectra spectra;          // rows of more positions than its points are convolved in sections
     const void* d;            // (C) or null
     int64_t positions_added;  // 0; or: so many first positions of the result are added to y, without post
     // backward
@@ -127,8 +127,8 @@ struct RecurrenceArgs {
     int64_t channels, order;
     Array z, y;
     ShortFilter short_filter;
-    Spectra spectra;
-    const void* d;  // (F, C)
+    Spectra spectra;  // rows of more positions than its points are convolved in sections
+    const void* d;    // (F, C)
     // backward
     Array dy, dz;
     void *dweight, *dbias, *dd;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../fft/right_angle.h"
+#include "sections.h"
 #include "sharing.h"
 
 namespace hyena {

@@ -24,6 +24,7 @@ struct Recurrence {
     const HeldPlan<T> plan;
     const Passes<T> passes;
     const Blocks<T> blocks;
+    const int64_t sections;  // of the longest row
     const ShortParts<T, IO> z;
     const bool value_filter;
     using Parts = typename ShortParts<T, IO>::InRow;
@@ -33,6 +34,7 @@ struct Recurrence {
           plan(args.spectra.points),
           passes{*plan},
           blocks{args.channels, args.spectra.channels},
+          sections(most_sections(args.seq, args.spectra.points)),
           z{args.seq, args.z, args.dz, args.short_filter, args.channels, args.order + 1},
           value_filter(args.spectra.filters == args.order) {}
 
@@ -45,7 +47,14 @@ struct Recurrence {
     // The other way round.
     int64_t step_of(int64_t gate) const { return a.order - 1 - gate + (value_filter ? 1 : 0); }
 
-    // A vector for each position, in the places of a buffer's points.
+    // Numbers of so many tails, and one of them.
+    int64_t tails(int64_t count) const { return sections > 1 ? count * passes.plan.size * W : 0; }
+    Tail<T> tail_of(int64_t i, const Memory<T>& memory) const {
+        return {sections > 1 ? memory.get() + i * passes.plan.size * W : nullptr};
+    }
+
+    // A vector for each position, in the places of a buffer's points, or of those of several sections' buffers, one
+    // after the other.
     Runs<T> at_points(T* buffer) const { return {buffer, S, passes.p2(), (passes.row_stride() - passes.p2()) * S}; }
 
     Products<T> products_of(int64_t i, int64_t block, Group group) const {
@@ -56,9 +65,12 @@ struct Recurrence {
     // ---- forward ------------------------------------------------------------------------------------------------
 
     struct ForwardMemory {
-        Memory<T> buffer, local, taps;
+        Memory<T> buffer, local, taps, tail;
         ForwardMemory(const Recurrence& m, int parts)
-            : buffer(m.passes.buffer() * S), local(m.passes.scratch() * S * parts), taps(m.z.size()) {}
+            : buffer(m.passes.buffer() * S),
+              local(m.passes.scratch() * S * parts),
+              taps(m.z.size()),
+              tail(m.tails(m.a.spectra.filters)) {}
     };
 
     void forward() const {
@@ -66,64 +78,74 @@ struct Recurrence {
         // cache anyway; otherwise they share a group's spectrum.
         const bool by_row = a.spectra.channels * a.spectra.points * int64_t(2 * sizeof(T)) <= kSpectraInCache;
         share_rows(
-            a.seq, blocks, by_row, [&](int parts) { return ForwardMemory(*this, parts); },
+            a.seq, blocks, sections == 1, by_row, [&](int parts) { return ForwardMemory(*this, parts); },
             [&](const Row& row, int64_t block, Group group, const ForwardMemory& memory, const Team& team) {
                 forward_task(row, block, group, memory, team);
             });
     }
 
     void forward_task(const Row& row, int64_t block, Group group, const ForwardMemory& memory, const Team& team) const {
-        T* buffer = memory.buffer.get();
         z.lay_out(group, memory.taps.get());
         const Parts parts{z, row, group, memory.taps.get()};
         const Channels<T, IO> y(a.y, row, group);
-        const auto first = parts[0], value = parts[a.order];
         const int64_t filters = a.spectra.filters;
         // A long result is out of the caches again before anybody reads it: written past them, it need not be fetched
         // first, and leaves the transform's buffer where it is.
         const bool past_caches = a.seq.num_rows * row.length * a.channels * int64_t(sizeof(IO)) > kResultInCache;
         if (filters == 0) {
+            const auto first = parts[0], value = parts[a.order];
             team.over(row.length, [&](int64_t t0, int64_t t1, int) {
                 for (int64_t t = t0; t < t1; ++t) y.put(t, first[t] * value[t]);
             });
             return;
         }
-        // Gates are applied in passes of their own, in order: see look_at.
+        for (int64_t i = 0; i < filters; ++i) tail_of(i, memory.tail).start(passes.plan.size);
+        for (int64_t t0 = 0; t0 < row.length; t0 += passes.plan.size)
+            forward_section(t0, row, parts, y, block, group, memory, team, past_caches);
+    }
+
+    // All steps of the section that begins at position t0. Gates are applied in passes of their own, in order: see
+    // look_at.
+    void forward_section(int64_t t0, const Row& row, const Parts& parts, const Channels<T, IO>& y, int64_t block,
+                         Group group, const ForwardMemory& memory, const Team& team, bool past_caches) const {
+        T* buffer = memory.buffer.get();
         const Runs<T> flow = at_points(buffer);
-        for (int64_t i = 0; i < filters; ++i) {
+        const auto first = parts[0], value = parts[a.order];
+        const int64_t left = row.length - t0, length = left < passes.plan.size ? left : passes.plan.size;
+        for (int64_t i = 0; i < a.spectra.filters; ++i) {
             const int64_t g = gate_of(i);
             const auto gate = parts[g < 0 ? 0 : g];
             Ahead in;
             in.length = row.length;
             if (g >= 0) in.add(gate.z);
             if (i == 0) in.add(value.z);
-            team.over(row.length, [&](int64_t t0, int64_t t1, int) {
-                for (int64_t t = t0; t < t1; ++t) {
-                    in(t + kReadAhead);
-                    const Vec<T> v = i == 0 ? value[t] : load(flow(t));
-                    store(flow(t), g >= 0 ? gate[t] * v : v);
+            team.over(length, [&](int64_t begin, int64_t end, int) {
+                for (int64_t t = begin; t < end; ++t) {
+                    in(t0 + t + kReadAhead);
+                    const Vec<T> v = i == 0 ? value[t0 + t] : load(flow(t));
+                    store(flow(t), g >= 0 ? gate[t0 + t] * v : v);
                 }
             });
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
                 passes.columns_in(buffer, c0, c1, memory.local.get() + part * passes.scratch() * S,
-                                  [&](Point p)
-                                      HYENA_LAMBDA { return p.t < row.length ? load(buffer + p.at) : zero<T>(); });
+                                  [&](Point p) HYENA_LAMBDA { return p.t < length ? load(buffer + p.at) : zero<T>(); });
             });
             const Products<T> products = products_of(i, block, group);
             team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) { products.convolve(buffer, r0, r1); });
+            const Tail<T> tail = tail_of(i, memory.tail);
             team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
                 passes.columns_out(buffer, c0, c1, memory.local.get() + part * passes.scratch() * S,
-                                   [&](Point p, Cx<T> v) HYENA_LAMBDA { store(buffer + p.at, v.re); });
+                                   [&](Point p, Cx<T> v) HYENA_LAMBDA { store(buffer + p.at, tail.joined(p.t, v)); });
             });
         }
         Ahead out;
         out.length = row.length;
         out.add(first.z);
         if (!past_caches) out.add(y);
-        team.over(row.length, [&](int64_t t0, int64_t t1, int) {
-            for (int64_t t = t0; t < t1; ++t) {
-                out(t + kReadAhead);
-                y.put(t, first[t] * load(flow(t)), past_caches);
+        team.over(length, [&](int64_t begin, int64_t end, int) {
+            for (int64_t t = begin; t < end; ++t) {
+                out(t0 + t + kReadAhead);
+                y.put(t0 + t, first[t0 + t] * load(flow(t)), past_caches);
             }
         });
     }
@@ -133,31 +155,41 @@ struct Recurrence {
     // The gradients of what the short convolution gave take the places of points that were used last: of the first
     // gate in the real parts of the last convolution's output, of step i's gate in the imaginary parts of its input's
     // spectrum (step 0: in the real parts of the gradient of its input), of the value, and of what flows from step to
-    // step, in the imaginary parts of that gradient.
+    // step, in the imaginary parts of that gradient. Buffers have all sections of a row.
     struct BackwardMemory {
-        const int64_t points, filters, parts_of_z;
+        const int64_t positions, filters, parts_of_z;
         Memory<T> seen;     // N + 1 interleaved arrays: see look_at
         Memory<T> spectra;  // F buffers: the transform of each convolution's input
         Memory<T> buffer;   // transforms of gradients
         Memory<T> values;   // F - 1 arrays: the value after each convolution but the last
-        Memory<T> local, taps, sums, skips;
+        Memory<T> local, taps, sums, skips, tail;
         BackwardMemory(const Recurrence& m, int parts)
-            : points(m.passes.plan.size),
+            : positions(m.sections * m.passes.plan.size),
               filters(m.a.spectra.filters),
               parts_of_z(m.a.order + 1),
-              seen(filters > 0 ? parts_of_z * points * W : 0),
-              spectra(filters * m.passes.buffer() * S),
-              buffer(m.passes.buffer() * S),
-              values(filters > 1 ? (filters - 1) * points * W : 0),
+              seen(filters > 0 ? parts_of_z * positions * W : 0),
+              spectra(filters * m.room()),
+              buffer(m.room()),
+              values(filters > 1 ? (filters - 1) * positions * W : 0),
               local(m.passes.scratch() * S * parts),
               taps(m.z.size()),
               sums(m.z.sums() * parts),
-              skips(W * parts) {}
+              skips(W * parts),
+              tail(m.tails(1)) {}
     };
+
+    int64_t room() const { return sections * passes.buffer() * S; }
+
+    // Calls f(first position, where in a buffer) for each section of a row.
+    template <class F>
+    void each_section(const Row& row, F&& f) const {
+        int64_t at = 0;
+        for (int64_t t0 = 0; t0 < row.length; t0 += passes.plan.size, at += passes.buffer() * S) f(t0, at);
+    }
 
     void backward() const {
         share_blocks(
-            a.seq, blocks, a.dspectra, [&](int parts) { return BackwardMemory(*this, parts); },
+            a.seq, blocks, sections == 1, a.dspectra, [&](int parts) { return BackwardMemory(*this, parts); },
             [&](const Row& row, int64_t block, Group group, const BackwardMemory& memory, const Team& team,
                 bool overwrite) { backward_task(row, block, group, memory, team, overwrite); });
     }
@@ -168,7 +200,6 @@ struct Recurrence {
         const Parts parts{z, row, group, m.taps.get()};
         const Channels<T, IO> dy(a.dy, row, group);
         const int64_t filters = a.spectra.filters;
-        T* buffer = m.buffer.get();
         const auto first = parts[0], value = parts[a.order];
         const auto grad_of = [&](int64_t part) { return gradient_of(part, m); };
         if (filters == 0)
@@ -185,47 +216,67 @@ struct Recurrence {
         for (int64_t i = 0; i < filters; ++i) forward_again(i, row, block, group, m, team);
         if (filters > 0) look_at_gradient(row, first, dy, m, team);
         for (int64_t i = filters - 1; i >= 0; --i) {
-            const bool last = i == filters - 1;
-            const int64_t g = gate_of(i);
-            const auto input = input_of(i, m);
-            team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
-                T* local = m.local.get() + part * passes.scratch() * S;
-                // On the way in, the gradient of d: the sum over time of gradient times input.
-                BlockedSum<T> skip;
-                passes.columns_in(buffer, c0, c1, local, [&](Point p) HYENA_LAMBDA {
-                    if (p.t >= row.length) return zero<T>();
-                    const Vec<T> gradient = load(buffer + p.at + W);
-                    skip.add(gradient * input[p.t]);
-                    return gradient;
-                });
-                store(m.skips.get() + part * W, skip.value());
-            });
-            add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + i * a.channels + group.first, group.lanes);
-            T* spectrum_in = m.spectra.get() + i * passes.buffer() * S;
             SpectrumOf<T> dspectrum(a.dspectra, i, blocks, block, group);
-            dspectrum.start(overwrite, a.seq.num_rows);
-            backward_rows(products_of(i, block, group), spectrum_in, buffer, last, dspectrum, team);
-            team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
-                T* local = m.local.get() + part * passes.scratch() * S;
-                if (last)
-                    passes.columns_out(spectrum_in, c0, c1, local, [&](Point p, Cx<T> v) HYENA_LAMBDA {
-                        if (p.t < row.length) store(spectrum_in + p.at, v.re * load(m.seen.get() + p.t * input.step));
-                    });
-                // The gradient of this convolution's input, gate * value.
-                T* of_gate = i > 0 ? spectrum_in + W : buffer;
-                passes.columns_out(buffer, c0, c1, local, [&](Point p, Cx<T> v) HYENA_LAMBDA {
-                    if (p.t >= row.length) return;
-                    if (g >= 0) store(of_gate + p.at, v.re * input.value(p.t));
-                    store(buffer + p.at + W, g >= 0 ? v.re * input.gate(p.t) : v.re);
-                });
+            const Products<T> products = products_of(i, block, group);
+            tail_of(0, m.tail).start(passes.plan.size);
+            each_section(row, [&](int64_t t0, int64_t at) {
+                dspectrum.start(overwrite && t0 == 0, a.seq.num_rows * sections);
+                backward_section(i, t0, row.length - t0, at, products, dspectrum, m, team);
+                add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + i * a.channels + group.first,
+                          group.lanes);
             });
         }
         z.backward(row, group, m.taps.get(), grad_of, m.sums.get(), team, a.dweight, a.dbias);
     }
 
+    // The gradients of convolution i in the section that begins at position t0, `left` positions before the row's end.
+    void backward_section(int64_t i, int64_t t0, int64_t left, int64_t at, const Products<T>& products,
+                          const SpectrumOf<T>& dspectrum, const BackwardMemory& m, const Team& team) const {
+        const bool last = i == a.spectra.filters - 1;
+        const int64_t g = gate_of(i), points = passes.plan.size, next = passes.buffer() * S;
+        const Input input = input_of(i, m).from(t0);
+        T *gradient = m.buffer.get() + at, *spectrum_in = m.spectra.get() + i * room() + at;
+        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+            T* local = m.local.get() + part * passes.scratch() * S;
+            // On the way in, the gradient of d: the sum over time of gradient times input.
+            BlockedSum<T> skip;
+            const auto own = [&](Point p) HYENA_LAMBDA {
+                if (p.t >= left) return zero<T>();
+                const Vec<T> g = load(gradient + p.at + W);
+                skip.add(g * input[p.t]);
+                return g;
+            };
+            if (left <= points)
+                passes.columns_in(gradient, c0, c1, local, own);
+            else
+                passes.columns_in(gradient, c0, c1, local, [&](Point p) HYENA_LAMBDA {
+                    return Cx<T>{own(p), p.t + points < left ? load(gradient + next + p.at + W) : zero<T>()};
+                });
+            store(m.skips.get() + part * W, skip.value());
+        });
+        backward_rows(products, spectrum_in, gradient, last, dspectrum, team);
+        const Tail<T> tail = tail_of(0, m.tail);
+        const T* of_y = m.seen.get() + t0 * input.step;
+        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+            T* local = m.local.get() + part * passes.scratch() * S;
+            if (last)
+                passes.columns_out(spectrum_in, c0, c1, local, [&](Point p, Cx<T> v) HYENA_LAMBDA {
+                    const Vec<T> x = tail.joined(p.t, v);
+                    if (p.t < left) store(spectrum_in + p.at, x * load(of_y + p.t * input.step));
+                });
+            // The gradient of this convolution's input, gate * value.
+            T* of_gate = i > 0 ? spectrum_in + W : gradient;
+            passes.columns_out(gradient, c0, c1, local, [&](Point p, Cx<T> v) HYENA_LAMBDA {
+                if (p.t >= left) return;
+                if (g >= 0) store(of_gate + p.at, v.re * input.value(p.t));
+                store(gradient + p.at + W, g >= 0 ? v.re * input.gate(p.t) : v.re);
+            });
+        });
+    }
+
     // Where the gradient of a part of z behind the short convolution is, see BackwardMemory.
     Runs<T> gradient_of(int64_t part, const BackwardMemory& m) const {
-        const int64_t each = passes.buffer() * S;
+        const int64_t each = room();
         T *buffer = m.buffer.get(), *spectra = m.spectra.get(), *place = buffer;
         if (part == a.order)
             place = buffer + W;
@@ -286,34 +337,43 @@ struct Recurrence {
         HYENA_INLINE Vec<T> gate(int64_t t) const { return load(gates + t * step); }
         HYENA_INLINE Vec<T> value(int64_t t) const { return load(values + t * value_step); }
         HYENA_INLINE Vec<T> operator[](int64_t t) const { return gates ? gate(t) * value(t) : value(t); }
+        Input from(int64_t t) const {
+            return {gates ? gates + t * step : nullptr, values + t * value_step, step, value_step};
+        }
     };
     Input input_of(int64_t i, const BackwardMemory& m) const {
         const int64_t g = gate_of(i), step = m.parts_of_z * W;
         const T* seen = m.seen.get();
         const T* gates = g < 0 ? nullptr : seen + g * W;
         if (i == 0) return {gates, seen + a.order * W, step, step};
-        return {gates, m.values.get() + (i - 1) * m.points * W, step, W};
+        return {gates, m.values.get() + (i - 1) * m.positions * W, step, W};
     }
 
     // Step i of the recurrence: leaves the spectrum of its input, and (but for the last) the value after it.
     void forward_again(int64_t i, const Row& row, int64_t block, Group group, const BackwardMemory& m,
                        const Team& team) const {
-        const Input from = input_of(i, m);
-        T* input = m.spectra.get() + i * passes.buffer() * S;
-        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
-            T* local = m.local.get() + part * passes.scratch() * S;
-            passes.columns_in(input, c0, c1, local,
-                              [&](int64_t t) HYENA_LAMBDA { return t < row.length ? from[t] : zero<T>(); });
-        });
-        if (i == a.spectra.filters - 1) return;  // its rows are transformed together with the gradient's
-        T* after = m.values.get() + i * m.points * W;
         const Products<T> products = products_of(i, block, group);
+        const Tail<T> tail = tail_of(0, m.tail);
+        tail.start(passes.plan.size);
         T* buffer = m.buffer.get();
-        team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) { products.convolve_apart(input, buffer, r0, r1); });
-        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
-            T* local = m.local.get() + part * passes.scratch() * S;
-            passes.columns_out(buffer, c0, c1, local,
-                               [&](int64_t t, Cx<T> v) HYENA_LAMBDA { store(after + t * W, v.re); });
+        each_section(row, [&](int64_t t0, int64_t at) {
+            const Input from = input_of(i, m).from(t0);
+            const int64_t length = row.length - t0;
+            T* input = m.spectra.get() + i * room() + at;
+            team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+                T* local = m.local.get() + part * passes.scratch() * S;
+                passes.columns_in(input, c0, c1, local,
+                                  [&](int64_t t) HYENA_LAMBDA { return t < length ? from[t] : zero<T>(); });
+            });
+            if (i == a.spectra.filters - 1) return;  // its rows are transformed together with the gradient's
+            T* after = m.values.get() + (i * m.positions + t0) * W;
+            team.over(passes.p1(),
+                      [&](int64_t r0, int64_t r1, int) { products.convolve_apart(input, buffer, r0, r1); });
+            team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+                T* local = m.local.get() + part * passes.scratch() * S;
+                passes.columns_out(buffer, c0, c1, local,
+                                   [&](int64_t t, Cx<T> v) HYENA_LAMBDA { store(after + t * W, tail.joined(t, v)); });
+            });
         });
     }
 };

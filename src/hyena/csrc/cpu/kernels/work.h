@@ -48,10 +48,10 @@ struct Team {
 };
 
 // Runs `count` independent tasks, each with its worker's memory (made by `make(parts)`): a task a thread where there
-// are enough of them, else all threads on one task after the other.
+// are enough of them, or tasks have too many steps for `teams`; else all threads on one task after the other.
 template <class Make, class Task>
-void share(const Pool& pool, int64_t count, Make&& make, Task&& task) {
-    if (count < pool.threads) {
+void share(const Pool& pool, int64_t count, Make&& make, Task&& task, bool teams = true) {
+    if (count < pool.threads && teams) {
         auto memory = make(pool.threads);
         for (int64_t i = 0; i < count; ++i) task(i, memory, Team{pool, pool.threads});
         return;

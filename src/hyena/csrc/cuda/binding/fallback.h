@@ -23,6 +23,11 @@ inline bool takes(const Tensor& t, int64_t points) {
     return takes(t) && has_plan(points, std::max(0, int(t.get_device_index())));
 }
 
+// Kernels of the CPU alone convolve long rows with short spectra.
+inline void refuse_sections(bool sectioned) {
+    if (sectioned) require(false, "sectioned=True is for a CPU: on a GPU make the spectrum as long as the row");
+}
+
 template <class Result, size_t... I>
 Result results(StableIValue* stack, std::index_sequence<I...>) {
     return {torch::stable::detail::to<Tensor>(stack[I])...};

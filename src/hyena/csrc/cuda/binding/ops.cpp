@@ -96,10 +96,12 @@ Tensor filter_spectrum_backward(const Tensor& ds_in, const Tensor& h, int64_t si
 }
 
 Tensor gated_conv(const Tensor& v_in, const Tensor& spectrum_in, const Optional& d_in, const Optional& pre_in,
-                  const Optional& post_in, const Optional& cu_seqlens) {
-    check_gated_conv(v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens);
+                  const Optional& post_in, const Optional& cu_seqlens, bool sectioned) {
+    check_gated_conv(v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens, sectioned);
     if (!takes(v_in, size_of(spectrum_in)))
-        return fallback<Tensor>("hyena::gated_conv_fallback", v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens);
+        return fallback<Tensor>("hyena::gated_conv_fallback", v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens,
+                                sectioned);
+    refuse_sections(sectioned);
     const Guard guard(v_in);
     const Tensor v = positions_last(v_in), spectrum = spectrum_memory(spectrum_in), y = empty(v, v.size(2));
     const Optional pre = positions_last(pre_in), post = positions_last(post_in), d = parameter(d_in, kCompute);
@@ -114,11 +116,12 @@ Tensor gated_conv(const Tensor& v_in, const Tensor& spectrum_in, const Optional&
 using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Five gated_conv_backward(const Tensor& dy_in, const Tensor& v_in, const Tensor& spectrum_in, const Optional& d_in,
-                         const Optional& pre_in, const Optional& post_in, const Optional& cu_seqlens) {
-    check_gated_conv_backward(dy_in, v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens);
+                         const Optional& pre_in, const Optional& post_in, const Optional& cu_seqlens, bool sectioned) {
+    check_gated_conv_backward(dy_in, v_in, spectrum_in, d_in, pre_in, post_in, cu_seqlens, sectioned);
     if (!takes(v_in, size_of(spectrum_in)))
         return fallback<Five>("hyena::gated_conv_backward_fallback", dy_in, v_in, spectrum_in, d_in, pre_in, post_in,
-                              cu_seqlens);
+                              cu_seqlens, sectioned);
+    refuse_sections(sectioned);
     const Guard guard(v_in);
     const Tensor dy = positions_last(dy_in), v = positions_last(v_in), spectrum = spectrum_memory(spectrum_in);
     const Optional pre = positions_last(pre_in), post = positions_last(post_in), d = parameter(d_in, kCompute);

@@ -35,11 +35,13 @@ struct Recurrence {
 }  // namespace
 
 Tensor recurrence(const Tensor& z_in, const Tensor& weight, const Optional& bias, const Tensor& spectrum_in,
-                  const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias) {
-    check_recurrence(z_in, weight, bias, spectrum_in, d_in, mask, cu_seqlens, z_bias);
+                  const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias,
+                  bool sectioned) {
+    check_recurrence(z_in, weight, bias, spectrum_in, d_in, mask, cu_seqlens, z_bias, sectioned);
     if (!takes(z_in, size_of(spectrum_in)))
         return fallback<Tensor>("hyena::recurrence_fallback", z_in, weight, bias, spectrum_in, d_in, mask, cu_seqlens,
-                                z_bias);
+                                z_bias, sectioned);
+    refuse_sections(sectioned);
     const Guard guard(z_in);
     const Tensor z = positions_last(z_in), spectrum = spectrum_memory(spectrum_in), d = parameter(d_in, kCompute);
     const Projections parts(z, weight, bias, z_bias);
@@ -85,11 +87,12 @@ Tensor recurrence(const Tensor& z_in, const Tensor& weight, const Optional& bias
 
 Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& weight_in, const Optional& bias,
                         const Tensor& spectrum_in, const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens,
-                        const Optional& z_bias) {
-    check_recurrence_backward(dy_in, z_in, weight_in, bias, spectrum_in, d_in, mask, cu_seqlens, z_bias);
+                        const Optional& z_bias, bool sectioned) {
+    check_recurrence_backward(dy_in, z_in, weight_in, bias, spectrum_in, d_in, mask, cu_seqlens, z_bias, sectioned);
     if (!takes(z_in, size_of(spectrum_in)))
         return fallback<Six>("hyena::recurrence_backward_fallback", dy_in, z_in, weight_in, bias, spectrum_in, d_in,
-                             mask, cu_seqlens, z_bias);
+                             mask, cu_seqlens, z_bias, sectioned);
+    refuse_sections(sectioned);
     const Guard guard(z_in);
     const Tensor dy = positions_last(dy_in), z = positions_last(z_in);
     const Tensor spectrum = spectrum_memory(spectrum_in), d = parameter(d_in, kCompute);
