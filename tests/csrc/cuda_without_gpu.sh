@@ -63,7 +63,7 @@ run() {
         echo "-- threads in order $order, blocks of $shared bytes of shared memory, at most $blocks to a launch"
         (cd "$ROOT" && PYTHONPATH="$WORK/host/package" HYENA_EMULATED_ORDER=$order HYENA_EMULATED_SHARED=$shared \
             HYENA_EMULATED_BLOCKS=$blocks OMP_NUM_THREADS=1 \
-            "$PYTHON" -m pytest -q -p no:cacheprovider -k "not fallback and not cuda" "${tests[@]}")
+            "$PYTHON" -m pytest -q -n auto -p no:cacheprovider -k "not fallback and not cuda" "${tests[@]}")
     done
 }
 

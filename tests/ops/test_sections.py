@@ -167,6 +167,8 @@ def test_sections_are_chosen_where_filters_are_short(monkeypatch: pytest.MonkeyP
     assert ops.section_length(200, 64, 4096, cpu) == 256
     assert ops.section_length(1500, 64, 4096, cpu) == 1536
     assert ops.section_length(3000, 64, 4096, cpu) is None  # two sections do not fit
+    assert ops.section_length(64, 64, 4096, cpu) is None  # tap by tap
+    assert ops.is_direct(64, 4096, cpu)
     assert ops.section_length(200, 64, 4096, torch.device("meta")) is None
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
     assert ops.section_length(200, 64, 4096, cpu) is None  # more threads than two for each task

@@ -162,7 +162,7 @@ class LongConv(nn.Module):
 
     def is_direct(self, longest: int) -> bool:
         """Whether rows of ``longest`` positions meet these filters faster tap by tap than by transforms."""
-        if getattr(self.filter, "support", None) is None:
+        if getattr(self.filter, "support", None) is None or self.section(longest) is not None:
             return False
         taps = self._support(longest)
         device = self.bias.device

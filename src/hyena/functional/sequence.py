@@ -225,9 +225,9 @@ def gated_conv(
     if h.dim() == 3:
         return _conv_of_own_filters(v, h, d, pre, post, causal, cu_seqlens, max_seqlen)
     h = _cut(h.to(ops.compute_dtype(v)), longest, causal)
-    if ops.is_direct(h.size(0), longest, v.device, v.dtype):
-        return ops.direct_conv(v, h, d, pre, post, cu_seqlens, causal, longest)
     section = ops.section_length(h.size(0), h.size(1), longest, v.device) if causal else None
+    if section is None and ops.is_direct(h.size(0), longest, v.device, v.dtype):
+        return ops.direct_conv(v, h, d, pre, post, cu_seqlens, causal, longest)
     spectrum = ops.filter_spectrum(h[None], section or ops.transform_length(longest), causal)
     return ops.gated_conv(v, spectrum[0], d, pre, post, cu_seqlens, sectioned=section is not None)
 

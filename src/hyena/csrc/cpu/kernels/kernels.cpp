@@ -8,7 +8,7 @@
 #include "gated_conv.h"
 #include "implicit_filter.h"
 #include "linear.h"
-#include "recurrence.h"
+#include "recurrence_sections.h"
 #include "short_conv.h"
 #include "spectrum.h"
 #include "steps.h"
@@ -43,7 +43,7 @@ HYENA_KERNEL(direct_conv_backward, DirectConvArgs, DirectConv, backward)
 HYENA_KERNEL(direct_recurrence, DirectRecurrenceArgs, DirectRecurrence, forward)
 HYENA_KERNEL(direct_recurrence_backward, DirectRecurrenceArgs, DirectRecurrence, backward)
 HYENA_KERNEL(recurrence, RecurrenceArgs, Recurrence, forward)
-HYENA_KERNEL(recurrence_backward, RecurrenceArgs, Recurrence, backward)
+HYENA_KERNEL(recurrence_backward, RecurrenceArgs, RecurrenceGradient, backward)
 
 void spectrum(const SpectrumArgs& args) {
     if (args.is_double) return FilterSpectrum<double>(args).forward();

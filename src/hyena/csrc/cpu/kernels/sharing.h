@@ -8,8 +8,8 @@ namespace hyena {
 namespace {
 
 // Runs task(row, block, group, memory, team) for every row and group of channels of a call, each with its worker's
-// memory (made by `make(parts)`). Neighbouring tasks share a row, or a group's spectrum. Rows in sections are no work for
-// `teams`, which would wait for each other in each section.
+// memory (made by `make(parts)`). Neighbouring tasks share a row, or a group's spectrum. Rows in sections are no work
+// for `teams`, which would wait for each other in each section.
 template <class T, class Make, class Task>
 void share_rows(const Sequence& seq, const Blocks<T>& blocks, bool teams, bool by_row, Make&& make, Task&& task) {
     int64_t groups = 0;

@@ -44,10 +44,8 @@ struct ShortParts {
     template <class GradOf>
     void backward(const Row& row, Group group, const T* taps, GradOf&& grad_of, T* to, const Team& team, void* dweight,
                   void* dbias) const {
-        const int64_t each = sums_size(filter.taps, W);
         const Keep keep(seq, row);
-        const bool past_caches = seq.num_rows * row.length * channels * count * int64_t(sizeof(IO)) > kResultInCache;
-        std::memset(to, 0, sums() * team.parts * sizeof(T));
+        start(to, team.parts);
         if (keep.mask)
             for (int64_t p = 0; p < count; ++p) {
                 const Runs<T> grad = grad_of(p);
@@ -55,16 +53,31 @@ struct ShortParts {
                     if (!keep[t]) store(grad(t), zero<T>());
             }
         team.over(row.length, [&](int64_t t0, int64_t t1, int part) {
-            for (int64_t p = 0; p < count; ++p)
-                short_conv_backward_span<T, IO>(Channels<T, IO>(z, row, of(p, group)),
-                                                Channels<T, IO>(dz, row, of(p, group)), keep,
-                                                taps + p * (filter.taps + 1) * W, filter.taps, grad_of(p), t0, t1,
-                                                to + part * sums() + p * each, past_caches);
+            backward_span(row, group, taps, grad_of, to + part * sums(), t0, t1);
         });
-        for (int part = 0; part < team.parts; ++part)
+        add(to, team.parts, group, dweight, dbias);
+    }
+
+    // The same in steps: sums of so many workers begin; positions [begin, end), whose gradients and those of the next
+    // taps - 1 positions are there, zero where nothing is kept; and what all workers' sums come to.
+    void start(T* to, int workers) const { std::memset(to, 0, sums() * workers * sizeof(T)); }
+
+    template <class GradOf>
+    void backward_span(const Row& row, Group group, const T* taps, GradOf&& grad_of, T* to, int64_t begin,
+                       int64_t end) const {
+        const bool past_caches = seq.num_rows * row.length * channels * count * int64_t(sizeof(IO)) > kResultInCache;
+        for (int64_t p = 0; p < count; ++p)
+            short_conv_backward_span<T, IO>(Channels<T, IO>(z, row, of(p, group)),
+                                            Channels<T, IO>(dz, row, of(p, group)), Keep(seq, row),
+                                            taps + p * (filter.taps + 1) * W, filter.taps, grad_of(p), begin, end,
+                                            to + p * sums_size(filter.taps, W), past_caches);
+    }
+
+    void add(const T* to, int workers, Group group, void* dweight, void* dbias) const {
+        for (int worker = 0; worker < workers; ++worker)
             for (int64_t p = 0; p < count; ++p)
-                add_sums(to + part * sums() + p * each, filter.taps, of(p, group), static_cast<T*>(dweight),
-                         static_cast<T*>(dbias));
+                add_sums(to + worker * sums() + p * sums_size(filter.taps, W), filter.taps, of(p, group),
+                         static_cast<T*>(dweight), static_cast<T*>(dbias));
     }
 };
 
