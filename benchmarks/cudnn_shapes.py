@@ -100,7 +100,7 @@ class Shape:
         """Ours by transforms."""
         x, pre, post, dy = (t.transpose(1, 2) for t in (self.x, self.pre, self.post, self.dy))
         spectrum = ops.filter_spectrum(self.h.t()[None], ops.transform_length(self.length))[0]
-        arguments, bare = (x, spectrum, None, pre, post, None), (spectrum, None, None, None, None)
+        arguments, bare = (x, spectrum, None, pre, post, None, False), (spectrum, *[None] * 4, False)
         self.cell("gated_conv ms", lambda: self.ms(lambda: H.gated_conv(x, *bare)))
         self.cell("gated_conv with gates ms", lambda: self.ms(lambda: H.gated_conv(*arguments)))
         self.cell("gated_conv backward with gates ms", lambda: self.ms(lambda: H.gated_conv_backward(dy, *arguments)))

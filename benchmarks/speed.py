@@ -81,9 +81,9 @@ def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
     attention.eval()
     with torch.no_grad():
         z, spectrum = op.in_proj(u), op.conv.spectrum(length)
-        arguments = (op.short.weight, op.short.bias, spectrum, op.conv.bias, None, None, None)
+        arguments = (op.short.weight, op.short.bias, spectrum, op.conv.bias, None, None, None, False)
         plain = fallback(torch.ops.hyena.filter_spectrum, op.conv.filter(length), ops.transform_length(length), True)
-        plain_args = (op.short.weight, op.short.bias, plain, op.conv.bias, None, None, None)
+        plain_args = (op.short.weight, op.short.bias, plain, op.conv.bias, None, None, None, False)
         times = interleaved(
             {
                 "projections": projections,
@@ -155,7 +155,7 @@ def training(
     def step(layer: nn.Module) -> Callable[[], None]:
         return lambda: layer(u).backward(grad)
 
-    rest = (op.short.weight.detach(), op.short.bias.detach()), (op.conv.bias.detach(), None, None, None)
+    rest = (op.short.weight.detach(), op.short.bias.detach()), (op.conv.bias.detach(), None, None, None, False)
 
     def mixing(call: Callable[..., Any], s: Tensor) -> Callable[[], None]:
         def run() -> None:
@@ -194,7 +194,7 @@ def threads(width: int, length: int, repeats: int) -> float:
         z, spectrum = op.in_proj(torch.randn(max(1, TOKENS // length), length, width)), op.conv.spectrum(length)
 
         def run() -> None:
-            torch.ops.hyena.recurrence(z, op.short.weight, op.short.bias, spectrum, op.conv.bias, None, None, None)
+            torch.ops.hyena.recurrence(z, op.short.weight, op.short.bias, spectrum, op.conv.bias, *[None] * 3, False)
 
         for _ in range(repeats):
             for count, found in times.items():

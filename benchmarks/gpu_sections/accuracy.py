@@ -41,12 +41,12 @@ def _accuracy(b: Bench, op: str, dtype: torch.dtype, length: int) -> dict[str, A
         spectrum = call(H.filter_spectrum, taps, size, True)
         if op == "recurrence":
             z, weight, bias, z_bias = x
-            arguments = (z, weight, bias, spectrum, skip, None, None, z_bias)
+            arguments = (z, weight, bias, spectrum, skip, None, None, z_bias, False)
             y, grads = call(H.recurrence, *arguments), call(H.recurrence_backward, g, *arguments)
             inner = grads[3]
         else:
             v, pre, post = x
-            arguments = (v, spectrum[0], skip[0], pre, post, None)
+            arguments = (v, spectrum[0], skip[0], pre, post, None, False)
             y, grads = call(H.gated_conv, *arguments), call(H.gated_conv_backward, g, *arguments)
             inner = grads[3][None]
         dh = call(H.filter_spectrum_backward, inner, taps, size, True)

@@ -94,13 +94,13 @@ def calls(
     (dy,) = b.tensors(1, batch, length, c, dtype)
     if op == "gated_conv":
         v, pre, post = b.tensors(3, batch, length, c, dtype)
-        arguments: tuple[Any, ...] = (v, spectrum[0], d[0], pre, post, None)
+        arguments: tuple[Any, ...] = (v, spectrum[0], d[0], pre, post, None, False)
         forward, backward = H.gated_conv, H.gated_conv_backward
     else:
         (z,) = b.tensors(1, batch, length, 3 * c, dtype)
         weight, bias = torch.randn(3 * c, 3, device=b.device), torch.randn(3 * c, device=b.device)
         z_bias = torch.randn(3 * c, device=b.device)  # the projection's, which the operator leaves to this op on a GPU
-        arguments = (z, weight, bias, spectrum, d, None, None, z_bias)
+        arguments = (z, weight, bias, spectrum, d, None, None, z_bias, False)
         forward, backward = H.recurrence, H.recurrence_backward
     return partial(through, forward, *arguments), partial(through, backward, dy, *arguments)
 

@@ -42,7 +42,7 @@ def _leak(b: Bench, op: str, dtype: torch.dtype, length: int) -> dict[str, Any]:
         if op == "direct_conv":
             return call(H.direct_conv, x, h, None, pre, post, None, True)
         spectrum = call(H.filter_spectrum, h[None], ops.transform_length(length), True)
-        return call(H.gated_conv, x, spectrum[0], None, pre, post, None)
+        return call(H.gated_conv, x, spectrum[0], None, pre, post, None, False)
 
     def kernel(f: Callable[..., Any], *a: object) -> Any:
         return f(*a)

@@ -61,11 +61,11 @@ def by_transforms(b: Bench, batch: int, length: int, h: torch.Tensor, training: 
 
     def run() -> None:
         if not training:
-            H.gated_conv(v, spectrum[0], d, pre, post, None)
+            H.gated_conv(v, spectrum[0], d, pre, post, None, False)
             return
         made = ops.filter_spectrum(h[None], size)
-        H.gated_conv(v, made[0], d, pre, post, None)
-        gradients = H.gated_conv_backward(dy, v, made[0], d, pre, post, None)
+        H.gated_conv(v, made[0], d, pre, post, None, False)
+        gradients = H.gated_conv_backward(dy, v, made[0], d, pre, post, None, False)
         H.filter_spectrum_backward(gradients[GRADIENT_OF_SPECTRUM][None], h[None], made.size(2) - 1, True)
 
     return run

@@ -38,7 +38,7 @@ def apart() -> Iterator[mock.Mock]:
 
 
 def biases(recurrence: mock.Mock) -> list[Tensor | None]:
-    return [call.args[-1] for call in recurrence.call_args_list]
+    return [call.args[7] for call in recurrence.call_args_list]
 
 
 def gradients(m: HyenaOperator, y: Tensor, u: Tensor) -> list[Tensor]:

@@ -159,7 +159,8 @@ def fft_conv(x: Tensor, h: Tensor, d: Tensor | None = None, *, causal: bool = Tr
 
     A transform spreads a NaN or an infinity in ``x`` over its whole row, earlier positions included; under
     ``torch.autograd.detect_anomaly()`` the call raises and names the first one. Few taps are applied one by one where
-    that is faster; then earlier positions stay finite.
+    that is faster; then earlier positions stay finite. Rows much longer than their filter are convolved a section at a
+    time, and earlier sections stay finite.
 
     Args:
         x: ``(B, L, C)``, any strides.
