@@ -65,8 +65,8 @@ def default_cells() -> list[Cell]:
         *cells(MODELS, [30], [512, 128]),
         *cells(MODELS, [10, 20, 40], [128]),
         *cells(MODELS, [30], [256, 1024]),
-        *cells(["attention"], [10], [256]),
-        *cells(["hyena"], [10, 20, 40], [256, 1024]),
+        *cells(["hyena", "attention"], [10], [256]),
+        *cells(["hyena"], [10], [1024]),
     ]
 
 
