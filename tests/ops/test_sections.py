@@ -131,6 +131,12 @@ def test_no_output_sees_a_later_section(tier: Tier) -> None:
     assert torch.equal(y[:, :64], other[:, :64])
 
 
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_gradients_of_padding_do_not_matter(tier: Tier, poison: float) -> None:
+    call = partial(recurrence.convolve, size=9, sectioned=True)
+    recurrence.check_gradients_of_padding(call, RECURRENCES, tier, poison)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_change_nothing(threads: int) -> None:
     """One channel group or many, the sums are the same, bit by bit."""
