@@ -85,7 +85,7 @@ def write_fasta(path: str | os.PathLike, records: Iterable[Record], *, width: in
         width: letters of a line.
 
     Raises:
-        ValueError: a record that would not be read back as it is, by name.
+        ValueError: a name, a description or letters that would not be read back as they are.
     """
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
