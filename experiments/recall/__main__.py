@@ -1,6 +1,6 @@
 """Associative recall (arXiv 2302.10866, section 4.1): Hyena beside attention, other operators and other filters.
 
-    python -m experiments.recall --workers 2                     # about thirteen hours of a core
+    python -m experiments.recall --workers 2                     # about twenty hours of a core
     python -m experiments.recall --full --device cuda            # the published lengths, to 131072
 
 Pairs of keys and values, then a key: what was its value? 2000 examples; the loss is over the whole sequence, what
