@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from helpers import oracle
-from helpers.cases import LAYOUTS, Tier, make_mask, place, rand, rows_of
+from helpers.cases import LAYOUTS, MASKS, Tier, make_mask, place, rand, rows_of
 from hyena import ops
 
 
@@ -41,6 +42,17 @@ def inputs(
         "d": rand(filters, channels, seed=5),
         "mask": make_mask(mask, batch, length),
         **last,
+    }
+
+
+@st.composite
+def small_parts(draw: st.DrawFn) -> dict[str, Any]:
+    """Of :func:`inputs`: what is beside filters and sizes."""
+    return {
+        "short": draw(st.integers(1, 5)),
+        "bias": draw(st.booleans()),
+        "mask": draw(st.sampled_from(MASKS)),
+        "z_bias": draw(st.booleans()),
     }
 
 

@@ -25,7 +25,7 @@ from helpers.cases import (
     place,
     rand,
 )
-from helpers.recurrence import check_gradients_of_padding, convolve, inputs, matrices
+from helpers.recurrence import check_gradients_of_padding, convolve, inputs, matrices, small_parts
 from hyena import ops
 
 RECURRENCES = [(order, value_filter) for order in (1, 2, 3, 4) for value_filter in (False, True)]
@@ -94,10 +94,7 @@ def test_anything(tier: Tier, data: st.DataObject) -> None:
         causal=causal,
         taps=data.draw(st.integers(1, length)),
         groups=groups,
-        short=data.draw(st.integers(1, 5)),
-        bias=data.draw(st.booleans()),
-        mask=data.draw(st.sampled_from(MASKS)),
-        z_bias=data.draw(st.booleans()),
+        **data.draw(small_parts()),
     )
     layouts = {"z": data.draw(st.sampled_from(LAYOUTS[:-1])), "dy": data.draw(st.sampled_from(LAYOUTS[:-1]))}
     wide = torch.promote_types(dtype, torch.float32)

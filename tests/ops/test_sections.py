@@ -50,19 +50,8 @@ def test_any_recurrence(tier: Tier, data: st.DataObject) -> None:
     order, value_filter = data.draw(st.sampled_from(RECURRENCES))
     groups, width = data.draw(st.sampled_from([1, 2, 3, 8, 17])), data.draw(st.sampled_from([1, 1, 2, 5]))
     batch, dtype = data.draw(st.integers(1, 3)), data.draw(st.sampled_from(DTYPES))
-    x = recurrence.inputs(
-        batch,
-        length,
-        groups * width,
-        order=order,
-        value_filter=value_filter,
-        taps=taps,
-        groups=groups,
-        short=data.draw(st.integers(1, 5)),
-        bias=data.draw(st.booleans()),
-        mask=data.draw(st.sampled_from(MASKS)),
-        z_bias=data.draw(st.booleans()),
-    )
+    kind = {"order": order, "value_filter": value_filter, "taps": taps, "groups": groups}
+    x = recurrence.inputs(batch, length, groups * width, **kind, **data.draw(recurrence.small_parts()))
     layouts = {"z": data.draw(st.sampled_from(LAYOUTS[:-1])), "dy": data.draw(st.sampled_from(LAYOUTS[:-1]))}
     fn = partial(recurrence.convolve, size=size, sectioned=True)
     dy = rand(batch, length, groups * width) / 16  # or sums of order 4 leave float16's range

@@ -23,60 +23,6 @@ from hyena.ops.spectrum import spectrum_gradient, spectrum_rows
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def gated_conv_rows(
-    v: Tensor,
-    spectrum: Tensor,
-    d: Tensor | None,
-    pre: Tensor | None,
-    post: Tensor | None,
-    sectioned: bool = False,
-) -> Tensor:
-    """(B, L, C) in and out, in the compute dtype."""
-    p = _gated(v, pre)
-    y = (sectioned_conv if sectioned else long_conv)(p, spectrum_rows(spectrum))
-    if d is not None:
-        y = y + d.to(p.dtype)[:, None] * p
-    if post is not None:
-        y = y * post.to(p.dtype).transpose(1, 2)
-    return y.transpose(1, 2)
-
-
-def _gated(v: Tensor, pre: Tensor | None) -> Tensor:
-    dtype = compute_dtype(v)
-    p = v.to(dtype).transpose(1, 2)
-    return (p if pre is None else p * pre.to(dtype).transpose(1, 2)).contiguous()
-
-
-def gated_conv_rows_backward(
-    dy: Tensor,
-    v: Tensor,
-    spectrum: Tensor,
-    d: Tensor | None,
-    pre: Tensor | None,
-    post: Tensor | None,
-    sectioned: bool = False,
-) -> Gradients:
-    """Gradients of v, pre, post (B, L, C), spectrum and d; zeros of no size stand for absent inputs."""
-    p, s = _gated(v, pre), spectrum_rows(spectrum)
-    g = dy.to(p.dtype).transpose(1, 2)
-    absent = (p.size(0), p.size(2), 0)  # one tensor each: outputs of an op may not share memory
-    dpost = p.new_zeros(absent)
-    if post is not None:
-        inner = (sectioned_conv if sectioned else long_conv)(p, s)
-        if d is not None:
-            inner = inner + d.to(p.dtype)[:, None] * p
-        dpost, g = (g * inner).transpose(1, 2), g * post.to(p.dtype).transpose(1, 2)
-    dp, ds = (sectioned_conv_backward if sectioned else long_conv_backward)(g, p, s)
-    dd = p.new_zeros(0)
-    if d is not None:
-        dp = dp + d.to(p.dtype)[:, None] * g
-        dd = (g * p).sum((0, 2))
-    dp = dp.transpose(1, 2)
-    if pre is None:
-        return dp, p.new_zeros(absent), dpost, spectrum_gradient(ds, spectrum), dd
-    return dp * pre.to(p.dtype), dp * v.to(p.dtype), dpost, spectrum_gradient(ds, spectrum), dd
-
-
 class Inputs(NamedTuple):
     """The arguments of ``hyena::gated_conv``."""
 
@@ -94,6 +40,46 @@ class Inputs(NamedTuple):
         return self.v.size(1) if self.sectioned else points_of(self.spectrum.size(1) - 1)
 
 
+def _gated_conv_rows(a: Inputs) -> Tensor:
+    """(B, L, C) in and out, in the compute dtype."""
+    p = _gated(a.v, a.pre)
+    y = _convolved(a, p)
+    if a.post is not None:
+        y = y * a.post.to(p.dtype).transpose(1, 2)
+    return y.transpose(1, 2)
+
+
+def _convolved(a: Inputs, p: Tensor) -> Tensor:
+    """``h conv p + d * p``, (B, C, L)."""
+    y = (sectioned_conv if a.sectioned else long_conv)(p, spectrum_rows(a.spectrum))
+    return y if a.d is None else y + a.d.to(p.dtype)[:, None] * p
+
+
+def _gated(v: Tensor, pre: Tensor | None) -> Tensor:
+    dtype = compute_dtype(v)
+    p = v.to(dtype).transpose(1, 2)
+    return (p if pre is None else p * pre.to(dtype).transpose(1, 2)).contiguous()
+
+
+def _gated_conv_rows_backward(dy: Tensor, a: Inputs) -> Gradients:
+    """Gradients of v, pre, post (B, L, C), spectrum and d; zeros of no size stand for absent inputs."""
+    p, s = _gated(a.v, a.pre), spectrum_rows(a.spectrum)
+    g = dy.to(p.dtype).transpose(1, 2)
+    absent = (p.size(0), p.size(2), 0)  # one tensor each: outputs of an op may not share memory
+    dpost = p.new_zeros(absent)
+    if a.post is not None:
+        dpost, g = (g * _convolved(a, p)).transpose(1, 2), g * a.post.to(p.dtype).transpose(1, 2)
+    dp, ds = (sectioned_conv_backward if a.sectioned else long_conv_backward)(g, p, s)
+    dd = p.new_zeros(0)
+    if a.d is not None:
+        dp = dp + a.d.to(p.dtype)[:, None] * g
+        dd = (g * p).sum((0, 2))
+    dp = dp.transpose(1, 2)
+    if a.pre is None:
+        return dp, p.new_zeros(absent), dpost, spectrum_gradient(ds, a.spectrum), dd
+    return dp * a.pre.to(p.dtype), dp * a.v.to(p.dtype), dpost, spectrum_gradient(ds, a.spectrum), dd
+
+
 def _check(*args: Any) -> None:
     a = Inputs(*args)
     check_gates(a.v, a.d, a.pre, a.post, a.cu_seqlens)
@@ -107,20 +93,23 @@ def _check_backward(dy: Tensor, *args: Any) -> None:
 
 def _gated_conv(*args: Any) -> Tensor:
     a = Inputs(*args)
-    v, spectrum, d, pre, post, cu_seqlens, sectioned = a
-    if cu_seqlens is None:
-        return to_order_of(gated_conv_rows(v, spectrum, d, pre, post, sectioned), v)
-    bounds = row_bounds(cu_seqlens, v.size(1), a.longest)
+    if a.cu_seqlens is None:
+        return to_order_of(_gated_conv_rows(a), a.v)
+    bounds = row_bounds(a.cu_seqlens, a.v.size(1), a.longest)
     if not bounds:
-        return torch.zeros_like(v)
-    (y,) = map_rows(lambda _, a, b, c: gated_conv_rows(a, spectrum, d, b, c, sectioned), (v, pre, post), bounds)
-    return to_order_of(y, v)
+        return torch.zeros_like(a.v)
+
+    def rows(_: Tensor, v: Tensor, pre: Tensor | None, post: Tensor | None) -> Tensor:
+        return _gated_conv_rows(a._replace(v=v, pre=pre, post=post))
+
+    (y,) = map_rows(rows, (a.v, a.pre, a.post), bounds)
+    return to_order_of(y, a.v)
 
 
 def _gated_conv_backward(dy: Tensor, *args: Any) -> Gradients:
     a = Inputs(*args)
     if a.cu_seqlens is None:
-        dv, dpre, dpost, ds, dd = gated_conv_rows_backward(dy, a.v, a.spectrum, a.d, a.pre, a.post, a.sectioned)
+        dv, dpre, dpost, ds, dd = _gated_conv_rows_backward(dy, a)
     else:
         dv, dpre, dpost, ds, dd = _packed_backward(dy, a, a.cu_seqlens)
     if a.d is not None:
@@ -139,7 +128,7 @@ def _packed_backward(dy: Tensor, a: Inputs, cu_seqlens: Tensor) -> Gradients:
         return torch.zeros_like(v), dpre, dpost, torch.zeros_like(a.spectrum), dd
 
     def rows(_: Tensor, g: Tensor, v: Tensor, pre: Tensor | None, post: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        dv, dpre, dpost, ds, dd = gated_conv_rows_backward(g, v, a.spectrum, a.d, pre, post, a.sectioned)
+        dv, dpre, dpost, ds, dd = _gated_conv_rows_backward(g, a._replace(v=v, pre=pre, post=post))
         return torch.cat([dv, dpre, dpost], dim=2), ds, dd
 
     packed, ds, dd = map_rows(rows, (dy, v, a.pre, a.post), bounds)
