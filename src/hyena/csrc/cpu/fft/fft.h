@@ -170,21 +170,64 @@ HYENA_INLINE void with_radix(int radix, F&& f) {
     }
 }
 
-// All forward stages but the last.
+// The first stage, of radix 8, of `columns` transforms that stand `stride` points apart in x: each input is asked of
+// `give(position, column)` where it is needed.
+template <class T, class Give>
+HYENA_INLINE void first_of_columns(const Factors<T>& f, T* x, int64_t columns, int64_t stride, Give&& give) {
+    constexpr int R = 8, S = 2 * Simd<T>::W;
+    const int q = f.n / R;
+    const T* tw = f.twiddles[0];
+    for (int j = 0; j < q; ++j, tw += 2 * (R - 1)) {
+        for (int64_t c = 0; c < columns; ++c) {
+            Cx<T> a[R];
+            HYENA_UNROLL
+            for (int k = 0; k < R; ++k) a[k] = give(j + k * q, c);
+            butterfly<R, false>(a);
+            T* to = x + (c * stride + j) * S;
+            store_cx(to, a[0]);
+            HYENA_UNROLL
+            for (int k = 1; k < R; ++k)
+                store_cx(to + (int64_t)k * q * S, twiddled<false>(a[k], tw[2 * k - 2], tw[2 * k - 1]));
+        }
+    }
+}
+
+// The last inverse stage likewise, each output handed to `take(position, column, value)`.
+template <class T, class Take>
+HYENA_INLINE void last_of_columns(const Factors<T>& f, const T* x, int64_t columns, int64_t stride, Take&& take) {
+    constexpr int R = 8, S = 2 * Simd<T>::W;
+    const int q = f.n / R;
+    const T* tw = f.twiddles[0];
+    for (int j = 0; j < q; ++j, tw += 2 * (R - 1)) {
+        for (int64_t c = 0; c < columns; ++c) {
+            const T* from = x + (c * stride + j) * S;
+            Cx<T> a[R];
+            a[0] = load_cx(from);
+            HYENA_UNROLL
+            for (int k = 1; k < R; ++k)
+                a[k] = twiddled<true>(load_cx(from + (int64_t)k * q * S), tw[2 * k - 2], tw[2 * k - 1]);
+            butterfly<R, true>(a);
+            HYENA_UNROLL
+            for (int k = 0; k < R; ++k) take(j + k * q, c, a[k]);
+        }
+    }
+}
+
+// All forward stages but the last; without the first one too, if that is done.
 template <class T>
-void forward_stages(const Factors<T>& f, T* x) {
-    int m = f.n;
-    for (int s = 0; s + 1 < f.stages; ++s) {
+void forward_stages(const Factors<T>& f, T* x, bool first_done = false) {
+    int m = first_done ? f.n / f.radix[0] : f.n;
+    for (int s = first_done ? 1 : 0; s + 1 < f.stages; ++s) {
         with_radix(f.radix[s], [&](auto r) { stage<decltype(r)::value, false>(x, f.n, m, f.twiddles[s]); });
         m /= f.radix[s];
     }
 }
 
-// All inverse stages but the first.
+// All inverse stages but the first; without the last one too, if that comes later.
 template <class T>
-void inverse_stages(const Factors<T>& f, T* x) {
+void inverse_stages(const Factors<T>& f, T* x, bool last_later = false) {
     int m = f.stages > 0 ? f.radix[f.stages - 1] : 1;
-    for (int s = f.stages - 2; s >= 0; --s) {
+    for (int s = f.stages - 2; s >= (last_later ? 1 : 0); --s) {
         m *= f.radix[s];
         with_radix(f.radix[s], [&](auto r) { stage<decltype(r)::value, true>(x, f.n, m, f.twiddles[s]); });
     }

@@ -70,12 +70,12 @@ Factors<T> factorise(int64_t n, Tables<T>& tables) {
         ++twos;
     }
     if (rest != 1) throw std::invalid_argument("not a product of 2, 3 and 5: " + std::to_string(n));
-    for (int r : odd) f.radix[f.stages++] = r;
     // As many eights as leave no lone two: 2^4 is 4 * 4, not 8 * 2.
     int fours = twos % 3 == 1 ? (twos >= 4 ? 2 : 0) : (twos % 3 == 2 ? 1 : 0);
     int lone = twos == 1 ? 1 : 0;
     int eights = (twos - 2 * fours - lone) / 3;
-    for (int i = 0; i < eights; ++i) f.radix[f.stages++] = 8;
+    for (int i = 0; i < eights; ++i) f.radix[f.stages++] = 8;  // first: see Passes::outer_eight
+    for (int r : odd) f.radix[f.stages++] = r;
     for (int i = 0; i < fours; ++i) f.radix[f.stages++] = 4;
     if (lone) f.radix[f.stages++] = 2;
     int64_t m = n;

@@ -62,6 +62,10 @@ struct Passes {
     int64_t buffer() const { return p1() * row_stride(); }
     int64_t scratch() const { return p1() > 1 ? plan.columns_at_once * column_stride() : 0; }
 
+    // Whether the outer stages of columns, the first one forward and the last one back, are of radix 8: those go between
+    // memory and registers at once, others through local columns.
+    bool outer_eight() const { return plan.column.stages > 1 && plan.column.radix[0] == 8; }
+
     HYENA_INLINE Point point(int64_t row, int64_t column) const {
         return {row * p2() + column, (row * row_stride() + column) * S};
     }
@@ -92,11 +96,14 @@ struct Passes {
         }
         for (int64_t c = c0; c < c1; c += plan.columns_at_once) {
             const int64_t q = c1 - c < plan.columns_at_once ? c1 - c : plan.columns_at_once;
-            for (int64_t i = 0; i < n1; ++i) {
-                const T cs = plan.twist[2 * i], sn = plan.twist[2 * i + 1];
-                for (int64_t j = 0; j < q; ++j)
-                    store_cx(local + (j * column_stride() + i) * S, twisted(read(point(i, c + j)), cs, sn));
-            }
+            const auto given = [&](int64_t i, int64_t j) HYENA_LAMBDA {
+                return twisted(read(point(i, c + j)), plan.twist[2 * i], plan.twist[2 * i + 1]);
+            };
+            if (outer_eight())
+                first_of_columns(plan.column, local, q, column_stride(), given);
+            else
+                for (int64_t i = 0; i < n1; ++i)
+                    for (int64_t j = 0; j < q; ++j) store_cx(local + (j * column_stride() + i) * S, given(i, j));
             columns_forward(buffer, c, q, local, ahead);
         }
     }
@@ -108,7 +115,7 @@ struct Passes {
         const bool ask = far();
         for (int64_t j = 0; j < q; ++j) {
             T* x = local + j * column_stride() * S;
-            forward_stages(plan.column, x);
+            forward_stages(plan.column, x, outer_eight());
             last_forward_stage(plan.column, x, [&](int at, Cx<T>* a, auto r) HYENA_LAMBDA {
                 HYENA_UNROLL
                 for (int k = 0; k < decltype(r)::value; ++k) {
@@ -139,11 +146,14 @@ struct Passes {
         for (int64_t c = c0; c < c1; c += plan.columns_at_once) {
             const int64_t q = c1 - c < plan.columns_at_once ? c1 - c : plan.columns_at_once;
             columns_inverse(buffer, c, q, local, ahead);
-            for (int64_t i = 0; i < n1; ++i) {
-                const T cs = plan.twist[2 * i], sn = plan.twist[2 * i + 1];
-                for (int64_t j = 0; j < q; ++j)
-                    write(point(i, c + j), twiddled<true>(load_cx(local + (j * column_stride() + i) * S), cs, sn));
-            }
+            const auto taken = [&](int64_t i, int64_t j, Cx<T> v) HYENA_LAMBDA {
+                write(point(i, c + j), twiddled<true>(v, plan.twist[2 * i], plan.twist[2 * i + 1]));
+            };
+            if (outer_eight())
+                last_of_columns(plan.column, local, q, column_stride(), taken);
+            else
+                for (int64_t i = 0; i < n1; ++i)
+                    for (int64_t j = 0; j < q; ++j) taken(i, j, load_cx(local + (j * column_stride() + i) * S));
         }
     }
 
@@ -164,7 +174,7 @@ struct Passes {
                     a[k] = twiddled<true>(load_cx(point), w[0], w[1]);
                 }
             });
-            inverse_stages(plan.column, x);
+            inverse_stages(plan.column, x, outer_eight());
         }
     }
 

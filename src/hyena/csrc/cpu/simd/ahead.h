@@ -10,7 +10,7 @@ namespace {
 
 // How far ahead of what goes through positions in order. Each lies in another page if rows of channels are long, where
 // hardware prefetchers do not follow.
-constexpr int64_t kReadAhead = 12;
+constexpr int64_t kReadAhead = 48;
 
 // Memory that will be needed soon, to read or to write: up to four arrays with one step a position. The passes of a
 // transform ask for a column's positions, which lie far apart, one block of columns ahead, between the butterflies.
