@@ -62,8 +62,8 @@ struct Passes {
     int64_t buffer() const { return p1() * row_stride(); }
     int64_t scratch() const { return p1() > 1 ? plan.columns_at_once * column_stride() : 0; }
 
-    // Whether the outer stages of columns, the first one forward and the last one back, are of radix 8: those go between
-    // memory and registers at once, others through local columns.
+    // Whether the outer stages of columns, the first one forward and the last one back, are of radix 8: those go
+    // between the buffer and registers at once, others through local columns.
     bool outer_eight() const { return plan.column.stages > 1 && plan.column.radix[0] == 8; }
 
     HYENA_INLINE Point point(int64_t row, int64_t column) const {

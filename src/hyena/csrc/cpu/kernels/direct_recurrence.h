@@ -107,25 +107,25 @@ struct DirectRecurrence {
 
     // ---- backward -----------------------------------------------------------------------------------------------
 
+    // A tile's dz is made of its own gradients behind the short convolution and of the next `reach`: those are computed
+    // twice too, so that a tile goes from z and dy to dz within the caches.
     struct BackwardMemory {
-        const int64_t tile;  // numbers of a worker's buffer
+        const int64_t positions, tile, grads;  // positions of a tile with reach, numbers of a worker's buffers
         Memory<T> product, gradient, taps, sums, short_taps, short_sums;
-        Memory<T> grad;  // N + 1 interleaved arrays: the gradient of z behind the short convolution
+        Memory<T> grad;  // N + 1 interleaved arrays
         BackwardMemory(const DirectRecurrence& m, int parts)
-            : tile(m.filter.buffer(kMixingTile)),
+            : positions(kMixingTile + m.reach()),
+              tile(m.filter.buffer(positions)),
+              grads(positions * m.z.count * W),
               product(tile * parts),
               gradient(tile * parts),
               taps(m.filter.size()),
               sums(m.filter.sums() * parts),
               short_taps(m.z.size()),
               short_sums(m.z.sums() * parts),
-              grad(m.longest() * m.z.count * W) {}
+              grad(grads * parts) {}
     };
-    int64_t longest() const {
-        int64_t n = 0;
-        for (int64_t r = 0; r < a.seq.num_rows; ++r) n = a.seq.rows[r].length > n ? a.seq.rows[r].length : n;
-        return n;
-    }
+    int64_t reach() const { return z.filter.taps - 1; }
 
     void backward() const {
         share(
@@ -153,26 +153,34 @@ struct DirectRecurrence {
         of_dy.length = row.length;
         of_dy.add(dy);
         of_dy.add(in.first.z);
+        z.start(m.short_sums.get(), team.parts);
         each_tile(row.length, kMixingTile, team, [&](int64_t t0, int64_t count, int part) {
+            const int64_t left = row.length - t0, all = count + reach() < left ? count + reach() : left;
             T *x = m.product.get() + part * m.tile, *g = m.gradient.get() + part * m.tile;
-            T* grad = m.grad.get() + t0 * step;
-            fill(x, in, t0, count);
-            filter.fill(g, t0 - future, t0 + count + past, of_dy,
+            T* grad = m.grad.get() + part * m.grads;
+            fill(x, in, t0, all);
+            filter.fill(g, t0 - future, t0 + all + past, of_dy,
                         // y is zero where nothing is kept, whatever its gradient is there.
                         [&](int64_t t) HYENA_LAMBDA { return in.first.keep[t] ? dy[t] * in.first[t] : zero<T>(); });
             const T *here = x + past * W, *gradient = g + future * W;
-            filter.template convolve<-1>(taps, here + future * W, count, [&](int64_t i, Vec<T> sum) HYENA_LAMBDA {
+            filter.template convolve<-1>(taps, here + future * W, all, [&](int64_t i, Vec<T> sum) HYENA_LAMBDA {
                 store(grad + i * step, (sum + d * load(here + i * W)) * dy[t0 + i]);
             });
-            filter.template convolve<1>(taps, g, count, [&](int64_t i, Vec<T> sum) HYENA_LAMBDA {
+            filter.template convolve<1>(taps, g, all, [&](int64_t i, Vec<T> sum) HYENA_LAMBDA {
                 sum += d * load(gradient + i * W);
                 store(grad + i * step + a.order * W, in.gated ? sum * in.gate[t0 + i] : sum);
                 if (in.gated) store(grad + i * step + W, sum * in.value[t0 + i]);
             });
             filter.add_sums_of(here, gradient, count, m.sums.get() + part * filter.sums());
+            if (in.first.keep.mask)
+                for (int64_t i = 0; i < all; ++i)
+                    if (!in.first.keep[t0 + i]) std::memset(grad + i * step, 0, size_t(step) * sizeof(T));
+            z.backward_span(
+                row, group, m.short_taps.get(),
+                [&](int64_t p) { return Runs<T>{grad + p * W - t0 * step, step, row.length, 0}; },
+                m.short_sums.get() + part * z.sums(), t0, t0 + count);
         });
-        const auto grad_of = [&](int64_t part) { return Runs<T>{m.grad.get() + part * W, step, row.length, 0}; };
-        z.backward(row, group, m.short_taps.get(), grad_of, m.short_sums.get(), team, a.dweight, a.dbias);
+        z.add(m.short_sums.get(), team.parts, group, a.dweight, a.dbias);
     }
 };
 
