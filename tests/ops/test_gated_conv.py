@@ -44,6 +44,15 @@ def test_lengths(tier: Tier, dtype: torch.dtype, length: int, causal: bool) -> N
     compare(partial(convolve, causal=causal), matrices, x, rand(1, length, 2), tier, dtype, judge=judge, h=wide)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("length", [1440, 2160, 2304])
+def test_columns_without_an_eight(tier: Tier, dtype: torch.dtype, length: int) -> None:
+    """Transforms in columns whose first radix is another one: 36, 45 and 48 points."""
+    x = inputs(1, length, 2, length, 2)
+    judge = judge_of_length(length, True)
+    compare(convolve, matrices, x, rand(1, length, 2), tier, dtype, judge=judge)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(tier: Tier, dtype: torch.dtype, layout: str) -> None:
