@@ -1,12 +1,12 @@
 // Time of the CPU's transforms alone, one thread, beside what the core's additions would take: docs/kernels.md, "What
-// binds the mixing step". Prints, for convolutions of P points of 16 channels that stay in the caches as far as they
-// fit, nanoseconds a point there and back, and the share of that which their additions take at the core's rate; and the
-// rates at which the core adds, and reads, writes and goes through positions of 64 bytes, 3 KiB apart, in a long array.
+// binds the mixing step". Prints the rate at which the core adds vectors; for convolutions of P points of 16 channels,
+// nanoseconds a point there and back, and the share that their additions take of it at that rate; and the rates of
+// reading z of 64K positions and 256 channels in order, and 64 bytes of each position at a time.
 //
-//     g++ -O2 -std=c++17 -march=native -mprefer-vector-width=512 benchmarks/transforms.cpp src/hyena/csrc/cpu/fft/plan.cpp
-//         -o transforms && ./transforms
+//     g++ -O2 -std=c++17 -march=native -mprefer-vector-width=512 benchmarks/transforms.cpp
+//         src/hyena/csrc/cpu/fft/plan.cpp -o transforms && ./transforms
 //
-// -march must have AVX-512.
+// For processors with AVX-512.
 #define HYENA_BYTES 64
 #include <algorithm>
 #include <chrono>
