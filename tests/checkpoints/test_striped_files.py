@@ -154,9 +154,17 @@ def test_weights_that_are_no_numbers(config: dict[str, Any], state: State) -> No
         load_striped_hyena({n: t.to("meta") for n, t in state.items()}, config)
 
 
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("by_name", [False, True], ids=["by value", "by name"])
 def test_recipes_of_a_package_that_is_not_installed(
-    tmp_path: Path, config: dict[str, Any], state: State, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    config: dict[str, Any],
+    state: State,
+    monkeypatch: pytest.MonkeyPatch,
+    by_name: bool,
+    protocol: int,
 ) -> None:
+    """Enumerations as Python 3.11.7 writes them, and as 3.11.2 does, by ``getattr``."""
     names = ("transformer_engine", "transformer_engine.common", "transformer_engine.common.recipe")
     modules = {name: types.ModuleType(name) for name in names}
     with monkeypatch.context() as patch:
@@ -166,11 +174,30 @@ def test_recipes_of_a_package_that_is_not_installed(
         exec("import enum\nclass DelayedScaling: pass\nclass Format(enum.Enum): HYBRID = 1", recipe.__dict__)
         for kind in (recipe.DelayedScaling, recipe.Format):
             kind.__module__ = names[-1]
+        reduced = (lambda e, _: (getattr, (type(e), e.name))) if by_name else (lambda e, _: (type(e), (e.value,)))
+        recipe.Format.__reduce_ex__ = reduced
         scaling = recipe.DelayedScaling()
         scaling.format = recipe.Format.HYBRID
-        torch.save({**state, "blocks.0.projections._extra_state": {"recipe": scaling}}, tmp_path / "evo2.pt")
+        torch.save(
+            {**state, "blocks.0.projections._extra_state": {"recipe": scaling}},
+            tmp_path / "evo2.pt",
+            pickle_protocol=protocol,
+        )
     ids = torch.randint(19, (1, 9))
     assert torch.equal(load_striped_hyena(tmp_path / "evo2.pt", config)(ids), load_striped_hyena(state, config)(ids))
+
+
+class Reached:
+    """Has an attribute that nobody may fetch by way of a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (io.BytesIO, "getvalue")
+
+
+def test_attributes_of_other_classes(tmp_path: Path, config: dict[str, Any], state: State) -> None:
+    torch.save({**state, "blocks.0.projections._extra_state": Reached()}, tmp_path / "evo2.pt")
+    with pytest.raises(ValueError, match="holds pickled Python objects"):
+        load_striped_hyena(tmp_path / "evo2.pt", config)
 
 
 def test_an_output_layer_that_is_tied(config: dict[str, Any], state: State) -> None:

@@ -44,10 +44,19 @@ class _Recipe:
         pass
 
 
+def _member(kind: Any, name: str) -> _Recipe:
+    """A member of an enumeration of recipes, which some Pythons (3.11.2) write as ``getattr(kind, name)``."""
+    if kind is not _Recipe:
+        raise pickle.UnpicklingError(f"Unsupported global: getattr({kind!r}, {name!r})")
+    return _Recipe()
+
+
 # What weights_only lets through beside tensors: bytes, and recipes of FP8, whether or not that package is installed.
 _RECIPES = "transformer_engine.common.recipe."
 _HARMLESS: list[Any] = [
     io.BytesIO,
+    (_member, "__builtin__.getattr"),
+    (_member, "builtins.getattr"),
     *((_Recipe, _RECIPES + name) for name in ("DelayedScaling", "Format", "_FormatHelper")),
 ]
 
