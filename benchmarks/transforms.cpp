@@ -71,9 +71,8 @@ void transforms(double rate) {
                 passes.rows_through(buffer.data(), 0, passes.p1(), [&](int64_t k, Cx<float> v) HYENA_LAMBDA {
                     return times(v, load_cx(spectrum.data() + k * kPoint));
                 });
-                passes.columns_out(
-                    buffer.data(), 0, passes.p2(), local.data(),
-                    [&](int64_t t, Cx<float> v) HYENA_LAMBDA { store(out.data() + t * kWidth, v.re); });
+                passes.columns_out(buffer.data(), 0, passes.p2(), local.data(),
+                                   [&](int64_t t, Cx<float> v) HYENA_LAMBDA { store(out.data() + t * kWidth, v.re); });
             }
         });
         const double each = time / double(rounds * points);
