@@ -254,7 +254,7 @@ class Through(nn.Module):
 
 def test_the_bias_stays_where_nobody_adds_it(device: str) -> None:
     layer, u = nn.Linear(4, 5, device=device), rand(2, 3, 4).float().to(device)
-    z, bias = ops.project_without_bias(u, layer)
+    z, bias = ops.project_for_mixing(u, layer, 1)
     assert bias is None
     torch.testing.assert_close(z, layer(u))
 
@@ -263,19 +263,19 @@ def test_the_bias_apart(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # ops.project is the function
     monkeypatch.setattr(importlib.import_module("hyena.ops.project"), "is_bias_left", lambda u: True)
     layer, u = nn.Linear(4, 5, device=device), rand(2, 3, 4).float().to(device)
-    z, bias = ops.project_without_bias(u, layer)
+    z, bias = ops.project_for_mixing(u, layer, 1)
     assert strides(z) == natural_strides(laid_out(z, "channel_major"), 5)
     assert bias is layer.bias
     torch.testing.assert_close(z + bias, layer(u))
     with torch.autocast(device, torch.bfloat16):
-        z, bias = ops.project_without_bias(u, layer)
+        z, bias = ops.project_for_mixing(u, layer, 1)
     assert z.dtype == torch.bfloat16
     assert bias is layer.bias  # as exact as it is
     torch.testing.assert_close(z + bias, layer(u), rtol=0.05, atol=0.05)
-    assert ops.project_without_bias(u, nn.Linear(4, 5, bias=False, device=device))[1] is None
-    assert ops.project_without_bias(u, Doubling(4, 5, device=device))[1] is None
+    assert ops.project_for_mixing(u, nn.Linear(4, 5, bias=False, device=device), 1)[1] is None
+    assert ops.project_for_mixing(u, Doubling(4, 5, device=device), 1)[1] is None
     layer.register_forward_hook(lambda module, inputs, output: output + 1)
-    z, bias = ops.project_without_bias(u, layer)
+    z, bias = ops.project_for_mixing(u, layer, 1)
     assert bias is None
     torch.testing.assert_close(z, layer(u))
 

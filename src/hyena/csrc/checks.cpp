@@ -14,7 +14,36 @@ const Types& parameter_of(const Tensor& z) { return z.scalar_type() == ScalarTyp
 // A sequence (B, L, C).
 void expect_sequence(const char* name, const Tensor& t) { expect(name, t, {kAny, kAny, kAny}, kFloats, t); }
 
-void expect_mask(const Optional& mask, const Tensor& z) { expect("mask", mask, {z.size(0), z.size(1)}, kBool, z); }
+// A sequence in channel blocks (B, C / 16, L, 16).
+void expect_blocked(const char* name, const Tensor& t, const Types& types, const Tensor& beside) {
+    expect(name, t, {kAny, kAny, kAny, kChannelBlock}, types, beside);
+}
+
+// Either of them.
+void expect_any_order(const char* name, const Tensor& t) {
+    if (is_blocked(t))
+        expect_blocked(name, t, kFloats, t);
+    else
+        expect_sequence(name, t);
+}
+
+// Parts of z of so many channels each, all of which must begin where a block does.
+void expect_blocks_of(const Tensor& z, int64_t channels) {
+    if (is_blocked(z) && channels % kChannelBlock != 0)
+        require(false, "z of shape ", shape_of(z.sizes()), " is in blocks of ", kChannelBlock, " channels, but ",
+                channels, " channels are not a multiple of that: use (B, L, C)");
+}
+
+// A gradient (B, L, channels) of what z, in the same order, became.
+void expect_gradient(const Tensor& dy, const Tensor& z, int64_t channels) {
+    const Types type = only(z.scalar_type());
+    if (is_blocked(z))
+        expect("dy", dy, {z.size(0), channels / kChannelBlock, z.size(2), kChannelBlock}, type, z);
+    else
+        expect("dy", dy, {z.size(0), z.size(1), channels}, type, z);
+}
+
+void expect_mask(const Optional& mask, const Tensor& z) { expect("mask", mask, {z.size(0), length_of(z)}, kBool, z); }
 
 // Offsets of packed rows; their values are checked where they are read. On a GPU they may come from the host.
 void expect_offsets(const Optional& cu_seqlens, const Tensor& z) {
@@ -27,7 +56,7 @@ void expect_offsets(const Optional& cu_seqlens, const Tensor& z) {
 
 // (channels, taps).
 void expect_short_filter(const Tensor& weight, const Tensor& z) {
-    expect("weight", weight, {z.size(2), kAny}, parameter_of(z), z);
+    expect("weight", weight, {channels_of(z), kAny}, parameter_of(z), z);
     if (weight.size(1) < 1) require(false, "weight must have at least one tap, got shape ", shape_of(weight.sizes()));
 }
 
@@ -46,8 +75,8 @@ void expect_spectrum(const char* name, const Tensor& spectrum, std::initializer_
                 shape_of(spectrum.sizes()));
     if (groups == 0 || channels % groups != 0)
         require(false, name, " of ", groups, " filters does not serve ", channels, " channels: not a multiple");
-    if (!any_length && z.size(1) > points_of(size))
-        require(false, "a row of ", z.size(1), " positions needs a ", name,
+    if (!any_length && length_of(z) > points_of(size))
+        require(false, "a row of ", length_of(z), " positions needs a ", name,
                 " of at least that size; this one serves rows of up to ", points_of(size));
 }
 
@@ -146,49 +175,52 @@ void check_direct_conv_backward(const Tensor& dy, const Tensor& v, const Tensor&
 void check_recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& spectrum,
                       const Tensor& d, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias,
                       bool sectioned) {
-    expect_sequence("z", z);
+    expect_any_order("z", z);
     expect("d", d, {kAny, kAny}, parameter_of(z), z);
-    const int64_t filters = d.size(0), channels = d.size(1), order = channels > 0 ? z.size(2) / channels - 1 : 0;
-    if (order < 1 || z.size(2) != (order + 1) * channels || (filters != order - 1 && filters != order))
-        require(false, "z of ", z.size(2), " channels is not (N + 1) C for d of shape (F, C) = ", shape_of(d.sizes()),
+    const int64_t filters = d.size(0), channels = d.size(1), width = channels_of(z),
+                  order = channels > 0 ? width / channels - 1 : 0;
+    if (order < 1 || width != (order + 1) * channels || (filters != order - 1 && filters != order))
+        require(false, "z of ", width, " channels is not (N + 1) C for d of shape (F, C) = ", shape_of(d.sizes()),
                 " and an order N with F = N - 1 or N filters");
+    expect_blocks_of(z, channels);
     expect_short_filter(weight, z);
-    expect("bias", bias, {z.size(2)}, parameter_of(z), z);
+    expect("bias", bias, {width}, parameter_of(z), z);
     expect_spectrum("spectrum", spectrum, {filters, kAny, kAny, 2}, z, channels, sectioned || cu_seqlens);
     expect_mask(mask, z);
     expect_offsets(cu_seqlens, z);
-    expect("z_bias", z_bias, {z.size(2)}, parameter_of(z), z);
+    expect("z_bias", z_bias, {width}, parameter_of(z), z);
 }
 
 void check_recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias,
                                const Tensor& spectrum, const Tensor& d, const Optional& mask,
                                const Optional& cu_seqlens, const Optional& z_bias, bool sectioned) {
     check_recurrence(z, weight, bias, spectrum, d, mask, cu_seqlens, z_bias, sectioned);
-    expect("dy", dy, {z.size(0), z.size(1), d.size(1)}, only(z.scalar_type()), z);
+    expect_gradient(dy, z, d.size(1));
 }
 
 void check_direct_recurrence(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& h,
                              const Tensor& d, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias,
                              bool causal) {
-    expect_sequence("z", z);
+    expect_any_order("z", z);
     expect("d", d, {kAny}, parameter_of(z), z);
-    const int64_t channels = d.size(0);
-    if (channels == 0 || (z.size(2) != 3 * channels && z.size(2) != 2 * channels))
-        require(false, "z of ", z.size(2), " channels is not 3 C, two gates and a value, nor 2 C, a gate and a value, ",
+    const int64_t channels = d.size(0), width = channels_of(z);
+    if (channels == 0 || (width != 3 * channels && width != 2 * channels))
+        require(false, "z of ", width, " channels is not 3 C, two gates and a value, nor 2 C, a gate and a value, ",
                 "for d of shape (C,) = ", shape_of(d.sizes()));
+    expect_blocks_of(z, channels);
     expect_short_filter(weight, z);
-    expect("bias", bias, {z.size(2)}, parameter_of(z), z);
+    expect("bias", bias, {width}, parameter_of(z), z);
     expect_few_taps(h, channels, causal, z);
     expect_mask(mask, z);
     expect_offsets(cu_seqlens, z);
-    expect("z_bias", z_bias, {z.size(2)}, parameter_of(z), z);
+    expect("z_bias", z_bias, {width}, parameter_of(z), z);
 }
 
 void check_direct_recurrence_backward(const Tensor& dy, const Tensor& z, const Tensor& weight, const Optional& bias,
                                       const Tensor& h, const Tensor& d, const Optional& mask,
                                       const Optional& cu_seqlens, const Optional& z_bias, bool causal) {
     check_direct_recurrence(z, weight, bias, h, d, mask, cu_seqlens, z_bias, causal);
-    expect("dy", dy, {z.size(0), z.size(1), d.size(0)}, only(z.scalar_type()), z);
+    expect_gradient(dy, z, d.size(0));
 }
 
 void check_implicit_filter(const Tensor& features, const Tensor& time, const Tensor& first, const Tensor& inner,
@@ -223,16 +255,40 @@ void check_implicit_filter_backward(const Tensor& dh, const Tensor& features, co
                 " rows, which must be F C");
 }
 
-void check_project(const Tensor& u, const Tensor& weight, const Optional& bias) {
-    expect_sequence("u", u);
+namespace {
+
+void expect_linear(const Tensor& u, const Tensor& weight, const Optional& bias) {
     const Types type = only(u.scalar_type());
-    expect("weight", weight, {kAny, u.size(2)}, type, u);
+    expect("weight", weight, {kAny, channels_of(u)}, type, u);
     expect("bias", bias, {weight.size(0)}, type, u);
 }
 
-void check_project_backward(const Tensor& dy, const Tensor& u) {
+}  // namespace
+
+void check_project(const Tensor& u, const Tensor& weight, const Optional& bias) {
     expect_sequence("u", u);
-    expect("dy", dy, {u.size(0), u.size(1), kAny}, only(u.scalar_type()), u);
+    expect_linear(u, weight, bias);
+}
+
+void check_project_channel_blocked(const Tensor& u, const Tensor& weight, const Optional& bias) {
+    check_project(u, weight, bias);
+    if (weight.size(0) % kChannelBlock != 0)
+        require(false, "a weight for ", weight.size(0), " channels, which are not a multiple of the ", kChannelBlock,
+                " of a block");
+}
+
+void check_project_from_channel_blocked(const Tensor& u, const Tensor& weight, const Optional& bias) {
+    expect_blocked("u", u, kFloats, u);
+    expect_linear(u, weight, bias);
+}
+
+void check_project_backward(const Tensor& dy, const Tensor& u) {
+    expect_any_order("u", u);
+    const Types type = only(u.scalar_type());
+    if (is_blocked(dy))
+        expect("dy", dy, {u.size(0), kAny, length_of(u), kChannelBlock}, type, u);
+    else
+        expect("dy", dy, {u.size(0), length_of(u), kAny}, type, u);
 }
 
 }  // namespace hyena

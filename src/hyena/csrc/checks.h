@@ -51,6 +51,8 @@ void check_gated_modal_step(const Tensor& z, const Tensor& weight, const Optiona
 void check_gated_window_step(const Tensor& z, const Tensor& weight, const Optional& bias, const Tensor& last,
                              const Tensor& h, const Tensor& memory);
 void check_project(const Tensor& u, const Tensor& weight, const Optional& bias);
+void check_project_channel_blocked(const Tensor& u, const Tensor& weight, const Optional& bias);
+void check_project_from_channel_blocked(const Tensor& u, const Tensor& weight, const Optional& bias);
 void check_project_backward(const Tensor& dy, const Tensor& u);
 
 }  // namespace hyena

@@ -13,6 +13,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "channel_block.h"
+
 // In torch 2.13 and later, null otherwise.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
@@ -109,9 +111,14 @@ inline ScalarType compute_type(const Tensor& t) {
     return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// Whether a sequence is in channel blocks, (B, C / 16, L, 16), and not (B, L, C).
+inline bool is_blocked(const Tensor& z) { return z.dim() == 4; }
+inline int64_t length_of(const Tensor& z) { return z.size(is_blocked(z) ? 2 : 1); }
+inline int64_t channels_of(const Tensor& z) { return is_blocked(z) ? z.size(1) * z.size(3) : z.size(2); }
+
 // Whether z of shape (B, L, C) lies in memory as (B, C, L).
 inline bool is_channel_major(const Tensor& z) {
-    return z.size(1) > 1 && z.size(2) > 1 && z.stride(1) == 1 && z.stride(2) != 1;
+    return z.dim() == 3 && z.size(1) > 1 && z.size(2) > 1 && z.stride(1) == 1 && z.stride(2) != 1;
 }
 
 // Positions of a row are followed by unused ones up to a multiple of this many (_ROW_STEP in ops/_layout.py).

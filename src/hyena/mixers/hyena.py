@@ -164,13 +164,13 @@ class HyenaOperator(HyenaSteps):
         if condition is not None:
             y = self._mix_conditioned(u, longest, mask, cu_seqlens, condition)
         elif self._is_fused(longest):
-            z, z_bias = ops.project_without_bias(u, self.in_proj, mask)  # the mixing step may have its bias to add
+            z, z_bias = ops.project_for_mixing(u, self.in_proj, self.width, mask)
             y = self._mix_at_once(z, longest, mask, cu_seqlens, z_bias)
         else:
             z = ops.project(u, self.in_proj, channel_major=None, mask=mask)
             y = self._mix_in_parts(z, longest, mask, cu_seqlens)
         if self.activation is not None:
-            y = self.activation(y)
+            y = self.activation(ops.from_blocks(y))
         y = ops.project(y, self.out_proj)
         return y[0] if flat else y
 

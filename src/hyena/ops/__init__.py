@@ -3,7 +3,7 @@
 from hyena.ops._checks import check_cu_seqlens, check_gated_conv, check_row
 from hyena.ops._extension import EXTENSION
 from hyena.ops._kept import check_instructions, clear_tables
-from hyena.ops._layout import compute_dtype, empty_result, to_order_of, transform_length
+from hyena.ops._layout import compute_dtype, empty_result, from_blocks, to_order_of, transform_length
 from hyena.ops._library import fallback_only, find_kernels, has_kernel
 from hyena.ops._modules import (
     autocasts,
@@ -22,7 +22,7 @@ from hyena.ops.direct_conv import direct_conv, is_direct
 from hyena.ops.direct_recurrence import direct_recurrence
 from hyena.ops.gated_conv import gated_conv
 from hyena.ops.implicit_filter import implicit_filter
-from hyena.ops.project import LinearWithoutBias, linear, project, project_without_bias
+from hyena.ops.project import LinearWithoutBias, linear, project, project_for_mixing
 from hyena.ops.recurrence import recurrence
 from hyena.ops.report import backend_report, library_file, op_names
 from hyena.ops.sections import section_length
@@ -51,6 +51,7 @@ __all__ = [
     "empty_result",
     "fallback_only",
     "filter_spectrum",
+    "from_blocks",
     "fusible",
     "gated_conv",
     "gated_modal_step_",
@@ -70,7 +71,7 @@ __all__ = [
     "move_spectrum",
     "op_names",
     "project",
-    "project_without_bias",
+    "project_for_mixing",
     "recurrence",
     "row_bounds",
     "run_as_written",

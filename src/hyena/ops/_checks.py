@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hyena.ops._layout import compute_dtype, points_of
+from hyena.ops._layout import CHANNEL_BLOCK, channels_of, compute_dtype, is_blocked, length_of, points_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NAMES = "float16, bfloat16, float32 or float64"
@@ -32,6 +32,54 @@ def check_rows(name: str, x: Tensor) -> None:
         raise ValueError(
             f"{name} must be floating point ({_NAMES}) of shape (B, L, C), got {x.dtype} of shape {tuple(x.shape)}"
         )
+
+
+def check_blocks(name: str, z: Tensor) -> None:
+    """A sequence in channel blocks, ``(B, C / 16, L, 16)``.
+
+    Raises:
+        ValueError: it is not, with its dtype and shape.
+    """
+    if z.dim() != 4 or z.size(3) != CHANNEL_BLOCK or z.dtype not in DTYPES or z.layout != torch.strided:
+        raise ValueError(
+            f"{name} must be floating point ({_NAMES}) of shape (B, C / {CHANNEL_BLOCK}, L, {CHANNEL_BLOCK}), got "
+            f"{z.dtype} of shape {tuple(z.shape)}"
+        )
+
+
+def check_any_order(name: str, z: Tensor) -> None:
+    """A sequence ``(B, L, C)`` or in channel blocks."""
+    if is_blocked(z):
+        check_blocks(name, z)
+    else:
+        check_rows(name, z)
+
+
+def check_linear(u: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """The parameters of a linear layer for a sequence."""
+    inputs = channels_of(u)
+    if weight.dim() != 2:
+        raise ValueError(f"weight must be ({inputs} in, C out) as (C, {inputs}), got {tuple(weight.shape)}")
+    check_like("weight", weight, (weight.size(0), inputs), u)
+    if bias is not None:
+        check_like("bias", bias, (weight.size(0),), u)
+
+
+def check_whole_blocks(name: str, channels: int) -> None:
+    """Channels that fill their blocks.
+
+    Raises:
+        ValueError: they do not, with their number.
+    """
+    if channels % CHANNEL_BLOCK != 0:
+        raise ValueError(f"{name}: {channels} channels do not fill blocks of {CHANNEL_BLOCK}; use (B, L, C)")
+
+
+def shape_like(z: Tensor, channels: int) -> tuple[int, ...]:
+    """The shape of a sequence of so many channels in the order of ``z``."""
+    if is_blocked(z):
+        return z.size(0), channels // CHANNEL_BLOCK, z.size(2), CHANNEL_BLOCK
+    return z.size(0), z.size(1), channels
 
 
 def check_like(name: str, t: Tensor, shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> None:
@@ -109,9 +157,10 @@ def check_mask(mask: Tensor | None, z: Tensor) -> None:
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a bool tensor, got {type(mask).__name__}: torch.tensor(mask)")
     check_device("mask", mask, z)
-    if mask.dim() != 2 or mask.shape != z.shape[:2] or mask.dtype != torch.bool or mask.layout != torch.strided:
+    shape = (z.size(0), length_of(z))
+    if tuple(mask.shape) != shape or mask.dtype != torch.bool or mask.layout != torch.strided:
         raise ValueError(
-            f"mask must be a bool tensor of shape {tuple(z.shape[:2])}, True where a position is kept; got "
+            f"mask must be a bool tensor of shape {shape}, True where a position is kept; got "
             f"{mask.dtype} of shape {tuple(mask.shape)}"
         )
 
@@ -143,6 +192,17 @@ def check_cu_seqlens(cu_seqlens: Tensor | None, z: Tensor) -> None:
 def check_row(z: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, name: str = "z") -> None:
     """A sequence input with its mask and offsets."""
     check_rows(name, z)
+    check_beside(z, mask, cu_seqlens)
+
+
+def check_projections(z: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> None:
+    """What a mixing step takes, in any order, with its mask and offsets."""
+    check_any_order("z", z)
+    check_beside(z, mask, cu_seqlens)
+
+
+def check_beside(z: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> None:
+    """The mask and offsets of a sequence."""
     check_mask(mask, z)
     check_cu_seqlens(cu_seqlens, z)
 
@@ -179,10 +239,10 @@ def check_spectrum(z: Tensor, spectrum: Tensor, channels: int, packed: bool, dim
     if spectrum.size(-3) == 0 or channels % spectrum.size(-3) != 0:
         raise ValueError(f"spectrum: {channels} channels cannot share {spectrum.size(-3)} filters: not a multiple")
     longest = longest_in(spectrum.size(-2) - 1)
-    if not packed and z.size(1) > longest:
+    if not packed and length_of(z) > longest:
         raise ValueError(
-            f"spectrum: a row of {z.size(1)} positions needs a spectrum of at least that size; this one was built for "
-            f"{longest}"
+            f"spectrum: a row of {length_of(z)} positions needs a spectrum of at least that size; this one was "
+            f"built for {longest}"
         )
 
 
@@ -231,16 +291,21 @@ def check_gated_conv(
         raise ValueError(f"h: a two-sided filter has an odd number of taps, lags -(K-1) … K-1; got {h.size(-2)}")
 
 
+def looks_for_nan() -> bool:
+    """Whether :func:`check_finite` looks at anything."""
+    if torch.compiler.is_compiling() or not torch.is_anomaly_enabled():
+        return False
+    return not torch._C._are_functorch_transforms_active()  # values under a transform cannot be looked at
+
+
 def check_finite(**tensors: Tensor | None) -> None:
     """Looks for NaN and infinities under ``torch.autograd.detect_anomaly``, before a transform spreads them over a row.
 
     Raises:
         RuntimeError: there is one, with the argument, the value and the place of the first.
     """
-    if torch.compiler.is_compiling() or not torch.is_anomaly_enabled():
+    if not looks_for_nan():
         return
-    if torch._C._are_functorch_transforms_active():
-        return  # values under a transform cannot be looked at
     for name, t in tensors.items():
         if t is None or t.is_meta:
             continue

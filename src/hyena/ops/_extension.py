@@ -16,6 +16,10 @@ _LIBRARY = "_kernels.so"
 _MISSING = "_kernels_missing.txt"  # written by the build where it could not make the library
 
 
+# Fewer rows are not worth a matrix product of the library's own (kLeastRows in csrc/cpu/binding/ops_linear.cpp).
+LEAST_ROWS = 256
+
+
 class Extension:
     """The compiled extension.
 
@@ -26,7 +30,7 @@ class Extension:
         has_cuda: whether it was built with CUDA kernels.
         file: where the library is; None where it is not in use.
         library: the library itself, for its functions that are no ops; None where it is not in use.
-        fast_linear: whether ``hyena::project_backward`` is faster than torch's matrix products on this CPU.
+        fast_linear: whether the library's matrix products are faster than torch's on this CPU.
     """
 
     def __init__(self) -> None:
@@ -70,6 +74,10 @@ class Extension:
     def _go_without(self, why: str) -> None:
         warnings.warn(f"hyena runs without compiled kernels, several times slower: {why}", RuntimeWarning, stacklevel=2)
         self.reason = why
+
+    def multiplies(self, u: torch.Tensor) -> bool:
+        """Whether the library's matrix products are for tensors like ``u``, if they have :data:`LEAST_ROWS` rows."""
+        return self.fast_linear and u.device.type == "cpu" and u.dtype in (torch.float32, torch.float64)
 
     def takes(self, device: torch.device, dtype: torch.dtype, points: int = 1) -> bool:
         """Whether the kernels for this kind of device take tensors there of this dtype, or hand them to the fallback.

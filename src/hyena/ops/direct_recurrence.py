@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hyena.ops._checks import check_like, check_row, check_weights
+from hyena.ops._checks import check_like, check_projections, check_weights, check_whole_blocks, shape_like
 from hyena.ops._derivatives import Arguments, backward_through
-from hyena.ops._layout import empty_in_order_of, empty_result, to_order_of
+from hyena.ops._layout import channels_of, empty_in_order_of, empty_result, is_blocked, length_of, to_order_of
 from hyena.ops._library import define
 from hyena.ops._packing import check_bounds
 from hyena.ops.direct_conv import check_taps
@@ -69,13 +69,15 @@ def _in_ops_backward(dy: Tensor, *args: Any) -> Gradients:
 
 def _check(*args: Any) -> None:
     a = Inputs(*args)
-    check_row(a.z, a.mask, a.cu_seqlens)
-    width, channels = a.z.size(2), a.d.size(0) if a.d.dim() == 1 else 0
+    check_projections(a.z, a.mask, a.cu_seqlens)
+    width, channels = channels_of(a.z), a.d.size(0) if a.d.dim() == 1 else 0
     if channels == 0 or width not in (2 * channels, 3 * channels):
         raise ValueError(
             f"z of {width} channels and d of shape {tuple(a.d.shape)}: z must be (B, L, 3 C), two gates and a value, "
             "or (B, L, 2 C), a gate and a value, for d of shape (C,)"
         )
+    if is_blocked(a.z):
+        check_whole_blocks("z", channels)
     check_weights("weight", a.weight, (width, "taps"), a.z)
     check_weights("bias", a.bias, (width,), a.z)
     check_weights("d", a.d, (channels,), a.z)
@@ -86,7 +88,7 @@ def _check(*args: Any) -> None:
 def _check_backward(dy: Tensor, *args: Any) -> None:
     _check(*args)
     a = Inputs(*args)
-    check_like("dy", dy, (a.z.size(0), a.z.size(1), a.d.size(0)), a.z)
+    check_like("dy", dy, shape_like(a.z, a.d.size(0)), a.z)
 
 
 def _fake(*args: Any) -> Tensor:
@@ -97,7 +99,7 @@ def _fake(*args: Any) -> Tensor:
 def _fake_backward(dy: Tensor, *args: Any) -> Gradients:
     a = Inputs(*args)
     return (
-        empty_in_order_of(a.z, a.z.size(2)),
+        empty_in_order_of(a.z, channels_of(a.z)),
         a.weight.new_empty(a.weight.shape),
         a.weight.new_empty(a.weight.size(0)),
         a.h.new_empty(a.h.shape),
@@ -144,7 +146,7 @@ def direct_recurrence(
 
     Args:
         z: ``(B, L, 3 C)`` projections, two gates and a value, any strides: ``y = x^0 (h * (x^1 v) + d (x^1 v))``; or
-            ``(B, L, 2 C)``, a gate and a value: ``y = x^0 (h * v + d v)``.
+            ``(B, L, 2 C)``, a gate and a value: ``y = x^0 (h * v + d v)``. In channel blocks as in :func:`recurrence`.
         weight, bias: of the short convolution, a row for each channel of ``z``; the last tap is the current position.
         h: ``(K, G)``, lags ``0 … K-1``; two-sided ``(2 K - 1, G)``, lags ``-(K-1) … K-1``.
         d: ``(C,)`` weight of the convolution's input in its output.
@@ -152,14 +154,14 @@ def direct_recurrence(
         causal: whether ``h`` has lags of the past alone.
 
     Returns:
-        ``(B, L, C)`` in the dtype and memory order of ``z``.
+        ``(B, L, C)`` in the dtype and memory order of ``z``; ``(B, C / 16, L, 16)`` if ``z`` is in channel blocks.
 
     Raises:
         ValueError: shapes or dtypes that do not fit, with the ones found.
     """
     a = Inputs(z, weight, bias, h, d, mask, cu_seqlens, z_bias, causal)
     _check(*a)
-    check_bounds(cu_seqlens, z.size(1), z.size(1))
+    check_bounds(cu_seqlens, length_of(z), length_of(z))
     if z.numel() == 0:
         return empty_result(z, d.size(0), weight, bias, h, d, z_bias)
     return torch.ops.hyena.direct_recurrence(*a)

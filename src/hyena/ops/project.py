@@ -19,12 +19,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hyena.ops._checks import check_like, check_mask, check_rows
+from hyena.ops._checks import check_any_order, check_like, check_linear, check_mask, check_rows
 from hyena.ops._derivatives import backward_through
-from hyena.ops._extension import EXTENSION
-from hyena.ops._layout import is_channel_major, new_channel_major
+from hyena.ops._extension import EXTENSION, LEAST_ROWS
+from hyena.ops._layout import (
+    CHANNEL_BLOCK,
+    channels_of,
+    from_blocks,
+    is_blocked,
+    is_channel_major,
+    length_of,
+    new_channel_major,
+)
 from hyena.ops._library import define, has_kernel
 from hyena.ops._modules import autocasts, fusible, is_plain
+from hyena.ops.project_channel_blocked import is_channel_blocked_faster
 from hyena.ops.short_conv import masked
 
 # Up to this length one matrix product over the whole batch beats a batched product that writes (B, C, L).
@@ -33,9 +42,6 @@ _SHORT = 32
 # From this length on a row of the batch keeps a GPU busy by itself.
 _LONG = 4096
 
-# Fewer rows are not worth a kernel of the library's own (kLeastRows in csrc/cpu/binding/ops_linear.cpp).
-_LEAST_ROWS = 256
-
 
 def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
     u, weight, _ = inputs
@@ -43,7 +49,7 @@ def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[
     assert g is not None
     rows = g.flatten(0, 1)
     du = torch.ops.hyena.project(g, weight.t(), None) if needs[0] else None
-    if needs[1] and _is_for_kernel(rows):
+    if needs[1] and EXTENSION.multiplies(g) and rows.size(0) >= LEAST_ROWS:
         dw, db = torch.ops.hyena.project_backward(g, u)
         return du, dw, db if needs[2] else None
     dw = rows.t() @ u.flatten(0, 1) if needs[1] else None
@@ -51,33 +57,21 @@ def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[
     return du, dw, db
 
 
-def _is_for_kernel(rows: Tensor) -> bool:
-    return (
-        EXTENSION.fast_linear
-        and rows.device.type == "cpu"
-        and rows.dtype in (torch.float32, torch.float64)
-        and rows.size(0) >= _LEAST_ROWS
-    )
-
-
 def _weight_and_bias(g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    rows = g.flatten(0, 1)
-    return rows.t() @ u.flatten(0, 1), rows.sum(0)
+    rows = from_blocks(g).flatten(0, 1)
+    return rows.t() @ from_blocks(u).flatten(0, 1), rows.sum(0)
 
 
 def _check(u: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     check_rows("u", u)
-    if weight.dim() != 2:
-        raise ValueError(f"weight must be ({u.size(2)} in, C out) as (C, {u.size(2)}), got {tuple(weight.shape)}")
-    check_like("weight", weight, (weight.size(0), u.size(2)), u)
-    if bias is not None:
-        check_like("bias", bias, (weight.size(0),), u)
+    check_linear(u, weight, bias)
 
 
 def _check_backward(g: Tensor, u: Tensor) -> None:
-    check_rows("u", u)
-    check_rows("g", g)
-    check_like("g", g, (u.size(0), u.size(1), g.size(2)), u)
+    check_any_order("u", u)
+    check_any_order("g", g)
+    batch, length = u.size(0), length_of(u)
+    check_like("g", g, (batch, g.size(1), length, CHANNEL_BLOCK) if is_blocked(g) else (batch, length, g.size(2)), u)
 
 
 define(
@@ -144,7 +138,7 @@ def _weight_gradient(g: Tensor, u: Tensor) -> Tensor:
 define(
     "project_backward(Tensor g, Tensor u) -> (Tensor, Tensor)",
     _weight_and_bias,
-    lambda g, u: (u.new_empty(g.size(2), u.size(2)), u.new_empty(g.size(2))),
+    lambda g, u: (u.new_empty(channels_of(g), channels_of(u)), u.new_empty(channels_of(g))),
     check=_check_backward,
     backward=backward_through(_weight_and_bias),
     plain=_weight_and_bias,
@@ -196,7 +190,7 @@ def _operands(u: Tensor, layer: nn.Module, autocast: bool) -> tuple[Tensor, Tens
         u, weight = u.to(dtype), weight.to(dtype)
     bias = layer.bias if is_plain(layer, nn.Linear) else None
     # Something else may have been put into the parameters; the layer says what is wrong with it.
-    fits = u.dim() == 3 and weight.dim() == 2 and weight.size(1) == u.size(2) and weight.dtype == u.dtype
+    fits = u.dim() in (3, 4) and weight.dim() == 2 and weight.size(1) == channels_of(u) and weight.dtype == u.dtype
     if not fits or (bias is not None and bias.shape != weight.shape[:1]):
         return None
     return u, weight, bias
@@ -230,15 +224,17 @@ def without_padding(u: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def project(u: Tensor, layer: nn.Module, channel_major: bool | None = False, mask: Tensor | None = None) -> Tensor:
-    """``layer(u)`` for u of shape ``(B, L, D)``, by an op of this file if the layer is a plain ``nn.Linear``.
+    """``layer(u)`` for u of shape ``(B, L, D)``, by an op if the layer is a plain ``nn.Linear``.
 
     Args:
-        u: ``(B, L, D)``.
+        u: ``(B, L, D)``, or ``(B, D / 16, L, 16)`` as a mixing step gives it.
         layer: ``nn.Linear``, or what has taken its place.
         channel_major: whether the result should lie in memory as ``(B, C, L)``; None: if the ops on sequences, which
             read it next, are faster then.
         mask: ``(B, L)`` bool, True = keep: other positions of ``u`` are not read, and come out as the layer's bias.
     """
+    if is_blocked(u):
+        return _project_blocks(u, layer)
     u = without_padding(u, mask)
     if channel_major is None:
         channel_major = is_channel_major_faster(u)
@@ -255,6 +251,14 @@ def project(u: Tensor, layer: nn.Module, channel_major: bool | None = False, mas
     return torch.ops.hyena.project(u, weight, bias)
 
 
+def _project_blocks(u: Tensor, layer: nn.Module) -> Tensor:
+    operands = _operands(u, layer, autocast=False)
+    if operands is None:
+        return layer(from_blocks(u))
+    u, weight, bias = operands
+    return torch.ops.hyena.project_from_channel_blocked(u, weight, None if bias is None else bias.to(u.dtype))
+
+
 def linear(x: Tensor, layer: nn.Module) -> Tensor:
     """``layer(x)``, of many positions by a kernel where torch's matrix products are slow (``docs/kernels.md``, CPU).
 
@@ -266,7 +270,7 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
     """
     if not EXTENSION.fast_linear or x.device.type != "cpu" or torch.compiler.is_compiling():
         return layer(x)
-    if x.dim() < 2 or x.numel() < _LEAST_ROWS * x.size(-1):
+    if x.dim() < 2 or x.numel() < LEAST_ROWS * x.size(-1):
         return layer(x)
     if x.dim() == 3:
         return project(x, layer)
@@ -275,24 +279,30 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
     return project(x.flatten(0, -2)[None], layer)[0].unflatten(0, x.shape[:-1])
 
 
-def project_without_bias(u: Tensor, layer: nn.Module, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """The projection without its bias, and the bias: :func:`hyena.ops.recurrence` adds it as it reads the projection.
+def project_for_mixing(
+    u: Tensor, layer: nn.Module, channels: int, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The projection as :func:`hyena.ops.recurrence` reads it fastest, and a bias that is still to be added to it.
 
     Args:
         u: ``(B, L, D)``.
-        layer: ``nn.Linear``, or what has taken its place.
+        layer: ``nn.Linear`` to the mixing step's gates and value, or what has taken its place.
+        channels: of each gate.
         mask: as in :func:`project`.
 
     Returns:
-        ``z`` ``(B, L, C)`` in the memory order that is fastest for the ops on sequences, and the bias ``(C,)`` in its
-        own dtype. Where leaving the bias out gains nothing, or the layer is not a plain ``nn.Linear``, ``z`` is
-        ``layer(u)`` and the bias None.
+        ``z`` ``(B, L, C)``, on a GPU in memory as ``(B, C, L)``, or on a CPU ``(B, C / 16, L, 16)``; and the bias
+        ``(C,)`` in its own dtype, which the mixing step adds as it reads ``z``. Where leaving the bias out gains
+        nothing, ``z`` has it and the bias is None. If the layer is not a plain ``nn.Linear``, ``z`` is ``layer(u)``.
     """
-    if not is_bias_left(u):
+    blocked, bias_left = is_channel_blocked_faster(u, channels), is_bias_left(u)
+    if not (blocked or bias_left):
         return project(u, layer, channel_major=None, mask=mask), None
     u = without_padding(u, mask)
-    operands = _operands(u, layer, autocast=True)
+    operands = _operands(u, layer, autocast=not blocked)
     if operands is None:
         return layer(u), None
     u, weight, bias = operands
+    if blocked:
+        return torch.ops.hyena.project_channel_blocked(u, weight, None if bias is None else bias.to(u.dtype)), None
     return torch.ops.hyena.project_channel_major(u, weight, None), bias

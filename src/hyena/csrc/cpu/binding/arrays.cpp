@@ -42,13 +42,19 @@ Pool pool() {
             }};
 }
 
-Tensor channels_last(const Tensor& t) { return t.size(2) == 1 || t.stride(2) == 1 ? t : dense(t); }
+Tensor channels_last(const Tensor& t) {
+    const int64_t last = t.dim() - 1;
+    return t.size(last) == 1 || t.stride(last) == 1 ? t : dense(t);
+}
 Optional channels_last(const Optional& t) {
     if (!t) return std::nullopt;
     return channels_last(*t);
 }
 
-Array array(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
+Array array(const Tensor& t) {
+    if (is_blocked(t)) return {t.data_ptr(), t.stride(0), t.stride(2), t.stride(1)};
+    return {t.data_ptr(), t.stride(0), t.stride(1)};
+}
 Array array(const Optional& t) { return t ? array(*t) : Array{}; }
 
 Tensor result(const Tensor& like, Sizes sizes, std::optional<ScalarType> type) {
@@ -74,7 +80,11 @@ Tensor result(const Tensor& like, Sizes sizes, std::optional<ScalarType> type) {
     });
 }
 
-Tensor empty(const Tensor& like, int64_t channels) { return result(like, {like.size(0), like.size(1), channels}); }
+Tensor empty(const Tensor& like, int64_t channels, std::optional<ScalarType> type) {
+    const int64_t batch = like.size(0), length = length_of(like);
+    if (is_blocked(like)) return result(like, {batch, channels / kChannelBlock, length, kChannelBlock}, type);
+    return result(like, {batch, length, channels}, type);
+}
 
 Tensor in_order_of(const Tensor& y, const Tensor& z) {
     if (!is_channel_major(z)) return y;
@@ -85,7 +95,7 @@ Tensor in_order_of(const Tensor& y, const Tensor& z) {
 Tensor in_order_of(const Tensor& y, const Optional& z) { return z ? in_order_of(y, *z) : y; }
 
 SequenceRows::SequenceRows(const Tensor& z, const Optional& given, const Optional& cu_seqlens, int64_t longest) {
-    const int64_t batch = z.size(0), length = z.size(1);
+    const int64_t batch = z.size(0), length = length_of(z);
     if (cu_seqlens) {
         Tensor offsets = parameter(*cu_seqlens, ScalarType::Long);
         const int64_t* at = static_cast<const int64_t*>(offsets.const_data_ptr());
@@ -132,8 +142,8 @@ ChannelBiasArgs channel_bias_args(const Tensor& x) {
     ChannelBiasArgs args{};
     args.x = array(x);
     args.batch = x.size(0);
-    args.length = x.size(1);
-    args.channels = x.size(2);
+    args.length = length_of(x);
+    args.channels = channels_of(x);
     args.storage = storage_of(x);
     args.pool = pool();
     return args;

@@ -33,8 +33,8 @@ Array array(const Optional& t);
 // as they are first written. Their storage cannot be made longer in place (`resize_`).
 Tensor result(const Tensor& like, Sizes sizes, std::optional<ScalarType> type = std::nullopt);
 
-// Uninitialised (B, L, channels).
-Tensor empty(const Tensor& like, int64_t channels);
+// Uninitialised (B, L, channels), in channel blocks if `like` is.
+Tensor empty(const Tensor& like, int64_t channels, std::optional<ScalarType> type = std::nullopt);
 
 // `y`, made contiguous by a kernel, in the order of `z`.
 Tensor in_order_of(const Tensor& y, const Tensor& z);

@@ -20,6 +20,8 @@ STABLE_TORCH_LIBRARY_IMPL(hyena, CPU, m) {
     m.impl("direct_conv_backward", TORCH_BOX(&hyena::direct_conv_backward));
     m.impl("recurrence", TORCH_BOX(&hyena::recurrence));
     m.impl("project", TORCH_BOX(&hyena::project));
+    m.impl("project_channel_blocked", TORCH_BOX(&hyena::project_channel_blocked));
+    m.impl("project_from_channel_blocked", TORCH_BOX(&hyena::project_from_channel_blocked));
     m.impl("project_backward", TORCH_BOX(&hyena::project_backward));
     m.impl("recurrence_backward", TORCH_BOX(&hyena::recurrence_backward));
     m.impl("direct_recurrence", TORCH_BOX(&hyena::direct_recurrence));

@@ -62,6 +62,8 @@ Tensor gated_window_step(const Tensor& z, const Tensor& weight, const Optional& 
 
 // ops_linear.cpp
 Tensor project(const Tensor& u, const Tensor& weight, const Optional& bias);
+Tensor project_channel_blocked(const Tensor& u, const Tensor& weight, const Optional& bias);
+Tensor project_from_channel_blocked(const Tensor& u, const Tensor& weight, const Optional& bias);
 std::tuple<Tensor, Tensor> project_backward(const Tensor& dy, const Tensor& u);
 
 }  // namespace hyena

@@ -1,4 +1,4 @@
-// Linear layers: hyena::project and its gradient.
+// Linear layers: hyena::project, to and from channel blocks, and their gradients.
 #include <torch/csrc/stable/library.h>
 
 #include <array>
@@ -11,65 +11,92 @@ namespace {
 // Fewer rows are not worth putting the weight in order.
 constexpr int64_t kLeastRows = 256;
 
-bool is_row_major(const Tensor& flat) { return flat.size(1) == 1 || flat.stride(1) == 1; }
-
-// Whether the kernel is for these: `u` and the result or its gradient as (rows, channels).
+// Whether the kernel is for these: an input, and the result or its gradient.
 bool takes_linear(const Tensor& u, const Tensor& other) {
     const ScalarType type = u.scalar_type();
     return has_fast_linear() && (type == ScalarType::Float || type == ScalarType::Double) &&
-           other.scalar_type() == type && u.size(0) >= kLeastRows;
+           other.scalar_type() == type && u.size(0) * length_of(u) >= kLeastRows;
 }
 
 LinearArgs linear_args(const Tensor& u, const Tensor& y) {
     LinearArgs args{};
-    args.rows = u.size(0);
-    args.inputs = u.size(1);
-    args.outputs = y.size(1);
+    args.batch = u.size(0);
+    args.length = length_of(u);
+    args.inputs = channels_of(u);
+    args.outputs = channels_of(y);
     args.is_double = u.scalar_type() == ScalarType::Double;
-    args.u = {u.data_ptr(), 0, u.stride(0)};
-    args.y = {y.data_ptr(), 0, y.stride(0)};
+    args.u = array(u);
+    args.y = array(y);
     args.pool = pool();
     return args;
 }
 
+// (B, L, C) as one row (1, B L, C).
 Tensor as_rows(const Tensor& t) {
-    Tensor flat = torch::stable::reshape(t, {t.size(0) * t.size(1), t.size(2)});
-    return is_row_major(flat) ? flat : dense(flat);
+    return channels_last(torch::stable::reshape(t, {1, t.size(0) * t.size(1), t.size(2)}));
+}
+
+void multiply(const Tensor& u, const Tensor& weight, const Optional& bias_in, const Tensor& y) {
+    Optional bias;
+    if (bias_in) bias = dense(*bias_in);
+    LinearArgs args = linear_args(u, y);
+    args.weight = weight.data_ptr();
+    args.weight_output_stride = weight.stride(0);
+    args.weight_input_stride = weight.stride(1);
+    args.bias = bias ? bias->data_ptr() : nullptr;
+    kernels().linear(args);
+}
+
+// F.linear into y.
+void linear(const Tensor& u, const Tensor& weight, const Optional& bias, const Tensor& y) {
+    std::array<StableIValue, 4> stack{torch::stable::detail::from(u), torch::stable::detail::from(weight),
+                                      torch::stable::detail::from(bias), torch::stable::detail::from(y)};
+    call_op("aten::linear", "out", stack.data());
+    torch::stable::detail::to<Tensor>(stack[0]);  // takes over the reference that the call returned
 }
 
 }  // namespace
 
 // F.linear, its result in huge pages.
-Tensor project(const Tensor& u_in, const Tensor& weight, const Optional& bias_in) {
-    check_project(u_in, weight, bias_in);
+Tensor project(const Tensor& u_in, const Tensor& weight, const Optional& bias) {
+    check_project(u_in, weight, bias);
     const Tensor u = as_rows(u_in);
     Tensor z = result(u, {u_in.size(0), u_in.size(1), weight.size(0)});
-    Tensor flat = torch::stable::view(z, {u.size(0), weight.size(0)});
-    if (takes_linear(u, weight)) {
-        Optional bias;
-        if (bias_in) bias = dense(*bias_in);
-        LinearArgs args = linear_args(u, flat);
-        args.weight = weight.data_ptr();
-        args.weight_output_stride = weight.stride(0);
-        args.weight_input_stride = weight.stride(1);
-        args.bias = bias ? bias->data_ptr() : nullptr;
-        kernels().linear(args);
-        return z;
-    }
-    std::array<StableIValue, 4> stack{torch::stable::detail::from(u), torch::stable::detail::from(weight),
-                                      torch::stable::detail::from(bias_in), torch::stable::detail::from(flat)};
-    call_op("aten::linear", "out", stack.data());
-    torch::stable::detail::to<Tensor>(stack[0]);  // takes over the reference that the call returned
+    const Tensor flat = torch::stable::view(z, {1, u.size(1), weight.size(0)});
+    if (takes_linear(u, weight))
+        multiply(u, weight, bias, flat);
+    else
+        linear(u, weight, bias, flat);
     return z;
 }
 
-// Gradients of weight and bias. Always by the kernel: who calls it asks hyena_fast_linear first.
+// The rest are always by the kernel: who calls them asks hyena_fast_linear first.
+
+Tensor project_channel_blocked(const Tensor& u_in, const Tensor& weight_in, const Optional& bias) {
+    check_project_channel_blocked(u_in, weight_in, bias);
+    const ScalarType type = compute_type(u_in);
+    const Tensor u = channels_last(parameter(u_in, type)), weight = parameter(weight_in, type);
+    const Tensor z = result(u, {u.size(0), weight.size(0) / kChannelBlock, u.size(1), kChannelBlock});
+    multiply(u, weight, parameter(bias, type), z);
+    return back(z, u_in);
+}
+
+Tensor project_from_channel_blocked(const Tensor& u_in, const Tensor& weight_in, const Optional& bias) {
+    check_project_from_channel_blocked(u_in, weight_in, bias);
+    const ScalarType type = compute_type(u_in);
+    const Tensor u = channels_last(parameter(u_in, type)), weight = parameter(weight_in, type);
+    const Tensor z = result(u, {u.size(0), u.size(2), weight.size(0)});
+    multiply(u, weight, parameter(bias, type), z);
+    return back(z, u_in);
+}
+
 std::tuple<Tensor, Tensor> project_backward(const Tensor& dy_in, const Tensor& u_in) {
     check_project_backward(dy_in, u_in);
     const ScalarType type = compute_type(u_in);
-    const Tensor dy = as_rows(parameter(dy_in, type)), u = as_rows(parameter(u_in, type));
-    Tensor dweight = result(u, {dy.size(1), u.size(1)});
-    Tensor dbias = allocate(u, {dy.size(1)});
+    Tensor dy = channels_last(parameter(dy_in, type)), u = channels_last(parameter(u_in, type));
+    if (!is_blocked(dy) && !is_blocked(u)) dy = as_rows(dy), u = as_rows(u);
+    Tensor dweight = result(u, {channels_of(dy), channels_of(u)});
+    Tensor dbias = allocate(u, {channels_of(dy)});
     LinearArgs args = linear_args(u, dy);
     args.dweight = dweight.data_ptr();
     args.dbias = dbias.data_ptr();

@@ -8,7 +8,7 @@ RecurrenceArgs recurrence_args(const Tensor& z, const Tensor& weight, const Tens
                                const Tensor& d) {
     RecurrenceArgs args{};
     args.channels = d.size(1);
-    args.order = z.size(2) / d.size(1) - 1;
+    args.order = channels_of(z) / d.size(1) - 1;
     args.z = array(z);
     args.short_filter = short_filter(weight, bias);
     args.spectra = spectra(spectrum, d.size(0));
@@ -21,7 +21,7 @@ RecurrenceArgs recurrence_args(const Tensor& z, const Tensor& weight, const Tens
 Tensor with_bias(const Tensor& z_in, const Tensor& z_bias) {
     const ScalarType type = compute_type(z_in);
     const Tensor z = channels_last(z_in), bias = parameter(z_bias, type);
-    const Tensor sum = result(z, {z.size(0), z.size(1), z.size(2)}, type);
+    const Tensor sum = empty(z, channels_of(z), type);
     ChannelBiasArgs args = channel_bias_args(z);
     args.y = array(sum);
     args.bias = bias.const_data_ptr();
@@ -29,9 +29,9 @@ Tensor with_bias(const Tensor& z_in, const Tensor& z_bias) {
     return sum;
 }
 
-// The sum of (B, L, C) over all but its channels.
+// The sum of a sequence over all but its channels.
 Tensor sum_of_rows(const Tensor& t) {
-    const Tensor x = channels_last(t), sum = allocate(t, {t.size(2)}, compute_type(t));
+    const Tensor x = channels_last(t), sum = allocate(t, {channels_of(t)}, compute_type(t));
     ChannelBiasArgs args = channel_bias_args(x);
     args.dbias = sum.data_ptr();
     kernels().channel_bias_backward(args);
@@ -76,7 +76,7 @@ Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& w
     const Tensor dy = channels_last(dy_in), z = channels_last(z_in), weight = parameter(weight_in, type);
     const Tensor bias = bias_or_zeros(bias_in, weight, type);
     const Tensor spectrum = dense(spectrum_in), d = parameter(d_in, type);
-    Tensor dz = empty(z, z.size(2));
+    Tensor dz = empty(z, channels_of(z));
     Tensor dweight = zeros(weight, weight.sizes(), type);
     Tensor dbias = zeros(weight, {weight.size(0)}, type);
     Tensor dspectrum = empty_spectrum(spectrum, spectrum.size(0), spectrum.size(1), spectrum.size(2) - 1);
@@ -113,7 +113,7 @@ struct DirectMixing {
           rows(z, mask, cu_seqlens, kAnyLength) {
         args.seq = rows.sequence;
         args.channels = d.size(0);
-        args.order = z.size(2) / d.size(0) - 1;
+        args.order = channels_of(z) / d.size(0) - 1;
         args.taps = h.size(0);
         args.filters = h.size(1);
         args.causal = causal;
@@ -153,7 +153,7 @@ Six direct_recurrence_backward(const Tensor& dy_in, const Tensor& z, const Tenso
         return {in_order_of(back(dz, z), z), dweight, dbias, dh, dd, back(sum_of_rows(dz), *z_bias)};
     }
     DirectMixing in(z, weight, bias, h, d, mask, cu_seqlens, causal);
-    const Tensor dy = channels_last(dy_in), dz = empty(in.z, z.size(2));
+    const Tensor dy = channels_last(dy_in), dz = empty(in.z, channels_of(z));
     const Tensor dweight = zeros(in.weight, in.weight.sizes()), dbias = zeros(in.weight, {in.weight.size(0)});
     const Tensor dh = zeros(in.h, in.h.sizes()), dd = zeros(in.d, in.d.sizes());
     in.args.dy = array(dy);

@@ -263,8 +263,8 @@ struct ImplicitFilter {
                     }
                 add_transposed_product(rows, x, gradient, sums.out(f, part), p);
                 for (int64_t q = 0; q < dx.count(); ++q)
-                    multiply<T>(rows, used, gradient, width, 1, back.panel(q) + p * B * back.width(q), back.width(q),
-                                dx.panel(q), dx.width(q), f > 0 || p > 0);
+                    multiply<T>(rows, used, Left<T>(gradient, width, 1), back.panel(q) + p * B * back.width(q),
+                                back.width(q), Result<T>{dx.panel(q), dx.width(q)}, f > 0 || p > 0);
             }
         }
         if (a.dtime)

@@ -1,7 +1,7 @@
 // The kernels' interface: plain structs of arguments, and a table of functions for each instruction set.
 //
 // Dimensions: R rows (sequences), L positions, C channels, N order, F long filters, G filter channels, K taps of the
-// short convolution, P transform length. The channel stride of every (R, L, C) array is 1.
+// short convolution, P transform length. Channels of an (R, L, C) array are contiguous, all of them or 16 at a time.
 //
 // The nouns of this room, outermost first:
 // - Kernels: a function for each op, for one instruction set; ...Args: what it is called with.
@@ -23,6 +23,8 @@
 
 #include <cstdint>
 
+#include "../../channel_block.h"
+
 namespace hyena {
 
 enum class Storage { kFloat, kDouble, kBFloat16, kFloat16 };
@@ -32,10 +34,13 @@ struct Row {
     int64_t batch, start, length;
 };
 
-// An (R, L, C) array: element (batch, t, c) is at data[batch * batch_stride + t * stride + c].
+// An (R, L, C) array: element (batch, t, c) is at data[batch * batch_stride + t * stride + place(c)].
 struct Array {
     void* data = nullptr;
     int64_t batch_stride = 0, stride = 0;
+    int64_t block_stride = kChannelBlock;  // another number if it is in channel blocks
+
+    int64_t place(int64_t c) const { return c / kChannelBlock * block_stride + c % kChannelBlock; }
 };
 
 // Runs body(context, i) for i in [0, count), possibly at the same time; `threads` is how many may run at once.
@@ -153,11 +158,11 @@ struct ImplicitFilterArgs {
     Pool pool;
 };
 
-// y = u weight^T + bias of M rows, K inputs, N outputs; and the gradients of weight and bias from that of y.
+// y = u weight^T + bias of B L positions, K inputs, N outputs; and the gradients of weight and bias from that of y.
 struct LinearArgs {
-    int64_t rows, inputs, outputs;
+    int64_t batch, length, inputs, outputs;
     bool is_double;
-    Array u, y;                 // the batch stride is not used: rows of all batches follow each other
+    Array u, y;
     const void *weight, *bias;  // bias (N) or null
     int64_t weight_output_stride, weight_input_stride;
     void *dweight, *dbias;  // (N, K), (N); y holds its gradient then

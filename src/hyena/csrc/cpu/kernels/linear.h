@@ -1,4 +1,5 @@
-// A linear layer over the rows of long sequences, y = u W^T + b, and the gradients of W and b: hyena::project.
+// A linear layer over the positions of long sequences, y = u W^T + b, and the gradients of W and b: hyena::project,
+// project_channel_blocked and project_from_channel_blocked.
 #pragma once
 
 #include "../simd/matrices.h"
@@ -7,7 +8,7 @@
 namespace hyena {
 namespace {
 
-// Rows of a task: with 256 channels they fill a good part of the second cache level.
+// Positions of a task: with 256 channels they fill a good part of the second cache level.
 constexpr int64_t kLinearRows = 20 * kRowsAtOnce;
 // Inputs that are multiplied before the sums go back to memory, so that a panel of the weight stays in that level too.
 constexpr int64_t kLinearDepth = 256;
@@ -15,7 +16,29 @@ constexpr int64_t kLinearDepth = 256;
 template <class T>
 struct Linear {
     static constexpr int W = Simd<T>::W, B = Panels<T>::B;
+    // So that a panel of y, and what is multiplied at once of u, begin where a channel block does, or are inside one.
+    static_assert(kLinearDepth % kChannelBlock == 0);
+    static_assert(B % kChannelBlock == 0 || kChannelBlock % B == 0);
     const LinearArgs& a;
+
+    // Parts of a row, all of one size but for the last, and each of them with whole blocks of rows of the product.
+    int64_t parts() const { return (a.length + kLinearRows - 1) / kLinearRows; }
+    int64_t part() const {
+        const int64_t each = (a.length + parts() - 1) / parts();
+        return (each + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce;
+    }
+
+    // Positions [first, first + rows) of a row.
+    struct Rows {
+        int64_t batch, first, rows;
+    };
+    Rows rows_of(int64_t task) const {
+        const int64_t first = task % parts() * part(), left = a.length - first;
+        return {task / parts(), first, left < part() ? left : part()};
+    }
+    static T* at(const Array& x, const Rows& rows, int64_t channel) {
+        return static_cast<T*>(x.data) + rows.batch * x.batch_stride + rows.first * x.stride + x.place(channel);
+    }
 
     void forward() const {
         const Memory<T> memory(Panels<T>::size(a.inputs, a.outputs)), bias(Panels<T>::padded(a.outputs));
@@ -23,11 +46,8 @@ struct Linear {
         std::memset(bias.get(), 0, Panels<T>::padded(a.outputs) * sizeof(T));
         if (a.bias) std::memcpy(bias.get(), a.bias, a.outputs * sizeof(T));
         run(a.pool, weight.count(), [&](int64_t p) { pack(weight, p); });
-        const int64_t tasks = (a.rows + kLinearRows - 1) / kLinearRows;
-        run(a.pool, tasks, [&](int64_t i) {
-            const int64_t first = i * kLinearRows, left = a.rows - first,
-                          rows = left < kLinearRows ? left : kLinearRows;
-            for (int64_t p = 0; p < weight.count(); ++p) forward_panel(weight, bias.get() + p * B, p, first, rows);
+        run(a.pool, a.batch * parts(), [&](int64_t task) {
+            for (int64_t p = 0; p < weight.count(); ++p) forward_panel(weight, bias.get() + p * B, p, rows_of(task));
         });
     }
 
@@ -39,27 +59,30 @@ struct Linear {
                 to[n] = n < weight.used(p) ? from[n * a.weight_output_stride + k * a.weight_input_stride] : T(0);
     }
 
-    void forward_panel(const Panels<T>& weight, const T* bias, int64_t p, int64_t first, int64_t rows) const {
+    void forward_panel(const Panels<T>& weight, const T* bias, int64_t p, const Rows& of) const {
         const int64_t width = weight.width(p), used = weight.used(p);
-        const T* u = static_cast<const T*>(a.u.data) + first * a.u.stride;
-        T* y = static_cast<T*>(a.y.data) + first * a.y.stride + p * B;
+        T* y = at(a.y, of, p * B);
         alignas(64) T narrow[kLinearRows * B];  // where the last panel is wider than what is left of y
-        T* to = used == width ? y : narrow;
-        const int64_t step = used == width ? a.y.stride : width;
-        if (a.inputs == 0) multiply<T>(rows, 0, u, 0, 0, weight.panel(p), width, to, step, false, bias);
+        Result<T> to = used == width ? Result<T>{y, a.y.stride, a.y.block_stride} : Result<T>{narrow, width};
+        const bool past_caches =
+            used == width && a.batch * a.length * a.outputs * int64_t(sizeof(T)) > (int64_t(16)<<20);
+        const auto u = [&](int64_t k) { return Left<T>(at(a.u, of, k), a.u.stride, 1, a.u.block_stride); };
+        if (a.inputs == 0) multiply<T>(of.rows, 0, u(0), weight.panel(p), width, to, false, bias);
         for (int64_t k = 0; k < a.inputs; k += kLinearDepth) {
             const int64_t depth = a.inputs - k < kLinearDepth ? a.inputs - k : kLinearDepth;
-            multiply<T>(rows, depth, u + k, a.u.stride, 1, weight.panel(p) + k * width, width, to, step, k > 0, bias);
+            to.past_caches = past_caches && k + depth == a.inputs;
+            multiply<T>(of.rows, depth, u(k), weight.panel(p) + k * width, width, to, k > 0, bias);
         }
         if (used < width)
-            for (int64_t m = 0; m < rows; ++m) std::memcpy(y + m * a.y.stride, narrow + m * width, used * sizeof(T));
+            for (int64_t m = 0; m < of.rows; ++m)
+                std::memcpy(y + m * a.y.stride, narrow + m * width, used * sizeof(T));
     }
 
     // Workers share the outputs, and each goes through all rows: every sum has one writer and one order.
     void backward() const {
-        const int64_t blocks = (a.outputs + B - 1) / B, parts = blocks < a.pool.threads ? blocks : a.pool.threads;
-        run(a.pool, parts, [&](int64_t part) {
-            const int64_t first = blocks * part / parts * B, end = blocks * (part + 1) / parts * B;
+        const int64_t panels = (a.outputs + B - 1) / B, workers = panels < a.pool.threads ? panels : a.pool.threads;
+        run(a.pool, workers, [&](int64_t worker) {
+            const int64_t first = panels * worker / workers * B, end = panels * (worker + 1) / workers * B;
             backward_part(first, end < a.outputs ? end : a.outputs);
         });
     }
@@ -72,22 +95,28 @@ struct Linear {
         const Panels<T> dweight{sums.get(), count, a.inputs};
         std::memset(sums.get(), 0, dweight.size() * sizeof(T));
         std::memset(bias.get(), 0, 2 * Panels<T>::padded(count) * sizeof(T));
-        for (int64_t first = 0; first < a.rows; first += kLinearRows) {
-            const int64_t rows = a.rows - first < kLinearRows ? a.rows - first : kLinearRows;
-            const T* dy = static_cast<const T*>(a.y.data) + first * a.y.stride + n0;
+        for (int64_t task = 0; task < a.batch * parts(); ++task) {
+            const Rows of = rows_of(task);
             for (int64_t p = 0; p < dweight.count(); ++p) {
                 const int64_t width = dweight.width(p), used = dweight.used(p);
-                const T* u = static_cast<const T*>(a.u.data) + first * a.u.stride + p * B;
-                for (int64_t m = 0; m < rows; ++m)
-                    for (int64_t k = 0; k < width; k += W)
-                        store(inputs.get() + m * width + k,
-                              load_lanes<T>(u + m * a.u.stride + k, int(used - k < W ? used - k : W)));
-                multiply<T>(count, rows, dy, 1, a.y.stride, inputs.get(), width, dweight.panel(p), width, true);
+                for (int64_t k = 0; k < width; k += W) {
+                    const T* u = at(a.u, of, p * B + k);
+                    const int lanes = int(used - k < W ? used - k : W);
+                    for (int64_t m = 0; m < of.rows; ++m)
+                        store(inputs.get() + m * width + k, load_lanes<T>(u + m * a.u.stride, lanes));
+                }
+                for (int64_t n = n0, end; n < n1; n = end) {  // outputs that keep one distance at a time
+                    end = a.y.block_stride == kChannelBlock ? n1 : (n / kChannelBlock + 1) * kChannelBlock;
+                    if (end > n1) end = n1;
+                    multiply<T>(end - n, of.rows, Left<T>(at(a.y, of, n), 1, a.y.stride), inputs.get(), width,
+                                Result<T>{dweight.panel(p) + (n - n0) * width, width}, true);
+                }
             }
             for (int64_t n = 0; n < count; n += W) {
+                const T* dy = at(a.y, of, n0 + n);
                 BlockedSum<T> sum;
-                for (int64_t m = 0; m < rows; ++m)
-                    sum.add(load_lanes<T>(dy + m * a.y.stride + n, int(count - n < W ? count - n : W)));
+                for (int64_t m = 0; m < of.rows; ++m)
+                    sum.add(load_lanes<T>(dy + m * a.y.stride, int(count - n < W ? count - n : W)));
                 LongSum<T> all{load(bias.get() + 2 * n), load(bias.get() + 2 * n + W)};
                 all.add(sum.value());
                 store(bias.get() + 2 * n, all.total);
@@ -98,8 +127,8 @@ struct Linear {
             for (int64_t p = 0; p < dweight.count(); ++p)
                 std::memcpy(static_cast<T*>(a.dweight) + (n0 + n) * a.inputs + p * B,
                             dweight.panel(p) + n * dweight.width(p), dweight.used(p) * sizeof(T));
-            const T* at = bias.get() + n / W * 2 * W + n % W;
-            static_cast<T*>(a.dbias)[n0 + n] = at[0] + at[W];
+            const T* sum = bias.get() + n / W * 2 * W + n % W;
+            static_cast<T*>(a.dbias)[n0 + n] = sum[0] + sum[W];
         }
     }
 };

@@ -24,7 +24,8 @@ struct Channels {
     int lanes;
 
     Channels(const Array& a, const Row& row, Group group)
-        : data(a.data ? static_cast<IO*>(a.data) + row.batch * a.batch_stride + row.start * a.stride + group.first
+        : data(a.data ? static_cast<IO*>(a.data) + row.batch * a.batch_stride + row.start * a.stride +
+                            a.place(group.first)
                       : nullptr),
           stride(a.stride),
           lanes(group.lanes) {}

@@ -6,6 +6,7 @@
 // cache.
 #pragma once
 
+#include "../../channel_block.h"
 #include "simd.h"
 
 namespace hyena {
@@ -39,12 +40,36 @@ struct Panels {
     }
 };
 
-// c[m * cm …] = start + sum over k < depth of a[m * am + k * ak] * b[k, :], for m < M and N vectors of columns.
-// `start` is c itself if `add`, else the vectors at `bias`, or zero. What is added to c is summed up by itself first:
-// in one chain over all calls, a sum over a million rows would be wrong in its third digit.
+// The factor a: element (m, k) is at data[m * row + k / 16 * block + k % 16 * column].
+template <class T>
+struct Left {
+    const T* data;
+    int64_t row, column, block;
+
+    Left(const T* at, int64_t row_step, int64_t column_step)
+        : Left(at, row_step, column_step, kChannelBlock * column_step) {}
+    Left(const T* at, int64_t row_step, int64_t column_step, int64_t block_step)
+        : data(at), row(row_step), column(column_step), block(block_step) {}
+    Left from_row(int64_t m) const { return {data + m * row, row, column, block}; }
+};
+
+// The result c: element (m, n) is at data[m * row + n / 16 * block + n % 16].
+template <class T>
+struct Result {
+    T* data;
+    int64_t row, block = kChannelBlock;
+    bool past_caches = false;  // nobody reads it before it is out of them
+
+    Result from_row(int64_t m) const { return {data + m * row, row, block, past_caches}; }
+    HYENA_INLINE T* at(int m, int n) const { return data + m * row + n / kChannelBlock * block + n % kChannelBlock; }
+};
+
+// c[m, :] = start + sum over k < depth of a[m, k] * b[k, :], for m < M and N vectors of columns. `start` is c itself if
+// `add`, else the vectors at `bias`, or zero. What is added to c is summed up by itself first: in one chain over all
+// calls, a sum over a million rows would be wrong in its third digit.
 template <class T, int M, int N>
-HYENA_INLINE void multiply_block(int64_t depth, const T* a, int64_t am, int64_t ak, const T* b, T* c, int64_t cm,
-                                 bool add, const T* bias) {
+HYENA_INLINE void multiply_block(int64_t depth, const Left<T>& a, const T* b, const Result<T>& c, bool add,
+                                 const T* bias) {
     constexpr int W = Simd<T>::W;
     Vec<T> sum[M][N];
     HYENA_UNROLL
@@ -52,47 +77,62 @@ HYENA_INLINE void multiply_block(int64_t depth, const T* a, int64_t am, int64_t 
         HYENA_UNROLL
         for (int n = 0; n < N; ++n) sum[m][n] = bias && !add ? load(bias + n * W) : zero<T>();
     }
-    for (int64_t k = 0; k < depth; ++k) {
+    const auto add_column = [&](const T* column) HYENA_LAMBDA {
         Vec<T> row[N];
         HYENA_UNROLL
-        for (int n = 0; n < N; ++n) row[n] = load(b + (k * N + n) * W);
+        for (int n = 0; n < N; ++n) row[n] = load(b + n * W);
+        b += N * W;
         HYENA_UNROLL
         for (int m = 0; m < M; ++m) {
-            const T x = a[m * am + k * ak];
+            const T x = column[m * a.row];
             HYENA_UNROLL
             for (int n = 0; n < N; ++n) sum[m][n] += x * row[n];
         }
+    };
+    const T* block = a.data;
+    for (; depth >= kChannelBlock; depth -= kChannelBlock, block += a.block) {
+        const T* column = block;
+        for (int64_t k = 0; k < kChannelBlock; k += 4) {
+            HYENA_UNROLL
+            for (int i = 0; i < 4; ++i, column += a.column) add_column(column);
+        }
     }
+    for (; depth > 0; --depth, block += a.column) add_column(block);
     HYENA_UNROLL
     for (int m = 0; m < M; ++m) {
         HYENA_UNROLL
         for (int n = 0; n < N; ++n) {
-            T* to = c + m * cm + n * W;
-            store(to, add ? load(to) + sum[m][n] : sum[m][n]);
+            T* to = c.at(m, n * W);
+            if (add) sum[m][n] += load(to);
+            if (c.past_caches)
+                stream_lanes<T>(to, sum[m][n], W);
+            else
+                store(to, sum[m][n]);
         }
     }
 }
 
 template <class T, int N>
-__attribute__((noinline)) void multiply_rows(int64_t rows, int64_t depth, const T* a, int64_t am, int64_t ak,
-                                             const T* b, T* c, int64_t cm, bool add, const T* bias) {
+__attribute__((noinline)) void multiply_rows(int64_t rows, int64_t depth, const Left<T>& a, const T* b,
+                                             const Result<T>& c, bool add, const T* bias) {
     int64_t m = 0;
     for (; m + kRowsAtOnce <= rows; m += kRowsAtOnce)
-        multiply_block<T, kRowsAtOnce, N>(depth, a + m * am, am, ak, b, c + m * cm, cm, add, bias);
-    for (; m + 2 <= rows; m += 2) multiply_block<T, 2, N>(depth, a + m * am, am, ak, b, c + m * cm, cm, add, bias);
-    for (; m < rows; ++m) multiply_block<T, 1, N>(depth, a + m * am, am, ak, b, c + m * cm, cm, add, bias);
+        multiply_block<T, kRowsAtOnce, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
+    for (; m + 4 <= rows; m += 4) multiply_block<T, 4, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
+    for (; m + 2 <= rows; m += 2) multiply_block<T, 2, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
+    for (; m < rows; ++m) multiply_block<T, 1, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
 }
 
 // The same for any number of rows and a panel `width` wide.
 template <class T>
-void multiply(int64_t rows, int64_t depth, const T* a, int64_t am, int64_t ak, const T* b, int64_t width, T* c,
-              int64_t cm, bool add, const T* bias = nullptr) {
+void multiply(int64_t rows, int64_t depth, const Left<T>& a, const T* b, int64_t width, const Result<T>& c, bool add,
+              const T* bias = nullptr) {
     static_assert(kPanelVectors <= 4);
     switch (width / Simd<T>::W) {
-        case 1: return multiply_rows<T, 1>(rows, depth, a, am, ak, b, c, cm, add, bias);
-        case 2: return multiply_rows<T, 2>(rows, depth, a, am, ak, b, c, cm, add, bias);
-        case 3: return multiply_rows<T, 3>(rows, depth, a, am, ak, b, c, cm, add, bias);
-        case 4: return multiply_rows<T, 4>(rows, depth, a, am, ak, b, c, cm, add, bias);
+        case 1: return multiply_rows<T, 1>(rows, depth, a, b, c, add, bias);
+        case 2: return multiply_rows<T, 2>(rows, depth, a, b, c, add, bias);
+        case 3: return multiply_rows<T, 3>(rows, depth, a, b, c, add, bias);
+        case 4: return multiply_rows<T, 4>(rows, depth, a, b, c, add, bias);
     }
 }
 
@@ -102,8 +142,8 @@ void product_panel(int64_t rows, const Panels<T>& a, const Panels<T>& b, int64_t
                    const T* bias = nullptr) {
     const int64_t width = b.width(p);
     for (int64_t q = 0; q < a.count(); ++q)
-        multiply<T>(rows, a.used(q), a.panel(q), a.width(q), 1, b.panel(p) + q * a.B * width, width, c, width,
-                    add || q > 0, bias);
+        multiply<T>(rows, a.used(q), Left<T>(a.panel(q), a.width(q), 1), b.panel(p) + q * a.B * width, width,
+                    Result<T>{c, width}, add || q > 0, bias);
 }
 
 // Panel p of c += a^T b, of the first `rows` rows of both; `b` is that panel of b.
@@ -111,7 +151,8 @@ template <class T>
 void add_transposed_product(int64_t rows, const Panels<T>& a, const T* b, const Panels<T>& c, int64_t p) {
     const int64_t width = c.width(p);
     for (int64_t q = 0; q < a.count(); ++q)
-        multiply<T>(a.used(q), rows, a.panel(q), 1, a.width(q), b, width, c.panel(p) + q * a.B * width, width, true);
+        multiply<T>(a.used(q), rows, Left<T>(a.panel(q), 1, a.width(q)), b, width,
+                    Result<T>{c.panel(p) + q * a.B * width, width}, true);
 }
 
 }  // namespace
