@@ -80,20 +80,32 @@ struct Passes {
     static HYENA_INLINE Cx<T> twisted(Vec<T> x, T c, T s) { return {x * c, x * s}; }
     static HYENA_INLINE Cx<T> twisted(Cx<T> x, T c, T s) { return twiddled<false>(x, c, s); }
 
+    // A transform without columns: points [t0, t1) read from `read(point)` and twisted, as rows are transformed.
+    template <class Read>
+    HYENA_INLINE void row_in(T* buffer, int64_t t0, int64_t t1, Read&& read, const Ahead& ahead) const {
+        const T* twist = plan.between;
+        for (int64_t t = t0; t < t1; ++t) {
+            ahead(t + kReadAhead);
+            store_cx(buffer + t * S, twisted(read(Point{t, t * S}), twist[2 * t], twist[2 * t + 1]));
+        }
+    }
+    // And back.
+    template <class Write>
+    HYENA_INLINE void row_out(const T* buffer, int64_t t0, int64_t t1, Write&& write, const Ahead& ahead) const {
+        const T* twist = plan.between;
+        for (int64_t t = t0; t < t1; ++t) {
+            ahead(t + kReadAhead);
+            write(Point{t, t * S}, twiddled<true>(load_cx(buffer + t * S), twist[2 * t], twist[2 * t + 1]));
+        }
+    }
+
     // Columns [c0, c1): read each time from `read(point)` (real or complex), twist, transform, write to the buffer.
     // What a column's points were in the buffer is read before it is written.
     template <class Read>
     HYENA_INLINE void columns_in(T* buffer, int64_t c0, int64_t c1, T* local, Read&& read,
                                  const Ahead& ahead = {}) const {
         const int64_t n1 = p1();
-        const T* between = plan.between;
-        if (n1 == 1) {
-            for (int64_t t = c0; t < c1; ++t) {
-                ahead(t + kReadAhead);
-                store_cx(buffer + t * S, twisted(read(Point{t, t * S}), between[2 * t], between[2 * t + 1]));
-            }
-            return;
-        }
+        if (n1 == 1) return row_in(buffer, c0, c1, read, ahead);
         for (int64_t c = c0; c < c1; c += plan.columns_at_once) {
             const int64_t q = c1 - c < plan.columns_at_once ? c1 - c : plan.columns_at_once;
             const auto given = [&](int64_t i, int64_t j) HYENA_LAMBDA {
@@ -135,14 +147,7 @@ struct Passes {
     HYENA_INLINE void columns_out(const T* buffer, int64_t c0, int64_t c1, T* local, Write&& write,
                                   const Ahead& ahead = {}) const {
         const int64_t n1 = p1();
-        const T* between = plan.between;
-        if (n1 == 1) {
-            for (int64_t t = c0; t < c1; ++t) {
-                ahead(t + kReadAhead);
-                write(Point{t, t * S}, twiddled<true>(load_cx(buffer + t * S), between[2 * t], between[2 * t + 1]));
-            }
-            return;
-        }
+        if (n1 == 1) return row_out(buffer, c0, c1, write, ahead);
         for (int64_t c = c0; c < c1; c += plan.columns_at_once) {
             const int64_t q = c1 - c < plan.columns_at_once ? c1 - c : plan.columns_at_once;
             columns_inverse(buffer, c, q, local, ahead);

@@ -101,52 +101,92 @@ struct Recurrence {
         }
         for (int64_t i = 0; i < filters; ++i) tail_of(i, memory.tail).start(passes.plan.size);
         for (int64_t t0 = 0; t0 < row.length; t0 += passes.plan.size)
-            forward_section(t0, row, parts, y, block, group, memory, team, past_caches);
+            if (parts[0].is_usual())
+                forward_section<true>(t0, row, parts, y, block, group, memory, team, past_caches);
+            else
+                forward_section<false>(t0, row, parts, y, block, group, memory, team, past_caches);
     }
 
-    // All steps of the section that begins at position t0. Gates are applied in passes of their own, in order: see
-    // look_at.
+    // All steps of the section that begins at position t0. Where a transform has columns, gates are applied in passes of
+    // their own, in order: see look_at.
+    template <bool kUsual>
     void forward_section(int64_t t0, const Row& row, const Parts& parts, const Channels<T, IO>& y, int64_t block,
                          Group group, const ForwardMemory& memory, const Team& team, bool past_caches) const {
         T* buffer = memory.buffer.get();
+        const bool has_columns = passes.p1() > 1;
         const Runs<T> flow = at_points(buffer);
         const auto first = parts[0], value = parts[a.order];
         const int64_t left = row.length - t0, length = left < passes.plan.size ? left : passes.plan.size;
+        Ahead out;
+        out.add(first.z, t0, length);
+        if (!past_caches) out.add(y, t0, length);
+        const auto put = [&](int64_t t, Vec<T> v) HYENA_LAMBDA {
+            y.put(t0 + t, first.template at<kUsual>(t0 + t) * v, past_caches);
+        };
         for (int64_t i = 0; i < a.spectra.filters; ++i) {
             const int64_t g = gate_of(i);
             const auto gate = parts[g < 0 ? 0 : g];
             Ahead in;
-            in.length = row.length;
-            if (g >= 0) in.add(gate.z);
-            if (i == 0) in.add(value.z);
-            team.over(length, [&](int64_t begin, int64_t end, int) {
-                for (int64_t t = begin; t < end; ++t) {
-                    in(t0 + t + kReadAhead);
-                    const Vec<T> v = i == 0 ? value[t0 + t] : load(flow(t));
-                    store(flow(t), g >= 0 ? gate[t0 + t] * v : v);
-                }
-            });
-            team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
-                passes.columns_in(buffer, c0, c1, memory.local.get() + part * passes.scratch() * S,
-                                  [&](Point p) HYENA_LAMBDA { return p.t < length ? load(buffer + p.at) : zero<T>(); });
-            });
+            if (g >= 0) in.add(gate.z, t0, length);
+            if (i == 0) in.add(value.z, t0, length);
+            const auto input = [&](int64_t t) HYENA_LAMBDA {
+                const Vec<T> v = i == 0 ? value.template at<kUsual>(t0 + t) : load(flow(t));
+                return g >= 0 ? gate.template at<kUsual>(t0 + t) * v : v;
+            };
+            if (has_columns) {
+                team.over(length, [&](int64_t begin, int64_t end, int) {
+                    for (int64_t t = begin; t < end; ++t) {
+                        in(t + kReadAhead);
+                        store(flow(t), input(t));
+                    }
+                });
+                columns_in(buffer, length, memory, team);
+            } else {
+                team.over(passes.p2(), [&](int64_t begin, int64_t end, int) {
+                    passes.row_in(
+                        buffer, begin, end,
+                        [&](Point p) HYENA_LAMBDA { return p.t < length ? input(p.t) : zero<T>(); }, in);
+                });
+            }
             const Products<T> products = products_of(i, block, group);
             team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) { products.convolve(buffer, r0, r1); });
             const Tail<T> tail = tail_of(i, memory.tail);
-            team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
-                passes.columns_out(buffer, c0, c1, memory.local.get() + part * passes.scratch() * S,
-                                   [&](Point p, Cx<T> v) HYENA_LAMBDA { store(buffer + p.at, tail.joined(p.t, v)); });
+            if (has_columns || i + 1 < a.spectra.filters) {
+                columns_out(buffer, tail, memory, team);
+                continue;
+            }
+            team.over(passes.p2(), [&](int64_t begin, int64_t end, int) {
+                passes.row_out(
+                    buffer, begin, end,
+                    [&](Point p, Cx<T> v) HYENA_LAMBDA {
+                        const Vec<T> x = tail.joined(p.t, v);
+                        if (p.t < length) put(p.t, x);
+                    },
+                    out);
             });
         }
-        Ahead out;
-        out.length = row.length;
-        out.add(first.z);
-        if (!past_caches) out.add(y);
-        team.over(length, [&](int64_t begin, int64_t end, int) {
-            for (int64_t t = begin; t < end; ++t) {
-                out(t0 + t + kReadAhead);
-                y.put(t0 + t, first[t0 + t] * load(flow(t)), past_caches);
-            }
+        if (has_columns)
+            team.over(length, [&](int64_t begin, int64_t end, int) {
+                for (int64_t t = begin; t < end; ++t) {
+                    out(t + kReadAhead);
+                    put(t, load(flow(t)));
+                }
+            });
+    }
+
+    // Columns of what lies in the places of the buffer's points, and back to there.
+    __attribute__((noinline)) void columns_in(T* buffer, int64_t length, const ForwardMemory& memory,
+                                              const Team& team) const {
+        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+            passes.columns_in(buffer, c0, c1, memory.local.get() + part * passes.scratch() * S,
+                              [&](Point p) HYENA_LAMBDA { return p.t < length ? load(buffer + p.at) : zero<T>(); });
+        });
+    }
+    __attribute__((noinline)) void columns_out(T* buffer, const Tail<T>& tail, const ForwardMemory& memory,
+                                               const Team& team) const {
+        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
+            passes.columns_out(buffer, c0, c1, memory.local.get() + part * passes.scratch() * S,
+                               [&](Point p, Cx<T> v) HYENA_LAMBDA { store(buffer + p.at, tail.joined(p.t, v)); });
         });
     }
 

@@ -17,10 +17,28 @@ struct Convolved {
     int64_t count;
 
     HYENA_INLINE Vec<T> operator[](int64_t t) const {
-        constexpr int W = Simd<T>::W;
         if (!keep[t]) return zero<T>();
-        if (__builtin_expect(count == 3 && t >= 2 && !keep.mask, 1))
-            return load(taps + 3 * W) + load(taps + 2 * W) * z[t] + load(taps + W) * z[t - 1] + load(taps) * z[t - 2];
+        if (__builtin_expect(is_usual() && t >= 2, 1)) return three(t);
+        return any(t);
+    }
+
+    // Three taps and no mask. Who asks once for many positions of the row reads them with at<true>.
+    bool is_usual() const { return count == 3 && !keep.mask; }
+    template <bool kUsual>
+    HYENA_INLINE Vec<T> at(int64_t t) const {
+        if constexpr (kUsual)
+            return __builtin_expect(t >= 2, 1) ? three(t) : any(t);
+        else
+            return (*this)[t];
+    }
+
+  private:
+    HYENA_INLINE Vec<T> three(int64_t t) const {
+        constexpr int W = Simd<T>::W;
+        return load(taps + 3 * W) + load(taps + 2 * W) * z[t] + load(taps + W) * z[t - 1] + load(taps) * z[t - 2];
+    }
+    __attribute__((noinline)) Vec<T> any(int64_t t) const {
+        constexpr int W = Simd<T>::W;
         Vec<T> sum = load(taps + count * W);
         for (int64_t j = 0; j < count && j <= t; ++j)
             if (keep[t - j]) sum += load(taps + (count - 1 - j) * W) * z[t - j];

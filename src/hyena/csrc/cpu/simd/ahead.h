@@ -27,6 +27,12 @@ struct Ahead {
     void add(const C& channels) {
         add(channels.data, channels.stride);
     }
+    // Of so many positions from `first` on, which become 0 and so on.
+    template <class C>
+    void add(const C& channels, int64_t first, int64_t positions) {
+        add(channels.data + first * channels.stride, channels.stride);
+        length = positions;
+    }
     template <class N>
     void add(const N* numbers, int64_t step) {
         streams[count++] = {reinterpret_cast<const char*>(numbers), int64_t(step * sizeof(N))};
