@@ -66,7 +66,7 @@ struct Linear {
         Result<T> to = used == width ? Result<T>{y, a.y.stride, a.y.block_stride} : Result<T>{narrow, width};
         const bool past_caches =
             used == width && a.batch * a.length * a.outputs * int64_t(sizeof(T)) > (int64_t(16)<<20);
-        const auto u = [&](int64_t k) { return Left<T>(at(a.u, of, k), a.u.stride, 1, a.u.block_stride); };
+        const auto u = [&](int64_t k) { return Left<T>(at(a.u, of, k), a.u.stride, 1, kChannelBlock * a.u.stride, a.u.block_stride); };
         if (a.inputs == 0) multiply<T>(of.rows, 0, u(0), weight.panel(p), width, to, false, bias);
         for (int64_t k = 0; k < a.inputs; k += kLinearDepth) {
             const int64_t depth = a.inputs - k < kLinearDepth ? a.inputs - k : kLinearDepth;
@@ -105,12 +105,9 @@ struct Linear {
                     for (int64_t m = 0; m < of.rows; ++m)
                         store(inputs.get() + m * width + k, load_lanes<T>(u + m * a.u.stride, lanes));
                 }
-                for (int64_t n = n0, end; n < n1; n = end) {  // outputs that keep one distance at a time
-                    end = a.y.block_stride == kChannelBlock ? n1 : (n / kChannelBlock + 1) * kChannelBlock;
-                    if (end > n1) end = n1;
-                    multiply<T>(end - n, of.rows, Left<T>(at(a.y, of, n), 1, a.y.stride), inputs.get(), width,
-                                Result<T>{dweight.panel(p) + (n - n0) * width, width}, true);
-                }
+                const Left<T> gradient(at(a.y, of, 0), 1, a.y.stride, a.y.block_stride, kChannelBlock * a.y.stride);
+                multiply<T>(count, of.rows, gradient.from_row(n0), inputs.get(), width,
+                            Result<T>{dweight.panel(p), width}, true);
             }
             for (int64_t n = 0; n < count; n += W) {
                 const T* dy = at(a.y, of, n0 + n);

@@ -40,17 +40,25 @@ struct Panels {
     }
 };
 
-// The factor a: element (m, k) is at data[m * row + k / 16 * block + k % 16 * column].
+// The factor a: element (m, k) is at data[place of m + place of k], either of which steps from one channel block to the
+// next by another distance than inside.
 template <class T>
 struct Left {
     const T* data;
-    int64_t row, column, block;
+    int64_t row, column, row_block, column_block, first = 0;
 
     Left(const T* at, int64_t row_step, int64_t column_step)
-        : Left(at, row_step, column_step, kChannelBlock * column_step) {}
-    Left(const T* at, int64_t row_step, int64_t column_step, int64_t block_step)
-        : data(at), row(row_step), column(column_step), block(block_step) {}
-    Left from_row(int64_t m) const { return {data + m * row, row, column, block}; }
+        : Left(at, row_step, column_step, kChannelBlock * row_step, kChannelBlock * column_step) {}
+    Left(const T* at, int64_t row_step, int64_t column_step, int64_t row_block_step, int64_t column_block_step)
+        : data(at), row(row_step), column(column_step), row_block(row_block_step), column_block(column_block_step) {}
+    Left from_row(int64_t m) const {
+        Left rest = *this;
+        rest.first += m;
+        return rest;
+    }
+    HYENA_INLINE const T* at(int64_t m) const {
+        return data + (first + m) / kChannelBlock * row_block + (first + m) % kChannelBlock * row;
+    }
 };
 
 // The result c: element (m, n) is at data[m * row + n / 16 * block + n % 16].
@@ -77,6 +85,9 @@ HYENA_INLINE void multiply_block(int64_t depth, const Left<T>& a, const T* b, co
         HYENA_UNROLL
         for (int n = 0; n < N; ++n) sum[m][n] = bias && !add ? load(bias + n * W) : zero<T>();
     }
+    const T* block = a.at(0);
+    int64_t rows[2 * M];  // where they begin, and those of the next block of rows, which are asked for
+    for (int m = 0; m < 2 * M; ++m) rows[m] = a.at(m) - block;
     const auto add_column = [&](const T* column) HYENA_LAMBDA {
         Vec<T> row[N];
         HYENA_UNROLL
@@ -84,14 +95,15 @@ HYENA_INLINE void multiply_block(int64_t depth, const Left<T>& a, const T* b, co
         b += N * W;
         HYENA_UNROLL
         for (int m = 0; m < M; ++m) {
-            const T x = column[m * a.row];
+            const T x = column[rows[m]];
             HYENA_UNROLL
             for (int n = 0; n < N; ++n) sum[m][n] += x * row[n];
         }
     };
-    const T* block = a.data;
-    for (; depth >= kChannelBlock; depth -= kChannelBlock, block += a.block) {
+    for (; depth >= kChannelBlock; depth -= kChannelBlock, block += a.column_block) {
         const T* column = block;
+        HYENA_UNROLL
+        for (int m = M; m < 2 * M; ++m) __builtin_prefetch(block + rows[m]);
         for (int64_t k = 0; k < kChannelBlock; k += 4) {
             HYENA_UNROLL
             for (int i = 0; i < 4; ++i, column += a.column) add_column(column);
