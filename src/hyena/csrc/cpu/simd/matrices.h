@@ -75,7 +75,7 @@ struct Result {
 // c[m, :] = start + sum over k < depth of a[m, k] * b[k, :], for m < M and N vectors of columns. `start` is c itself if
 // `add`, else the vectors at `bias`, or zero. What is added to c is summed up by itself first: in one chain over all
 // calls, a sum over a million rows would be wrong in its third digit.
-template <class T, int M, int N>
+template <bool kTransposed, class T, int M, int N>
 HYENA_INLINE void multiply_block(int64_t depth, const Left<T>& a, const T* b, const Result<T>& c, bool add,
                                  const T* bias) {
     constexpr int W = Simd<T>::W;
@@ -102,8 +102,12 @@ HYENA_INLINE void multiply_block(int64_t depth, const Left<T>& a, const T* b, co
     };
     for (; depth >= kChannelBlock; depth -= kChannelBlock, block += a.column_block) {
         const T* column = block;
-        HYENA_UNROLL
-        for (int m = M; m < 2 * M; ++m) __builtin_prefetch(block + rows[m]);
+        if constexpr (kTransposed) {
+            for (int k = 0; k < kChannelBlock; ++k) __builtin_prefetch(block + rows[2 * M - 1] + k * a.column);
+        } else {
+            HYENA_UNROLL
+            for (int m = M; m < 2 * M; ++m) __builtin_prefetch(block + rows[m]);
+        }
         for (int64_t k = 0; k < kChannelBlock; k += 4) {
             HYENA_UNROLL
             for (int i = 0; i < 4; ++i, column += a.column) add_column(column);
@@ -124,28 +128,37 @@ HYENA_INLINE void multiply_block(int64_t depth, const Left<T>& a, const T* b, co
     }
 }
 
-template <class T, int N>
+template <bool kTransposed, class T, int N>
 __attribute__((noinline)) void multiply_rows(int64_t rows, int64_t depth, const Left<T>& a, const T* b,
                                              const Result<T>& c, bool add, const T* bias) {
     int64_t m = 0;
     for (; m + kRowsAtOnce <= rows; m += kRowsAtOnce)
-        multiply_block<T, kRowsAtOnce, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
-    for (; m + 4 <= rows; m += 4) multiply_block<T, 4, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
-    for (; m + 2 <= rows; m += 2) multiply_block<T, 2, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
-    for (; m < rows; ++m) multiply_block<T, 1, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
+        multiply_block<kTransposed, T, kRowsAtOnce, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
+    for (; m + 4 <= rows; m += 4) multiply_block<kTransposed, T, 4, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
+    for (; m + 2 <= rows; m += 2) multiply_block<kTransposed, T, 2, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
+    for (; m < rows; ++m) multiply_block<kTransposed, T, 1, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
+}
+
+template <bool kTransposed, class T>
+void multiply_panel(int64_t rows, int64_t depth, const Left<T>& a, const T* b, int64_t width, const Result<T>& c,
+                    bool add, const T* bias) {
+    static_assert(kPanelVectors <= 4);
+    switch (width / Simd<T>::W) {
+        case 1: return multiply_rows<kTransposed, T, 1>(rows, depth, a, b, c, add, bias);
+        case 2: return multiply_rows<kTransposed, T, 2>(rows, depth, a, b, c, add, bias);
+        case 3: return multiply_rows<kTransposed, T, 3>(rows, depth, a, b, c, add, bias);
+        case 4: return multiply_rows<kTransposed, T, 4>(rows, depth, a, b, c, add, bias);
+    }
 }
 
 // The same for any number of rows and a panel `width` wide.
 template <class T>
 void multiply(int64_t rows, int64_t depth, const Left<T>& a, const T* b, int64_t width, const Result<T>& c, bool add,
               const T* bias = nullptr) {
-    static_assert(kPanelVectors <= 4);
-    switch (width / Simd<T>::W) {
-        case 1: return multiply_rows<T, 1>(rows, depth, a, b, c, add, bias);
-        case 2: return multiply_rows<T, 2>(rows, depth, a, b, c, add, bias);
-        case 3: return multiply_rows<T, 3>(rows, depth, a, b, c, add, bias);
-        case 4: return multiply_rows<T, 4>(rows, depth, a, b, c, add, bias);
-    }
+    if (a.column == 1)
+        multiply_panel<false>(rows, depth, a, b, width, c, add, bias);
+    else
+        multiply_panel<true>(rows, depth, a, b, width, c, add, bias);
 }
 
 // The first `rows` rows of panel p of c = a b (+ c if `add`, + bias otherwise, if there is one).
