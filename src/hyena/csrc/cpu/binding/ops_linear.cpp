@@ -47,10 +47,12 @@ void multiply(const Tensor& u, const Tensor& weight, const Optional& bias_in, co
     kernels().linear(args);
 }
 
-// F.linear into y.
+// F.linear of (1, rows, inputs) into y (1, rows, outputs).
 void linear(const Tensor& u, const Tensor& weight, const Optional& bias, const Tensor& y) {
-    std::array<StableIValue, 4> stack{torch::stable::detail::from(u), torch::stable::detail::from(weight),
-                                      torch::stable::detail::from(bias), torch::stable::detail::from(y)};
+    using torch::stable::detail::from;
+    // As matrices: with three dimensions torch rounds float16 once more before it adds the bias.
+    const auto matrix = [](const Tensor& t) { return torch::stable::view(t, {t.size(1), t.size(2)}); };
+    std::array<StableIValue, 4> stack{from(matrix(u)), from(weight), from(bias), from(matrix(y))};
     call_op("aten::linear", "out", stack.data());
     torch::stable::detail::to<Tensor>(stack[0]);  // takes over the reference that the call returned
 }
