@@ -13,6 +13,8 @@ from hyena import ops
 from hyena.ops._library import OP_NAMES
 
 B, L, D, C, TAPS = 2, 12, 6, 4, 3
+BLOCK = 16
+TAKE_BLOCKS = [op for op in OP_NAMES if "recurrence" in op or op == "project_backward"]  # beside (B, L, C)
 SIZE = ops.transform_length(L)
 OTHER_DTYPES = [
     torch.float64,
@@ -48,9 +50,28 @@ def _row(channels: int, batch: int = B) -> Tensor:
     return torch.randn(batch, L, channels)
 
 
-def well_formed(op: str, packed: bool = False) -> dict[str, Any]:
+def _blocked_row(blocks: int, batch: int = B) -> Tensor:
+    """Of so many channel blocks."""
+    return torch.randn(batch, blocks, L, BLOCK)
+
+
+def variants(op: str) -> Iterator[tuple[bool, bool]]:
+    """Of well-formed calls: whether rows are packed, and whether sequences are in channel blocks."""
+    names = argument_names(op)
+    for blocked in (False, True) if op in TAKE_BLOCKS else (False,):
+        for packed in (False, True) if "cu_seqlens" in names else (False,):
+            yield packed, blocked
+
+
+def well_formed(op: str, packed: bool = False, blocked: bool = False) -> dict[str, Any]:
     """Arguments that are right, float32 on the CPU."""
     batch = 1 if packed else B
+    if blocked and op == "project_backward":
+        return {"g": _blocked_row(1), "u": _blocked_row(3)}
+    if blocked:
+        found = _mixing(op.removesuffix("_backward"), batch, packed, BLOCK)
+        found |= {"z": _blocked_row(3, batch), "dy": _blocked_row(1, batch)}
+        return {name: found[name] for name in argument_names(op)}
     cu_seqlens = torch.tensor([0, 5, L]) if packed else None
     backward = op.endswith("_backward")
     kind = op.removesuffix("_backward")
@@ -69,15 +90,8 @@ def well_formed(op: str, packed: bool = False) -> dict[str, Any]:
     elif kind == "add_conv_":
         spectrum = torch.ops.hyena.filter_spectrum(torch.randn(1, 5, C), SIZE, True)[0]
         found = {"y": torch.randn(B, 7, C), "v": _row(C), "spectrum": spectrum}
-    elif kind == "recurrence":
-        found = {"z": _row(3 * C, batch), "weight": torch.randn(3 * C, TAPS), "bias": torch.randn(3 * C)}
-        found |= {"spectrum": torch.ops.hyena.filter_spectrum(torch.randn(1, 5, C), SIZE, True)}
-        found |= {"d": torch.randn(1, C), "mask": torch.rand(batch, L) < 0.7, "cu_seqlens": cu_seqlens}
-        found |= {"z_bias": torch.randn(3 * C), "dy": _row(C, batch), "sectioned": False}
-    elif kind == "direct_recurrence":
-        found = {"z": _row(3 * C, batch), "weight": torch.randn(3 * C, TAPS), "bias": torch.randn(3 * C)}
-        found |= {"h": torch.randn(5, C), "d": torch.randn(C), "mask": torch.rand(batch, L) < 0.7, "causal": False}
-        found |= {"z_bias": torch.randn(3 * C), "dy": _row(C, batch), "cu_seqlens": cu_seqlens}
+    elif kind in ("recurrence", "direct_recurrence"):
+        found = _mixing(kind, batch, packed, C)
     elif kind == "implicit_filter":
         found = {"features": torch.randn(L, 5), "time": torch.rand(L), "first": torch.randn(8, 5)}
         found |= {"inner": torch.randn(2, 8, 8), "biases": torch.randn(3, 8), "freq": torch.randn(8)}
@@ -87,6 +101,10 @@ def well_formed(op: str, packed: bool = False) -> dict[str, Any]:
         found = _step(op)
     elif op == "project_backward":
         return {"g": _row(C), "u": _row(D)}
+    elif op == "project_channel_blocked":
+        found = {"u": _row(D), "weight": torch.randn(2 * BLOCK, D), "bias": torch.randn(2 * BLOCK)}
+    elif op == "project_from_channel_blocked":
+        found = {"u": _blocked_row(3), "weight": torch.randn(C, 3 * BLOCK), "bias": torch.randn(C)}
     elif kind.startswith("project"):
         found = {"u": _row(D), "weight": torch.randn(C, D), "bias": torch.randn(C)}
     else:
@@ -94,6 +112,18 @@ def well_formed(op: str, packed: bool = False) -> dict[str, Any]:
     names = argument_names(op)
     assert backward or "dy" not in names
     return {name: found[name] for name in names}
+
+
+def _mixing(kind: str, batch: int, packed: bool, channels: int) -> dict[str, Any]:
+    width = 3 * channels
+    found = {"z": _row(width, batch), "weight": torch.randn(width, TAPS), "bias": torch.randn(width)}
+    if kind == "recurrence":
+        found |= {"spectrum": torch.ops.hyena.filter_spectrum(torch.randn(1, 5, channels), SIZE, True)}
+        found |= {"d": torch.randn(1, channels), "sectioned": False}
+    else:
+        found |= {"h": torch.randn(5, channels), "d": torch.randn(channels), "causal": False}
+    found |= {"mask": torch.rand(batch, L) < 0.7, "cu_seqlens": torch.tensor([0, 5, L]) if packed else None}
+    return found | {"z_bias": torch.randn(width), "dy": _row(channels, batch)}
 
 
 def _step(op: str) -> dict[str, Any]:
@@ -132,19 +162,33 @@ FREE = {
     ("project_backward", "g", 2),
     ("project_backward", "u", 2),
 }
-for _op in ("project", "project_channel_major", "project_from_channel_major"):
-    FREE |= {(_op, "weight", 0), (_op, "u", 0), (_op, "u", 1)}
+for _op in ("project", "project_channel_major", "project_from_channel_major", "project_channel_blocked"):
+    FREE |= {(_op, "weight", 0), (_op, "u", 0), (_op, "u", 1)}  # of the first size the bias has to be, too
+FREE |= {("project_from_channel_blocked", "weight", 0)}
+# Of sequences in channel blocks.
+FREE_OF_BLOCKS = {
+    ("project_from_channel_blocked", "u", 0),
+    ("project_from_channel_blocked", "u", 2),
+    ("project_backward", "g", 1),
+    ("project_backward", "u", 1),
+}
+
+
+def _is_free(op: str, name: str, t: Tensor, dim: int) -> bool:
+    if name in ("z", "dy", "u", "g") and t.dim() == 4:
+        return (op, name, dim) in FREE_OF_BLOCKS
+    return any((op, name, at) in FREE for at in (dim, dim - t.dim()))
 
 
 def _faults(op: str, name: str, t: Tensor) -> Iterator[tuple[str, Tensor]]:
     for dim in range(t.dim()):
-        free = any((op, name, at) in FREE for at in (dim, dim - t.dim()))
+        free = _is_free(op, name, t, dim)
         for by in (-1, 1):
             roomy = name == "spectrum" and dim == t.dim() - 2 and by > 0  # of which a part is not used
             longer = op == "add_conv_" and name == "v" and dim == 1 and by < 0  # than y, still
             if not (free or roomy or longer) and t.size(dim) + by >= 0:
                 yield f"size {t.size(dim) + by} at {dim}", _resized(t, dim, by)
-    if t.dim() > 1 and t.size(0) != t.size(1) and (op, name, 1) not in FREE:
+    if t.dim() > 1 and t.size(0) != t.size(1) and not _is_free(op, name, t, 1):
         yield "transposed", t.transpose(0, 1)
     yield "0-d", torch.zeros((), dtype=t.dtype)
     yield "another dimension", t[None]
@@ -182,19 +226,17 @@ def calls() -> Iterator[Call]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for op in OP_NAMES:
-            for packed in (False, True):
-                good = well_formed(op, packed)
-                if packed and good.get("cu_seqlens") is None:
-                    continue
-                yield from _calls(op, good, packed)
+            for packed, blocked in variants(op):
+                yield from _calls(op, well_formed(op, packed, blocked), packed, blocked)
 
 
-def _calls(op: str, good: dict[str, Any], packed: bool) -> Iterator[Call]:
+def _calls(op: str, good: dict[str, Any], packed: bool, blocked: bool) -> Iterator[Call]:
+    kind = (", packed" if packed else "") + (", blocked" if blocked else "")
     schema = getattr(torch.ops.hyena, op).default._schema
     optional = {a.name for a in schema.arguments if str(a.type) == "Optional[Tensor]"}
 
     def call(name: str, fault: str, value: Any) -> Call:
-        return Call(op, name, fault + (", packed" if packed else ""), tuple({**good, name: value}.values()))
+        return Call(op, name, fault + kind, tuple({**good, name: value}.values()))
 
     for name, value in good.items():
         if isinstance(value, Tensor):

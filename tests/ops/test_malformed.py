@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers.malformed import Call, argument_names, calls, well_formed
+from helpers.malformed import Call, argument_names, calls, variants, well_formed
 from hyena import ops
 from hyena.ops._library import OP_NAMES
 
@@ -59,8 +59,8 @@ def _op(name: str) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("op", OP_NAMES)
 def test_well_formed_calls_are_taken(op: str) -> None:
-    for packed in (False, True):
-        _op(op)(*well_formed(op, packed).values())
+    for packed, blocked in variants(op):
+        _op(op)(*well_formed(op, packed, blocked).values())
 
 
 @pytest.mark.parametrize("op", OP_NAMES)

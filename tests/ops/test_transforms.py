@@ -15,6 +15,7 @@ from torch.utils import _pytree
 from helpers import oracle
 from helpers.cases import Tier, make_mask, offsets, rand
 from hyena import functional, ops
+from hyena.ops._layout import from_blocks, to_blocks
 
 Function = Callable[..., Tensor]
 ROWS = [(0, 4), (4, 9)]
@@ -76,6 +77,26 @@ def cases(device: str) -> dict[str, tuple[Function, Function, tuple[Tensor, ...]
             lambda u, w, b: torch.ops.hyena.project_channel_major(u, w, b),
             lambda u, w, b: u @ w.T + b,
             _gates(u=row, w=(3, C), b=(3,)),
+        ),
+        "project_channel_blocked": (
+            lambda u, w, b: from_blocks(torch.ops.hyena.project_channel_blocked(u, w, b)),
+            lambda u, w, b: u @ w.T + b,
+            _gates(u=(2, 2, C), w=(16, C), b=(16,)),
+        ),
+        "project_from_channel_blocked": (
+            lambda u, w, b: torch.ops.hyena.project_from_channel_blocked(to_blocks(u), w, b),
+            lambda u, w, b: u @ w.T + b,
+            _gates(u=(2, 2, 16), w=(3, 16), b=(3,)),
+        ),
+        "recurrence, blocked": (
+            lambda z, w, b, h, d, zb: from_blocks(ops.recurrence(to_blocks(z), w, b, _spectra(h), d, None, None, zb)),
+            lambda z, w, b, h, d, zb: oracle.recurrence_of_z(z + zb, w, b, h, d, order=2),
+            _gates(z=(2, LENGTH, 48), w=(48, 3), b=(48,), h=(1, 5, C), d=(1, 16), zb=(48,)),
+        ),
+        "direct_recurrence, blocked": (
+            lambda z, w, b, h, d, zb: from_blocks(ops.direct_recurrence(to_blocks(z), w, b, h, d, on_device, None, zb)),
+            lambda z, w, b, h, d, zb: oracle.recurrence_of_z(z + zb, w, b, h[None], d[None], mask, order=2),
+            _gates(z=(2, LENGTH, 48), w=(48, 3), b=(48,), h=(5, C), d=(16,), zb=(48,)),
         ),
         "implicit_filter": (
             lambda f, t, w, b, freq, o, e: ops.implicit_filter(f, t, [(w, b)], freq, o, e, 0.5, 2),

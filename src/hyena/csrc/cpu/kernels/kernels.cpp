@@ -8,7 +8,7 @@
 #include "gated_conv.h"
 #include "implicit_filter.h"
 #include "linear.h"
-#include "recurrence_sections.h"
+#include "recurrence_gradient.h"
 #include "short_conv.h"
 #include "spectrum.h"
 #include "steps.h"

@@ -13,6 +13,7 @@
 // - Team: threads that share a task; share, share_rows, share_blocks hand out tasks (work.h, sharing.h).
 // - Products: what happens between transforms, times the filter and its gradient (products.h).
 // - section: P positions of a longer row; Tail: what one adds to the next (sections.h, recurrence_sections.h).
+// - RecurrenceGradient: which of three ways takes a recurrence's gradient (recurrence_gradient.h).
 //
 // E.g. a recurrence of order 2 over B = 2 rows of L = 300 positions, C = 20 channels, P = 320, with AVX2 (W = 8): three
 // groups (8, 8, 4 lanes) for each row are six tasks. A task reads x1 * v of its group position by position, transforms

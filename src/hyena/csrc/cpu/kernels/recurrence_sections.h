@@ -193,19 +193,5 @@ struct RecurrenceSections {
     }
 };
 
-// The gradient of any recurrence.
-template <class T, class IO>
-struct RecurrenceGradient {
-    const RecurrenceArgs& a;
-
-    void backward() const {
-        const Recurrence<T, IO> recurrence(a);
-        if (recurrence.sections > 1 && a.spectra.filters == 1)
-            RecurrenceSections<T, IO>(recurrence).backward();
-        else
-            recurrence.backward();
-    }
-};
-
 }  // namespace
 }  // namespace hyena

@@ -47,6 +47,17 @@ struct Team {
     }
 };
 
+// f(first, count, part) for tiles of a row, shared by the team.
+template <class F>
+void each_tile(int64_t length, int64_t tile, const Team& team, F&& f) {
+    team.over((length + tile - 1) / tile, [&](int64_t first, int64_t end, int part) {
+        for (int64_t i = first; i < end; ++i) {
+            const int64_t left = length - i * tile;
+            f(i * tile, left < tile ? left : tile, part);
+        }
+    });
+}
+
 // Runs `count` independent tasks, each with its worker's memory (made by `make(parts)`): a task a thread where there
 // are enough of them, or tasks have too many steps for `teams`; else all threads on one task after the other.
 template <class Make, class Task>

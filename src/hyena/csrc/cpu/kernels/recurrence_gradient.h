@@ -1,0 +1,31 @@
+// The gradient of any recurrence: hyena::recurrence_backward.
+#pragma once
+
+#include "recurrence_row.h"
+#include "recurrence_sections.h"
+
+namespace hyena {
+namespace {
+
+// A transform's buffer up to this size (bytes), and what Recurrence keeps beside two of them, is in the caches: there it
+// is faster.
+constexpr int64_t kKeptInCache = int64_t(3) << 20;
+
+template <class T, class IO>
+struct RecurrenceGradient {
+    const RecurrenceArgs& a;
+
+    void backward() const {
+        const Recurrence<T, IO> recurrence(a);
+        const int64_t buffer = recurrence.passes.buffer() * 2 * Simd<T>::W * int64_t(sizeof(T));
+        if (a.spectra.filters == 1 && recurrence.sections > 1)
+            RecurrenceSections<T, IO>(recurrence).backward();
+        else if (a.spectra.filters == 1 && buffer > kKeptInCache)
+            RecurrenceRow<T, IO>(recurrence).backward();
+        else
+            recurrence.backward();
+    }
+};
+
+}  // namespace
+}  // namespace hyena
