@@ -121,7 +121,7 @@ def test_recurrences_give_the_bits_of_rows(host: Tier, kind: str, dtype: torch.d
 @pytest.mark.parametrize("z_bias", [False, True])
 def test_packed_and_sectioned_rows_give_the_bits_of_rows(host: Tier, dtype: torch.dtype, z_bias: bool) -> None:
     for sizes in ([1, 0, 16], [40, 90], [130, 3, 167]):
-        x = recurrence.inputs(1, sum(sizes), 48, taps=20, groups=3, mask="random", z_bias=z_bias)
+        x = recurrence.inputs(1, sum(sizes), 48, taps=min(20, sum(sizes)), groups=3, mask="random", z_bias=z_bias)
         x["cu_seqlens"] = offsets(sizes)
         x, dy = place(x, host, dtype, **floats(dtype)), rand(1, sum(sizes), 48, seed=9).to(dtype)
         with host():
@@ -236,7 +236,10 @@ def test_projections_of_any_width(tier: Tier, dtype: torch.dtype, channels: int)
 def test_projections_past_the_caches(tier: Tier) -> None:
     """More than 16 MiB, which a kernel writes in another way."""
     for op, inputs, outputs in ((to, 3, 80), (out_of, 16, 70)):
-        check(op, tier, torch.float32, (1, 60007, inputs, outputs))
+        u, weight, bias = (t.float().to(tier.device) for t in (rand(1, 60007, inputs), rand(outputs, inputs), rand(80)))
+        with tier():
+            got = op(u, weight, bias[:outputs])
+        torch.testing.assert_close(got, linear(u, weight, bias[:outputs]).float())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -434,15 +437,15 @@ def test_errors_of_mixing_name_the_numbers(host: Tier, op: str, checked: bool) -
     raises(r"dy must.*\(2, 7, 16\).*got .*\(2, 1, 7, 16\)", backward, dy, rows, *rest)
 
 
-@pytest.mark.parametrize(("op", "blocks", "channels"), [("recurrence", 3, 24), ("direct_recurrence", 3, 24)])
-def test_blocks_must_not_be_shared_by_parts(host: Tier, op: str, blocks: int, channels: int) -> None:
+@pytest.mark.parametrize("op", ["recurrence", "direct_recurrence"])
+def test_blocks_must_not_be_shared_by_parts(host: Tier, op: str) -> None:
     """A gate and a value of 24 channels fill three blocks, but not each its own."""
-    x = place(recurrence.inputs(1, 7, channels, order=1, value_filter=True, taps=3), host, torch.float32)
+    x = place(recurrence.inputs(1, 7, 24, order=1, value_filter=True, taps=3), host, torch.float32)
     with host():
-        z, rest = arguments(x, op)
+        rest = arguments(x, op)[1]
         for fn, dy in ((getattr(HYENA, op), ()), (getattr(HYENA, f"{op}_backward"), (torch.zeros(1, 1, 7, 16),))):
             with pytest.raises(ValueError, match=r"\b24 channels.*(\b16\b|multiple)"):
-                fn(*dy, torch.zeros(1, blocks, 7, 16), *rest)
+                fn(*dy, torch.zeros(1, 3, 7, 16), *rest)
 
 
 def test_an_empty_batch(tier: Tier) -> None:

@@ -13,8 +13,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "channel_block.h"
-
 // In torch 2.13 and later, null otherwise.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
@@ -111,7 +109,10 @@ inline ScalarType compute_type(const Tensor& t) {
     return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// Whether a sequence is in channel blocks, (B, C / 16, L, 16), and not (B, L, C).
+// Channels of a block of a sequence in channel blocks, (B, C / 16, L, 16) (CHANNEL_BLOCK in ops/_layout.py).
+constexpr int64_t kChannelBlock = 16;
+
+// Whether a sequence is in channel blocks, and not (B, L, C).
 inline bool is_blocked(const Tensor& z) { return z.dim() == 4; }
 inline int64_t length_of(const Tensor& z) { return z.size(is_blocked(z) ? 2 : 1); }
 inline int64_t channels_of(const Tensor& z) { return is_blocked(z) ? z.size(1) * z.size(3) : z.size(2); }

@@ -14,7 +14,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 # Channels that lie next to each other in a sequence in channel blocks, (B, C / 16, L, 16): what the CPU's kernels read
-# fastest, who take a block's channels through the whole row at once (kChannelBlock in csrc/channel_block.h).
+# fastest, who take a block's channels through the whole row at once (kChannelBlock in csrc/tensors.h).
 CHANNEL_BLOCK = 16
 
 

@@ -52,6 +52,7 @@ Optional channels_last(const Optional& t) {
 }
 
 Array array(const Tensor& t) {
+    static_assert(kLaneBlock == kChannelBlock);
     if (is_blocked(t)) return {t.data_ptr(), t.stride(0), t.stride(2), t.stride(1)};
     return {t.data_ptr(), t.stride(0), t.stride(1)};
 }

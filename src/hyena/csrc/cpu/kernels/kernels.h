@@ -24,7 +24,7 @@
 
 #include <cstdint>
 
-#include "../../channel_block.h"
+#include "../simd/lane_block.h"
 
 namespace hyena {
 
@@ -39,9 +39,9 @@ struct Row {
 struct Array {
     void* data = nullptr;
     int64_t batch_stride = 0, stride = 0;
-    int64_t block_stride = kChannelBlock;  // another number if it is in channel blocks
+    int64_t block_stride = kLaneBlock;  // another number if it is in channel blocks
 
-    int64_t place(int64_t c) const { return c / kChannelBlock * block_stride + c % kChannelBlock; }
+    int64_t place(int64_t c) const { return c / kLaneBlock * block_stride + c % kLaneBlock; }
 };
 
 // Runs body(context, i) for i in [0, count), possibly at the same time; `threads` is how many may run at once.

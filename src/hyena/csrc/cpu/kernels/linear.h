@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../simd/matrices.h"
+#include "sequences.h"
 #include "work.h"
 
 namespace hyena {
@@ -17,8 +18,8 @@ template <class T>
 struct Linear {
     static constexpr int W = Simd<T>::W, B = Panels<T>::B;
     // So that a panel of y, and what is multiplied at once of u, begin where a channel block does, or are inside one.
-    static_assert(kLinearDepth % kChannelBlock == 0);
-    static_assert(B % kChannelBlock == 0 || kChannelBlock % B == 0);
+    static_assert(kLinearDepth % kLaneBlock == 0);
+    static_assert(B % kLaneBlock == 0 || kLaneBlock % B == 0);
     const LinearArgs& a;
 
     // Parts of a row, all of one size but for the last, and each of them with whole blocks of rows of the product.
@@ -64,13 +65,14 @@ struct Linear {
         T* y = at(a.y, of, p * B);
         alignas(64) T narrow[kLinearRows * B];  // where the last panel is wider than what is left of y
         Result<T> to = used == width ? Result<T>{y, a.y.stride, a.y.block_stride} : Result<T>{narrow, width};
-        const bool past_caches =
-            used == width && a.batch * a.length * a.outputs * int64_t(sizeof(T)) > (int64_t(16)<<20);
-        const auto u = [&](int64_t k) { return Left<T>(at(a.u, of, k), a.u.stride, 1, kChannelBlock * a.u.stride, a.u.block_stride); };
+        const bool is_long = a.batch * a.length * a.outputs * int64_t(sizeof(T)) > kResultInCache;
+        const auto u = [&](int64_t k) {
+            return Left<T>(at(a.u, of, k), a.u.stride, 1, kLaneBlock * a.u.stride, a.u.block_stride);
+        };
         if (a.inputs == 0) multiply<T>(of.rows, 0, u(0), weight.panel(p), width, to, false, bias);
         for (int64_t k = 0; k < a.inputs; k += kLinearDepth) {
             const int64_t depth = a.inputs - k < kLinearDepth ? a.inputs - k : kLinearDepth;
-            to.past_caches = past_caches && k + depth == a.inputs;
+            to.past_caches = is_long && used == width && k + depth == a.inputs;
             multiply<T>(of.rows, depth, u(k), weight.panel(p) + k * width, width, to, k > 0, bias);
         }
         if (used < width)
@@ -105,7 +107,7 @@ struct Linear {
                     for (int64_t m = 0; m < of.rows; ++m)
                         store(inputs.get() + m * width + k, load_lanes<T>(u + m * a.u.stride, lanes));
                 }
-                const Left<T> gradient(at(a.y, of, 0), 1, a.y.stride, a.y.block_stride, kChannelBlock * a.y.stride);
+                const Left<T> gradient(at(a.y, of, 0), 1, a.y.stride, a.y.block_stride, kLaneBlock * a.y.stride);
                 multiply<T>(count, of.rows, gradient.from_row(n0), inputs.get(), width,
                             Result<T>{dweight.panel(p), width}, true);
             }

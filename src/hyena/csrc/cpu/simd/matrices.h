@@ -6,7 +6,7 @@
 // cache.
 #pragma once
 
-#include "../../channel_block.h"
+#include "lane_block.h"
 #include "simd.h"
 
 namespace hyena {
@@ -48,7 +48,7 @@ struct Left {
     int64_t row, column, row_block, column_block, first = 0;
 
     Left(const T* at, int64_t row_step, int64_t column_step)
-        : Left(at, row_step, column_step, kChannelBlock * row_step, kChannelBlock * column_step) {}
+        : Left(at, row_step, column_step, kLaneBlock * row_step, kLaneBlock * column_step) {}
     Left(const T* at, int64_t row_step, int64_t column_step, int64_t row_block_step, int64_t column_block_step)
         : data(at), row(row_step), column(column_step), row_block(row_block_step), column_block(column_block_step) {}
     Left from_row(int64_t m) const {
@@ -57,7 +57,7 @@ struct Left {
         return rest;
     }
     HYENA_INLINE const T* at(int64_t m) const {
-        return data + (first + m) / kChannelBlock * row_block + (first + m) % kChannelBlock * row;
+        return data + (first + m) / kLaneBlock * row_block + (first + m) % kLaneBlock * row;
     }
 };
 
@@ -65,11 +65,11 @@ struct Left {
 template <class T>
 struct Result {
     T* data;
-    int64_t row, block = kChannelBlock;
+    int64_t row, block = kLaneBlock;
     bool past_caches = false;  // nobody reads it before it is out of them
 
     Result from_row(int64_t m) const { return {data + m * row, row, block, past_caches}; }
-    HYENA_INLINE T* at(int m, int n) const { return data + m * row + n / kChannelBlock * block + n % kChannelBlock; }
+    HYENA_INLINE T* at(int m, int n) const { return data + m * row + n / kLaneBlock * block + n % kLaneBlock; }
 };
 
 // c[m, :] = start + sum over k < depth of a[m, k] * b[k, :], for m < M and N vectors of columns. `start` is c itself if
@@ -100,15 +100,15 @@ HYENA_INLINE void multiply_block(int64_t depth, const Left<T>& a, const T* b, co
             for (int n = 0; n < N; ++n) sum[m][n] += x * row[n];
         }
     };
-    for (; depth >= kChannelBlock; depth -= kChannelBlock, block += a.column_block) {
+    for (; depth >= kLaneBlock; depth -= kLaneBlock, block += a.column_block) {
         const T* column = block;
         if constexpr (kTransposed) {
-            for (int k = 0; k < kChannelBlock; ++k) __builtin_prefetch(block + rows[2 * M - 1] + k * a.column);
+            for (int k = 0; k < kLaneBlock; ++k) __builtin_prefetch(block + rows[2 * M - 1] + k * a.column);
         } else {
             HYENA_UNROLL
             for (int m = M; m < 2 * M; ++m) __builtin_prefetch(block + rows[m]);
         }
-        for (int64_t k = 0; k < kChannelBlock; k += 4) {
+        for (int64_t k = 0; k < kLaneBlock; k += 4) {
             HYENA_UNROLL
             for (int i = 0; i < 4; ++i, column += a.column) add_column(column);
         }
@@ -132,13 +132,18 @@ template <bool kTransposed, class T, int N>
 __attribute__((noinline)) void multiply_rows(int64_t rows, int64_t depth, const Left<T>& a, const T* b,
                                              const Result<T>& c, bool add, const T* bias) {
     int64_t m = 0;
-    for (; m + kRowsAtOnce <= rows; m += kRowsAtOnce)
-        multiply_block<kTransposed, T, kRowsAtOnce, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
-    for (; m + 4 <= rows; m += 4) multiply_block<kTransposed, T, 4, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
-    for (; m + 2 <= rows; m += 2) multiply_block<kTransposed, T, 2, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
-    for (; m < rows; ++m) multiply_block<kTransposed, T, 1, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
+    const auto while_rows = [&](auto count) HYENA_LAMBDA {
+        constexpr int M = decltype(count)::value;
+        for (; m + M <= rows; m += M)
+            multiply_block<kTransposed, T, M, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
+    };
+    while_rows(std_int<kRowsAtOnce>{});
+    while_rows(std_int<4>{});
+    while_rows(std_int<2>{});
+    while_rows(std_int<1>{});
 }
 
+// `kTransposed` if rows of the factor a follow each other in memory, and not its columns: it then asks for other lines.
 template <bool kTransposed, class T>
 void multiply_panel(int64_t rows, int64_t depth, const Left<T>& a, const T* b, int64_t width, const Result<T>& c,
                     bool add, const T* bias) {
