@@ -22,11 +22,6 @@
 
 namespace hyena {
 
-template <int N>
-struct std_int {
-    static constexpr int value = N;
-};
-
 template <class T>
 struct Factors {
     int n = 1;

@@ -107,8 +107,8 @@ struct Recurrence {
                 forward_section<false>(t0, row, parts, y, block, group, memory, team, past_caches);
     }
 
-    // All steps of the section that begins at position t0. Where a transform has columns, gates are applied in passes of
-    // their own, in order: see look_at.
+    // All steps of the section that begins at position t0. Where a transform has columns, gates are applied in passes
+    // of their own, in order: see look_at.
     template <bool kUsual>
     void forward_section(int64_t t0, const Row& row, const Parts& parts, const Channels<T, IO>& y, int64_t block,
                          Group group, const ForwardMemory& memory, const Team& team, bool past_caches) const {

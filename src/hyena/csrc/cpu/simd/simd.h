@@ -31,6 +31,12 @@
 namespace hyena {
 namespace {
 
+// A number that a function's template sees.
+template <int N>
+struct std_int {
+    static constexpr int value = N;
+};
+
 template <class T>
 struct Simd {
     static constexpr int W = HYENA_BYTES / sizeof(T);  // lanes
