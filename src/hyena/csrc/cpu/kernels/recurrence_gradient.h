@@ -7,8 +7,8 @@
 namespace hyena {
 namespace {
 
-// A transform's buffer up to this size (bytes), and what Recurrence keeps beside two of them, is in the caches: there it
-// is faster.
+// Where a transform's buffer is no longer than this (bytes), two of them and what Recurrence keeps beside them are in
+// the caches, and it is the fastest.
 constexpr int64_t kKeptInCache = int64_t(3) << 20;
 
 template <class T, class IO>
