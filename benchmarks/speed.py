@@ -80,8 +80,10 @@ def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
     op.eval()
     attention.eval()
     with torch.no_grad():
-        z, spectrum = op.in_proj(u), op.conv.spectrum(length)
-        arguments = (op.short.weight, op.short.bias, spectrum, op.conv.bias, None, None, None, False)
+        # As the operator's mixing step gets it, and the fallback, which has no order of its own.
+        (z, z_bias), rows = ops.project_for_mixing(u, op.in_proj, width), op.in_proj(u)
+        spectrum = op.conv.spectrum(length)
+        arguments = (op.short.weight, op.short.bias, spectrum, op.conv.bias, None, None, z_bias, False)
         plain = fallback(torch.ops.hyena.filter_spectrum, op.conv.filter(length), ops.transform_length(length), True)
         plain_args = (op.short.weight, op.short.bias, plain, op.conv.bias, None, None, None, False)
         times = interleaved(
@@ -98,7 +100,7 @@ def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
             {
                 "operator": lambda: op(u),
                 "recurrence": lambda: torch.ops.hyena.recurrence(z, *arguments),
-                "fallback": lambda: fallback(torch.ops.hyena.recurrence, z, *plain_args),
+                "fallback": lambda: fallback(torch.ops.hyena.recurrence, rows, *plain_args),
             },
             repeats=max(1, repeats // 2),
             device=device,
@@ -126,20 +128,19 @@ def cases(width: int, length: int, device: str, repeats: int) -> dict[str, Any]:
             {"float": lambda: op(u), "half": lambda: half(u_half)}, repeats=max(1, repeats // 2), device=device
         )
         row["bf16/fp32"] = both["half"] / both["float"]
-    return row | training(op, attention, u, z, spectrum, plain, device, repeats)
+    mixing = ((z, z_bias, spectrum), (rows, None, plain))
+    return row | training(op, attention, u, mixing, device, repeats)
 
 
 def training(
     op: HyenaOperator,
     attention: Attention,
     u: Tensor,
-    z: Tensor,
-    spectrum: Tensor,
-    plain: Tensor,
+    mixing: tuple[tuple[Tensor, Tensor | None, Tensor], ...],
     device: str,
     repeats: int,
 ) -> dict[str, Any]:
-    """Forward and backward."""
+    """Forward and backward; ``mixing``: ``z``, its bias and spectra of the kernel, and of the fallback."""
     op.train()
     attention.train()
     length = u.size(1)
@@ -155,26 +156,30 @@ def training(
     def step(layer: nn.Module) -> Callable[[], None]:
         return lambda: layer(u).backward(grad)
 
-    rest = (op.short.weight.detach(), op.short.bias.detach()), (op.conv.bias.detach(), None, None, None, False)
+    short, d = (op.short.weight.detach(), op.short.bias.detach()), op.conv.bias.detach()
 
-    def mixing(call: Callable[..., Any], s: Tensor) -> Callable[[], None]:
+    def both(call: Callable[..., Any], z: Tensor, z_bias: Tensor | None, s: Tensor) -> Callable[[], None]:
+        arguments, dy = (z, *short, s, d, None, None, z_bias, False), ops.to_order_of(grad, z)
+
         def run() -> None:
-            call(torch.ops.hyena.recurrence, z, *rest[0], s, *rest[1])
-            call(torch.ops.hyena.recurrence_backward, grad, z, *rest[0], s, *rest[1])
+            call(torch.ops.hyena.recurrence, *arguments)
+            call(torch.ops.hyena.recurrence_backward, dy, *arguments)
 
         return run
 
-    kernel = mixing(lambda f, *a: f(*a), spectrum)
+    kernel, plain = both(lambda f, *a: f(*a), *mixing[0]), both(fallback, *mixing[1])
     times = interleaved(
         {"projections": projections, "own projections": own_projections, "operator": step(op)},
         repeats=repeats,
         device=device,
     )
     few = max(1, repeats // 2)
-    slow = interleaved({"recurrence": kernel, "fallback": mixing(fallback, plain)}, repeats=few, device=device)
+    slow = interleaved({"recurrence": kernel, "fallback": plain}, repeats=few, device=device)
     attend = length <= LONG
     against = interleaved(
-        {"operator": step(op)} | ({"sdpa": step(attention)} if attend else {}), repeats=few, device=device
+        {"operator": step(op)} | ({"sdpa": step(attention)} if attend else {}),
+        repeats=few,
+        device=device,
     )
     return {
         "train op/proj": times["operator"] / times["projections"],
@@ -191,10 +196,12 @@ def threads(width: int, length: int, repeats: int) -> float:
     before = torch.get_num_threads()
     times: dict[int, list[float]] = {1: [], 2: []}
     with torch.no_grad():
-        z, spectrum = op.in_proj(torch.randn(max(1, TOKENS // length), length, width)), op.conv.spectrum(length)
+        u = torch.randn(max(1, TOKENS // length), length, width)
+        z, z_bias = ops.project_for_mixing(u, op.in_proj, width)
+        short, spectrum = (op.short.weight, op.short.bias), op.conv.spectrum(length)
 
         def run() -> None:
-            torch.ops.hyena.recurrence(z, op.short.weight, op.short.bias, spectrum, op.conv.bias, *[None] * 3, False)
+            torch.ops.hyena.recurrence(z, *short, spectrum, op.conv.bias, None, None, z_bias, False)
 
         for _ in range(repeats):
             for count, found in times.items():

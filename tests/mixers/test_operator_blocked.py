@@ -30,7 +30,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "two-sided": {"causal": False},
     "groups": {"filter_groups": 2, "short_taps": 5},
     "wide": {"inner_factor": 2, "bias": False},
-    "activation": {"activation": "gelu", "short_taps": 1},
+    "activation": {"activation": partial(torch.softmax, dim=2), "short_taps": 1},
     "few-taps": {"filter": partial(ExplicitFilter, taps=5)},
     "dropout": {"dropout": 0.5},
 }
@@ -100,6 +100,16 @@ def test_packed_rows(config: str, dtype: torch.dtype, blocks: Callable[[], int])
         got = results(m, u.to(dtype), mask, cu_seqlens=at)
         with rows():
             same(got, results(m, u.to(dtype), mask, cu_seqlens=at))
+    assert blocks() == 2
+
+
+@pytest.mark.parametrize("config", ["default", "few-taps"])
+def test_padding_reaches_nothing(config: str, blocks: Callable[[], int]) -> None:
+    m, mask = build(config), make_mask("random", 2, LENGTH)
+    u = rand(2, LENGTH, D)
+    dirty = torch.where(mask[..., None], u, torch.nan)
+    for g, w in zip(results(m, dirty, mask).values(), results(m, u * mask[..., None], mask).values(), strict=True):
+        assert torch.equal(g, w)
     assert blocks() == 2
 
 
