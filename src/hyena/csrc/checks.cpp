@@ -282,13 +282,13 @@ void check_project_from_channel_blocked(const Tensor& u, const Tensor& weight, c
     expect_linear(u, weight, bias);
 }
 
-void check_project_backward(const Tensor& dy, const Tensor& u) {
+void check_project_backward(const Tensor& g, const Tensor& u) {
     expect_any_order("u", u);
     const Types type = only(u.scalar_type());
-    if (is_blocked(dy))
-        expect("dy", dy, {u.size(0), kAny, length_of(u), kChannelBlock}, type, u);
+    if (is_blocked(g))
+        expect("g", g, {u.size(0), kAny, length_of(u), kChannelBlock}, type, u);
     else
-        expect("dy", dy, {u.size(0), length_of(u), kAny}, type, u);
+        expect("g", g, {u.size(0), length_of(u), kAny}, type, u);
 }
 
 }  // namespace hyena

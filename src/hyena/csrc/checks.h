@@ -53,6 +53,6 @@ void check_gated_window_step(const Tensor& z, const Tensor& weight, const Option
 void check_project(const Tensor& u, const Tensor& weight, const Optional& bias);
 void check_project_channel_blocked(const Tensor& u, const Tensor& weight, const Optional& bias);
 void check_project_from_channel_blocked(const Tensor& u, const Tensor& weight, const Optional& bias);
-void check_project_backward(const Tensor& dy, const Tensor& u);
+void check_project_backward(const Tensor& g, const Tensor& u);
 
 }  // namespace hyena

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from hyena.ops._checks import check_like, check_projections, check_weights, check_whole_blocks, shape_like
 from hyena.ops._derivatives import Arguments, backward_through
-from hyena.ops._layout import channels_of, empty_in_order_of, empty_result, is_blocked, length_of, to_order_of
+from hyena.ops._layout import (
+    channels_of,
+    empty_in_order_of,
+    empty_result,
+    from_blocks,
+    is_blocked,
+    length_of,
+    to_order_of,
+)
 from hyena.ops._library import define
 from hyena.ops._packing import check_bounds
 from hyena.ops.direct_conv import check_taps
@@ -59,7 +67,7 @@ def _in_ops_backward(dy: Tensor, *args: Any) -> Gradients:
     a = Inputs(*args)
     z, post, pre, v = _parts(a)
     # y is zero where nothing is kept, whatever its gradient is there.
-    dy = dy.to(z.dtype) if a.mask is None else masked(dy.to(z.dtype), a.mask)
+    dy = masked(from_blocks(dy).to(z.dtype), a.mask)
     dv, dh, dd, dpre, dpost = torch.ops.hyena.direct_conv_backward(dy, v, a.h, a.d, pre, post, a.cu_seqlens, a.causal)
     dzc = torch.cat([dpost, dv] if pre is None else [dpost, dpre, dv], dim=2)
     dz, dw, db = torch.ops.hyena.short_conv_backward(dzc, z, a.weight, a.mask, a.cu_seqlens)

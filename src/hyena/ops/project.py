@@ -47,12 +47,12 @@ def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[
     u, weight, _ = inputs
     g = grads[0]
     assert g is not None
-    rows = g.flatten(0, 1)
+    rows = g.reshape(-1, g.size(2))  # not flatten, which batched gradients have no rule for
     du = torch.ops.hyena.project(g, weight.t(), None) if needs[0] else None
     if needs[1] and EXTENSION.multiplies(g) and rows.size(0) >= LEAST_ROWS:
         dw, db = torch.ops.hyena.project_backward(g, u)
         return du, dw, db if needs[2] else None
-    dw = rows.t() @ u.flatten(0, 1) if needs[1] else None
+    dw = rows.t() @ u.reshape(-1, u.size(2)) if needs[1] else None
     db = rows.sum(0) if needs[2] else None
     return du, dw, db
 

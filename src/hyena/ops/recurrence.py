@@ -102,7 +102,7 @@ def _in_ops_backward(dy: Tensor, *args: Any) -> Gradients:
         others = a.spectrum[i], a.d[i], pre, None, a.cu_seqlens, a.sectioned
         values.append(torch.ops.hyena.gated_conv(values[-1], *others))
     # y is zero where nothing is kept, whatever its gradient is there.
-    g = dy.to(z.dtype) if a.mask is None else masked(dy.to(z.dtype), a.mask)
+    g = masked(from_blocks(dy).to(z.dtype), a.mask)
     dx: dict[int, Tensor] = {0: g * values[-1]}
     g = g * x[0]
     ds, dd = [torch.zeros_like(a.spectrum[:0])], [torch.zeros_like(a.d[:0])]
