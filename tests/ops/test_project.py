@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -330,3 +331,18 @@ def test_padding_reaches_no_gradient(tier: Tier, channel_major: bool) -> None:
         found.append([z, *grads])
     for clean, dirty in zip(*found, strict=True):
         assert torch.equal(clean, dirty)
+
+
+def test_batched_gradients(device: str) -> None:
+    layer, u = nn.Linear(8, 5, device=device), rand(1, 300, 8).float().to(device).requires_grad_()
+    y, g = ops.project(u, layer), rand(3, 1, 300, 5, seed=1).float().to(device)
+    batched = torch.autograd.grad(y, (u, layer.weight, layer.bias), g, is_grads_batched=True, retain_graph=True)
+    for i, each in enumerate(g):
+        for all_of_them, one in zip(batched, torch.autograd.grad(y, (u, layer.weight, layer.bias), each, True)):
+            torch.testing.assert_close(all_of_them[i], one, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("extra", [{"mask": torch.ones(2, 300, dtype=torch.bool)}, {"channel_major": True}])
+def test_blocks_take_no_other_argument(extra: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"\(2, 1, 300, 16\) is in channel blocks"):
+        ops.project(torch.randn(2, 1, 300, 16), nn.Linear(16, 5), **extra)

@@ -227,13 +227,17 @@ def project(u: Tensor, layer: nn.Module, channel_major: bool | None = False, mas
     """``layer(u)`` for u of shape ``(B, L, D)``, by an op if the layer is a plain ``nn.Linear``.
 
     Args:
-        u: ``(B, L, D)``, or ``(B, D / 16, L, 16)`` as a mixing step gives it.
+        u: ``(B, L, D)``, or ``(B, D / 16, L, 16)`` as a mixing step gives it, without the arguments below.
         layer: ``nn.Linear``, or what has taken its place.
         channel_major: whether the result should lie in memory as ``(B, C, L)``; None: if the ops on sequences, which
             read it next, are faster then.
         mask: ``(B, L)`` bool, True = keep: other positions of ``u`` are not read, and come out as the layer's bias.
     """
     if is_blocked(u):
+        if channel_major or mask is not None:
+            raise ValueError(
+                f"u of shape {tuple(u.shape)} is in channel blocks, which take neither an order nor a mask"
+            )
         return _project_blocks(u, layer)
     u = without_padding(u, mask)
     if channel_major is None:

@@ -23,6 +23,9 @@ from hyena.ops._layout import CHANNEL_BLOCK, from_blocks, is_blocked, to_blocks
 from hyena.ops._library import define, has_kernel
 from hyena.ops._modules import autocasts
 
+# Rows of fewer positions gain nothing (docs/kernels.md, CPU).
+_SHORTEST = 64
+
 
 def _to(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return to_blocks(F.linear(u, weight, bias)).contiguous()
@@ -82,4 +85,4 @@ def is_channel_blocked_faster(u: Tensor, channels: int) -> bool:
     # An exported program has the one way that is fast on other machines too.
     if torch.compiler.is_exporting() or u.dim() != 3 or autocasts(u.device):
         return False
-    return torch.compiler.is_compiling() or u.size(0) * u.size(1) >= LEAST_ROWS
+    return torch.compiler.is_compiling() or (u.size(1) >= _SHORTEST and u.size(0) * u.size(1) >= LEAST_ROWS)

@@ -40,8 +40,8 @@ struct Panels {
     }
 };
 
-// The factor a: element (m, k) is at data[place of m + place of k], either of which steps from one channel block to the
-// next by another distance than inside.
+// The factor a: element (m, k) is at data[place of m + place of k]. Columns that follow each other in memory, or else
+// rows, may step from one channel block to the next by another distance than inside.
 template <class T>
 struct Left {
     const T* data;
@@ -56,7 +56,9 @@ struct Left {
         rest.first += m;
         return rest;
     }
+    template <bool kTransposed>
     HYENA_INLINE const T* at(int64_t m) const {
+        if (!kTransposed) return data + (first + m) * row;
         return data + (first + m) / kLaneBlock * row_block + (first + m) % kLaneBlock * row;
     }
 };
@@ -85,9 +87,9 @@ HYENA_INLINE void multiply_block(int64_t depth, const Left<T>& a, const T* b, co
         HYENA_UNROLL
         for (int n = 0; n < N; ++n) sum[m][n] = bias && !add ? load(bias + n * W) : zero<T>();
     }
-    const T* block = a.at(0);
+    const T* block = a.template at<kTransposed>(0);
     int64_t rows[2 * M];  // where they begin, and those of the next block of rows, which are asked for
-    for (int m = 0; m < 2 * M; ++m) rows[m] = a.at(m) - block;
+    for (int m = 0; m < 2 * M; ++m) rows[m] = a.template at<kTransposed>(m) - block;
     const auto add_column = [&](const T* column) HYENA_LAMBDA {
         Vec<T> row[N];
         HYENA_UNROLL
