@@ -54,7 +54,7 @@ run() {
     configure host -DHYENA_EMULATE_CUDA=ON -DHYENA_TUNE=ON
     cmake --build "$WORK/host" > "$WORK/host.log" 2>&1 || { tail -n 50 "$WORK/host.log"; exit 1; }
     package host
-    local tests=("$ROOT"/tests/ops/test_{gated_conv,recurrence,recurrence_bias,short_conv,spectrum,tiers,packing,layout,add_conv,direct_conv,direct_conv_rows}.py)
+    local tests=("$ROOT"/tests/ops/test_{gated_conv,recurrence,recurrence_bias,short_conv,spectrum,tiers,packing,layout,add_conv,direct_conv,direct_conv_rows,channel_blocked}.py)
     (cd "$ROOT" && PYTHONPATH="$WORK/host/package" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -p no:cacheprovider tests/csrc/test_{tuning,long_plans}.py)
     # The last has as much shared memory as a data-centre GPU, which kernels of one length need.
     for setting in "0 12000 7" "1 40000 2147483647" "1 232448 2147483647 usual_lengths"; do

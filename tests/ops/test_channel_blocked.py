@@ -15,12 +15,17 @@ from torch import Tensor
 from helpers import gated_conv, recurrence
 from helpers.cases import ANY_LENGTH, DTYPES, LAYOUTS, MASKS, Tier, compare, offsets, place, rand
 from hyena import ops
+from hyena.ops._extension import EXTENSION
 from hyena.ops._layout import from_blocks, to_blocks
 
 HYENA = torch.ops.hyena
 LENGTHS = [1, 2, 3, 5, 17, 130, 300, 700]
 # How a sequence in blocks may lie in memory.
 PLACES = ["contiguous", "view", "sliced", "skipping", "every_second", "offset", "batch_inside"]
+
+of_cpu = pytest.mark.skipif(
+    EXTENSION.instructions == "emulated CUDA", reason="sections and matrix products are of a CPU's kernels"
+)
 
 
 @pytest.fixture
@@ -117,6 +122,7 @@ def test_recurrences_give_the_bits_of_rows(host: Tier, kind: str, dtype: torch.d
             same_bits("recurrence", dy, *arguments(x, causal=given.get("causal", True)))
 
 
+@of_cpu
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize("z_bias", [False, True])
 def test_packed_and_sectioned_rows_give_the_bits_of_rows(host: Tier, dtype: torch.dtype, z_bias: bool) -> None:
@@ -486,6 +492,7 @@ def test_padding_reaches_nothing(tier: Tier, poison: float) -> None:
             assert torch.equal(clean, dirty)
 
 
+@of_cpu
 def test_the_same_bits_whatever_the_threads() -> None:
     u, weight = rand(3, 500, 40).float(), rand(160, 40).float()
     g = HYENA.project_channel_blocked(u, weight, None)

@@ -117,6 +117,16 @@ inline bool is_blocked(const Tensor& z) { return z.dim() == 4; }
 inline int64_t length_of(const Tensor& z) { return z.size(is_blocked(z) ? 2 : 1); }
 inline int64_t channels_of(const Tensor& z) { return is_blocked(z) ? z.size(1) * z.size(3) : z.size(2); }
 
+// Into channel blocks and out of them, for kernels that take none.
+inline Tensor to_blocks(const Tensor& y) {
+    const int64_t blocks = y.size(2) / kChannelBlock;
+    const Tensor apart = torch::stable::reshape(y, {y.size(0), y.size(1), blocks, kChannelBlock});
+    return torch::stable::contiguous(torch::stable::transpose(apart, 1, 2));
+}
+inline Tensor from_blocks(const Tensor& z) {
+    return torch::stable::reshape(torch::stable::transpose(z, 1, 2), {z.size(0), length_of(z), channels_of(z)});
+}
+
 // Whether z of shape (B, L, C) lies in memory as (B, C, L).
 inline bool is_channel_major(const Tensor& z) {
     return z.dim() == 3 && z.size(1) > 1 && z.size(2) > 1 && z.stride(1) == 1 && z.stride(2) != 1;

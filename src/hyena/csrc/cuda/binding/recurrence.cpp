@@ -38,7 +38,10 @@ Tensor recurrence(const Tensor& z_in, const Tensor& weight, const Optional& bias
                   const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens, const Optional& z_bias,
                   bool sectioned) {
     check_recurrence(z_in, weight, bias, spectrum_in, d_in, mask, cu_seqlens, z_bias, sectioned);
-    if (is_blocked(z_in) || !takes(z_in, size_of(spectrum_in)))
+    if (is_blocked(z_in))  // the CPU's order
+        return to_blocks(recurrence(from_blocks(z_in), weight, bias, spectrum_in, d_in, mask, cu_seqlens, z_bias,
+                                    sectioned));
+    if (!takes(z_in, size_of(spectrum_in)))
         return fallback<Tensor>("hyena::recurrence_fallback", z_in, weight, bias, spectrum_in, d_in, mask, cu_seqlens,
                                 z_bias, sectioned);
     refuse_sections(sectioned);
@@ -89,7 +92,13 @@ Six recurrence_backward(const Tensor& dy_in, const Tensor& z_in, const Tensor& w
                         const Tensor& spectrum_in, const Tensor& d_in, const Optional& mask, const Optional& cu_seqlens,
                         const Optional& z_bias, bool sectioned) {
     check_recurrence_backward(dy_in, z_in, weight_in, bias, spectrum_in, d_in, mask, cu_seqlens, z_bias, sectioned);
-    if (is_blocked(z_in) || !takes(z_in, size_of(spectrum_in)))
+    if (is_blocked(z_in)) {
+        auto [dz, dweight, dbias, dspectrum, dd, dz_bias] =
+            recurrence_backward(from_blocks(dy_in), from_blocks(z_in), weight_in, bias, spectrum_in, d_in, mask,
+                                cu_seqlens, z_bias, sectioned);
+        return {to_blocks(dz), dweight, dbias, dspectrum, dd, dz_bias};
+    }
+    if (!takes(z_in, size_of(spectrum_in)))
         return fallback<Six>("hyena::recurrence_backward_fallback", dy_in, z_in, weight_in, bias, spectrum_in, d_in,
                              mask, cu_seqlens, z_bias, sectioned);
     refuse_sections(sectioned);
