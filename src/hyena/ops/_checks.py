@@ -75,13 +75,6 @@ def check_whole_blocks(name: str, channels: int) -> None:
         raise ValueError(f"{name}: {channels} channels do not fill blocks of {CHANNEL_BLOCK}; use (B, L, C)")
 
 
-def shape_like(z: Tensor, channels: int) -> tuple[int, ...]:
-    """The shape of a sequence of so many channels in the order of ``z``."""
-    if is_blocked(z):
-        return z.size(0), channels // CHANNEL_BLOCK, z.size(2), CHANNEL_BLOCK
-    return z.size(0), z.size(1), channels
-
-
 def check_like(name: str, t: Tensor, shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> None:
     """A tensor of one shape and dtype (of ``like``, if missing), where ``like`` is.
 

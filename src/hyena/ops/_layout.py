@@ -59,14 +59,18 @@ def new_channel_major(like: Tensor, batch: int, length: int, channels: int) -> T
     return like.new_empty(batch, channels, room)[..., :length].transpose(1, 2)
 
 
+def shape_like(z: Tensor, channels: int) -> tuple[int, ...]:
+    """The shape of a sequence of so many channels in the order of ``z``."""
+    if is_blocked(z):
+        return z.size(0), channels // CHANNEL_BLOCK, z.size(2), CHANNEL_BLOCK
+    return z.size(0), z.size(1), channels
+
+
 def empty_in_order_of(z: Tensor, channels: int) -> Tensor:
     """An uninitialised sequence of so many channels in the order (and dtype, device) of ``z``."""
-    batch, length = z.size(0), length_of(z)
-    if is_blocked(z):
-        return z.new_empty(batch, channels // CHANNEL_BLOCK, length, CHANNEL_BLOCK)
     if is_channel_major(z):
-        return new_channel_major(z, batch, length, channels)
-    return z.new_empty(batch, length, channels)
+        return new_channel_major(z, z.size(0), z.size(1), channels)
+    return z.new_empty(shape_like(z, channels))
 
 
 def to_order_of(y: Tensor, z: Tensor) -> Tensor:

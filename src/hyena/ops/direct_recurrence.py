@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hyena.ops._checks import check_like, check_projections, check_weights, check_whole_blocks, shape_like
+from hyena.ops._checks import check_like, check_projections, check_weights, check_whole_blocks
 from hyena.ops._derivatives import Arguments, backward_through
 from hyena.ops._layout import (
     channels_of,
@@ -23,6 +23,7 @@ from hyena.ops._layout import (
     from_blocks,
     is_blocked,
     length_of,
+    shape_like,
     to_order_of,
 )
 from hyena.ops._library import define

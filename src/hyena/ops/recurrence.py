@@ -22,7 +22,6 @@ from hyena.ops._checks import (
     check_weights,
     check_whole_blocks,
     looks_for_nan,
-    shape_like,
 )
 from hyena.ops._derivatives import Arguments, backward_through
 from hyena.ops._layout import (
@@ -33,6 +32,7 @@ from hyena.ops._layout import (
     from_blocks,
     is_blocked,
     length_of,
+    shape_like,
     to_order_of,
 )
 from hyena.ops._library import define

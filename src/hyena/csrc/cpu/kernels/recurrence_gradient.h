@@ -1,13 +1,14 @@
 // The gradient of any recurrence: hyena::recurrence_backward.
 #pragma once
 
+#include "recurrence_kept.h"
 #include "recurrence_row.h"
 #include "recurrence_sections.h"
 
 namespace hyena {
 namespace {
 
-// Where a transform's buffer is no longer than this (bytes), two of them and what Recurrence keeps beside them are in
+// Where a transform's buffer is no longer than this (bytes), two of them and what RecurrenceKept has beside them are in
 // the caches, and it is the fastest.
 constexpr int64_t kKeptInCache = int64_t(3) << 20;
 
@@ -23,7 +24,7 @@ struct RecurrenceGradient {
         else if (a.spectra.filters == 1 && buffer > kKeptInCache)
             RecurrenceRow<T, IO>(recurrence).backward();
         else
-            recurrence.backward();
+            RecurrenceKept<T, IO>(recurrence).backward();
     }
 };
 

@@ -1,6 +1,6 @@
 // The gradient of a mixing step of one filter whose rows are longer than the caches: hyena::recurrence of order 2, or
 // of order 1 with a value filter. Two transforms' buffers are all that is kept of a row: gates and value are made of z
-// again where they are needed, tile by tile at the end. recurrence.h, which takes all others, keeps them.
+// again where they are needed, tile by tile at the end. recurrence_kept.h, which takes all others, keeps them.
 #pragma once
 
 #include "recurrence.h"
@@ -62,11 +62,12 @@ struct RecurrenceRow {
         dspectrum.start(overwrite, a.seq.num_rows);
         is_usual ? look_at<true>(row, parts, group, m, team) : look_at<false>(row, parts, group, m, team);
         add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + group.first, group.lanes);
-        columns_in(m.input.get(), row.length, m, team);
-        columns_in(m.gradient.get(), row.length, m, team);
-        backward_rows(of.products_of(0, block, group), m.input.get(), m.gradient.get(), true, dspectrum, team);
-        columns_out(m.input.get(), m, team);
-        columns_out(m.gradient.get(), m, team);
+        T *input = m.input.get(), *gradient = m.gradient.get(), *local = m.local.get();
+        of.columns_in(input, row.length, local, team);
+        of.columns_in(gradient, row.length, local, team);
+        backward_rows(of.products_of(0, block, group), input, gradient, true, dspectrum, team);
+        of.columns_out(input, Tail<T>{}, local, team);
+        of.columns_out(gradient, Tail<T>{}, local, team);
         is_usual ? finish<true>(row, parts, group, m, team) : finish<false>(row, parts, group, m, team);
     }
 
@@ -95,19 +96,6 @@ struct RecurrenceRow {
                 skip.add(g * v);
             }
             store(m.skips.get() + part * W, skip.value());
-        });
-    }
-
-    __attribute__((noinline)) void columns_in(T* buffer, int64_t length, const WorkMemory& m, const Team& team) const {
-        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
-            passes.columns_in(buffer, c0, c1, m.local.get() + part * passes.scratch() * S,
-                              [&](Point p) HYENA_LAMBDA { return p.t < length ? load(buffer + p.at) : zero<T>(); });
-        });
-    }
-    __attribute__((noinline)) void columns_out(T* buffer, const WorkMemory& m, const Team& team) const {
-        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
-            passes.columns_out(buffer, c0, c1, m.local.get() + part * passes.scratch() * S,
-                               [&](Point p, Cx<T> v) HYENA_LAMBDA { store(buffer + p.at, v.re); });
         });
     }
 

@@ -1,6 +1,6 @@
 // The gradient of a mixing step of one filter, rows in sections: hyena::recurrence of order 2, or of order 1 with a
-// value filter. A section's data stays in the caches from the loads of z and dy to the store of dz; recurrence.h, which
-// has more filters, keeps whole rows.
+// value filter. A section's data stays in the caches from the loads of z and dy to the store of dz; recurrence_kept.h,
+// which has more filters, keeps whole rows.
 #pragma once
 
 #include "recurrence.h"
