@@ -1,5 +1,5 @@
-// The gradient of any recurrence, what the short convolution gives kept for the whole row: hyena::recurrence with several
-// filters or none, and with one filter where that stays in the caches.
+// The gradient of any recurrence, with what the short convolution gives kept for the whole row: hyena::recurrence of
+// several filters or none, and of one filter where all that stays in the caches.
 #pragma once
 
 #include "recurrence.h"
