@@ -52,6 +52,28 @@ def test_layouts(tier: Tier, dtype: torch.dtype, bias: bool, layout: str, op: Ca
         compare(op, linear, inputs, laid_out(rand(3, 17, 9), dy), tier, dtype, {"u": layout, "dy": dy}, ordered=False)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [5, 9, 17, 33, 38])
+@ALL
+def test_nothing_beside_the_rows_is_read(
+    tier: Tier, dtype: torch.dtype, channels: int, op: Callable[..., Tensor]
+) -> None:
+    """Rows, weights and gradients with NaN between them; torch's bfloat16 products on AMX read some of it."""
+
+    def among_nans(*shape: int) -> Tensor:
+        around = torch.full((*shape[:-1], shape[-1] + 4), torch.nan, device=tier.device, dtype=dtype)
+        around[..., : shape[-1]] = rand(*shape).to(around)
+        return around[..., : shape[-1]]
+
+    for outputs in (32, 33):
+        u, weight, dy = among_nans(3, 17, channels), among_nans(outputs, channels), among_nans(3, 17, outputs)
+        with tier():
+            y = op(u.requires_grad_(), weight.requires_grad_())
+            found = (y, *torch.autograd.grad(y, (u, weight), dy))
+        for name, got in zip(("y", "du", "dweight"), found, strict=True):
+            assert got.isfinite().all(), (name, outputs)
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (1, 1), (2, 3000)])
 @ALL
 def test_shapes(tier: Tier, shape: tuple[int, int], op: Callable[..., Tensor]) -> None:

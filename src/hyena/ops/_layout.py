@@ -43,6 +43,15 @@ def from_blocks(z: Tensor) -> Tensor:
     return z.transpose(1, 2).flatten(2) if is_blocked(z) else z
 
 
+def dense_rows(x: Tensor) -> Tensor:
+    """``x`` for a matrix product on its left; a copy of bfloat16 on a CPU whose rows have something between them.
+
+    On processors with AMX torch's products read past the ends of such rows if their length is odd, among others: zero
+    times what lies there, which is NaN if that is NaN or infinite.
+    """
+    return x.contiguous() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x
+
+
 def is_channel_major(z: Tensor) -> bool:
     """Whether ``z`` of shape ``(B, L, C)`` lies in memory as ``(B, C, L)``, the natural order of a GPU."""
     return z.dim() == 3 and z.size(1) > 1 and z.size(2) > 1 and z.stride(1) == 1 and z.stride(2) != 1

@@ -25,6 +25,7 @@ from hyena.ops._extension import EXTENSION, LEAST_ROWS
 from hyena.ops._layout import (
     CHANNEL_BLOCK,
     channels_of,
+    dense_rows,
     from_blocks,
     is_blocked,
     is_channel_major,
@@ -62,6 +63,10 @@ def _weight_and_bias(g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     return rows.t() @ from_blocks(u).flatten(0, 1), rows.sum(0)
 
 
+def _linear(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(dense_rows(u), weight, bias)
+
+
 def _check(u: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     check_rows("u", u)
     check_linear(u, weight, bias)
@@ -76,11 +81,11 @@ def _check_backward(g: Tensor, u: Tensor) -> None:
 
 define(
     "project(Tensor u, Tensor weight, Tensor? bias) -> Tensor",
-    F.linear,
+    _linear,
     lambda u, weight, bias: u.new_empty(u.size(0), u.size(1), weight.size(0)),
     check=_check,
     backward=_backward,
-    plain=F.linear,
+    plain=_linear,
 )
 
 
@@ -114,7 +119,7 @@ def _from_channel_major(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
         return torch.bmm(u, columns) if bias is None else torch.baddbmm(bias, u, columns)
     # A product for each row of the batch adds the bias as it writes; a batched one reads it out of a filled result.
     y = u.new_empty(u.size(0), u.size(1), weight.size(0))
-    for row, to in zip(u, y, strict=True):
+    for row, to in zip(dense_rows(u), y, strict=True):
         torch.addmm(bias, row, weight.t(), out=to)
     return y
 

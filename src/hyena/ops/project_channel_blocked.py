@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from hyena.ops._checks import check_blocks, check_linear, check_rows, check_whole_blocks
 from hyena.ops._extension import EXTENSION, LEAST_ROWS
-from hyena.ops._layout import CHANNEL_BLOCK, from_blocks, is_blocked, to_blocks
+from hyena.ops._layout import CHANNEL_BLOCK, dense_rows, from_blocks, is_blocked, to_blocks
 from hyena.ops._library import define, has_kernel
 from hyena.ops._modules import autocasts
 
@@ -28,11 +28,11 @@ _SHORTEST = 64
 
 
 def _to(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return to_blocks(F.linear(u, weight, bias)).contiguous()
+    return to_blocks(F.linear(dense_rows(u), weight, bias)).contiguous()
 
 
 def _from(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(from_blocks(u), weight, bias)
+    return F.linear(dense_rows(from_blocks(u)), weight, bias)
 
 
 def _check_to(u: Tensor, weight: Tensor, bias: Tensor | None) -> None:

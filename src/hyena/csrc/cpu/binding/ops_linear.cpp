@@ -48,8 +48,10 @@ void multiply(const Tensor& u, const Tensor& weight, const Optional& bias_in, co
 }
 
 // F.linear of (1, rows, inputs) into y (1, rows, outputs).
-void linear(const Tensor& u, const Tensor& weight, const Optional& bias, const Tensor& y) {
+void linear(const Tensor& u_in, const Tensor& weight, const Optional& bias, const Tensor& y) {
     using torch::stable::detail::from;
+    // What torch would read past the ends of bfloat16 rows: dense_rows in ops/_layout.py.
+    const Tensor u = u_in.scalar_type() == ScalarType::BFloat16 ? dense(u_in) : u_in;
     // As matrices: with three dimensions torch rounds float16 once more before it adds the bias.
     const auto matrix = [](const Tensor& t) { return torch::stable::view(t, {t.size(1), t.size(2)}); };
     std::array<StableIValue, 4> stack{from(matrix(u)), from(weight), from(bias), from(matrix(y))};

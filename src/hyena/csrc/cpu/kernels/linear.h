@@ -11,31 +11,42 @@ namespace {
 
 // Positions of a task: with 256 channels they fill a good part of the second cache level.
 constexpr int64_t kLinearRows = 20 * kRowsAtOnce;
-// Inputs that are multiplied before the sums go back to memory, so that a panel of the weight stays in that level too.
-constexpr int64_t kLinearDepth = 256;
+// Inputs that are multiplied before the sums go back to memory, at most: a panel of the weight stays in that level too.
+constexpr int64_t kLinearDepth = 768;
+
+// Pieces of at most `each` that n is cut into; one if there is nothing.
+inline int64_t pieces(int64_t n, int64_t each) { return n <= each ? 1 : (n + each - 1) / each; }
 
 template <class T>
 struct Linear {
     static constexpr int W = Simd<T>::W, B = Panels<T>::B;
     // So that a panel of y, and what is multiplied at once of u, begin where a channel block does, or are inside one.
-    static_assert(kLinearDepth % kLaneBlock == 0);
     static_assert(B % kLaneBlock == 0 || kLaneBlock % B == 0);
     const LinearArgs& a;
-
-    // Parts of a row, all of one size but for the last, and each of them with whole blocks of rows of the product.
-    int64_t parts() const { return (a.length + kLinearRows - 1) / kLinearRows; }
-    int64_t part() const {
-        const int64_t each = (a.length + parts() - 1) / parts();
-        return (each + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce;
-    }
 
     // Positions [first, first + rows) of a row.
     struct Rows {
         int64_t batch, first, rows;
     };
-    Rows rows_of(int64_t task) const {
-        const int64_t first = task % parts() * part(), left = a.length - first;
-        return {task / parts(), first, left < part() ? left : part()};
+    // A row in parts of one size, the last one apart, and each of whole blocks of rows of the product.
+    struct Parts {
+        int64_t batch, length, each, count;
+
+        Parts(int64_t batch, int64_t length, int64_t at_most)
+            : batch(batch),
+              length(length),
+              each(pieces(pieces(length, pieces(length, at_most)), kRowsAtOnce) * kRowsAtOnce),
+              count(pieces(length, each)) {}
+        int64_t tasks() const { return batch * count; }
+        Rows of(int64_t task) const {
+            const int64_t first = task % count * each, left = length - first;
+            return {task / count, first, left < each ? left : each};
+        }
+    };
+    // Of forward: short ones where threads would have nothing to do. No sum goes over positions.
+    Parts forward_parts() const {
+        const int64_t share = pieces(a.batch * a.length, a.pool.threads);
+        return {a.batch, a.length, share < kLinearRows ? share : kLinearRows};
     }
     static T* at(const Array& x, const Rows& rows, int64_t channel) {
         return static_cast<T*>(x.data) + rows.batch * x.batch_stride + rows.first * x.stride + x.place(channel);
@@ -47,8 +58,9 @@ struct Linear {
         std::memset(bias.get(), 0, Panels<T>::padded(a.outputs) * sizeof(T));
         if (a.bias) std::memcpy(bias.get(), a.bias, a.outputs * sizeof(T));
         run(a.pool, weight.count(), [&](int64_t p) { pack(weight, p); });
-        run(a.pool, a.batch * parts(), [&](int64_t task) {
-            for (int64_t p = 0; p < weight.count(); ++p) forward_panel(weight, bias.get() + p * B, p, rows_of(task));
+        const Parts parts = forward_parts();
+        run(a.pool, parts.tasks(), [&](int64_t task) {
+            for (int64_t p = 0; p < weight.count(); ++p) forward_panel(weight, bias.get() + p * B, p, parts.of(task));
         });
     }
 
@@ -70,8 +82,9 @@ struct Linear {
             return Left<T>(at(a.u, of, k), a.u.stride, 1, kLaneBlock * a.u.stride, a.u.block_stride);
         };
         if (a.inputs == 0) multiply<T>(of.rows, 0, u(0), weight.panel(p), width, to, false, bias);
-        for (int64_t k = 0; k < a.inputs; k += kLinearDepth) {
-            const int64_t depth = a.inputs - k < kLinearDepth ? a.inputs - k : kLinearDepth;
+        const int64_t each = pieces(pieces(a.inputs, pieces(a.inputs, kLinearDepth)), kLaneBlock) * kLaneBlock;
+        for (int64_t k = 0; k < a.inputs; k += each) {
+            const int64_t depth = a.inputs - k < each ? a.inputs - k : each;
             to.past_caches = is_long && used == width && k + depth == a.inputs;
             multiply<T>(of.rows, depth, u(k), weight.panel(p) + k * width, width, to, k > 0, bias);
         }
@@ -80,54 +93,77 @@ struct Linear {
                 std::memcpy(y + m * a.y.stride, narrow + m * width, used * sizeof(T));
     }
 
-    // Workers share the outputs, and each goes through all rows: every sum has one writer and one order.
+    struct Range {
+        int64_t first, end;
+        int64_t count() const { return end - first; }
+    };
+    // Whole panels of `columns` columns.
+    static Range share_of(int64_t columns, int64_t worker, int64_t workers) {
+        const int64_t panels = pieces(columns, B), end = panels * (worker + 1) / workers * B;
+        return {panels * worker / workers * B, end < columns ? end : columns};
+    }
+
+    // Workers share the outputs and, where there are more workers, the inputs. Each goes through all positions: every
+    // sum has one writer and one order.
     void backward() const {
-        const int64_t panels = (a.outputs + B - 1) / B, workers = panels < a.pool.threads ? panels : a.pool.threads;
-        run(a.pool, workers, [&](int64_t worker) {
-            const int64_t first = panels * worker / workers * B, end = panels * (worker + 1) / workers * B;
-            backward_part(first, end < a.outputs ? end : a.outputs);
+        const int64_t outputs = pieces(a.outputs, B), inputs = pieces(a.inputs, B), threads = a.pool.threads;
+        const int64_t rows = outputs < threads ? outputs : threads, left = threads / rows;
+        const int64_t columns = inputs < left ? inputs : left;
+        run(a.pool, rows * columns, [&](int64_t worker) {
+            backward_part(share_of(a.outputs, worker / columns, rows), share_of(a.inputs, worker % columns, columns));
         });
     }
 
-    // dweight and dbias of outputs [n0, n1).
-    void backward_part(int64_t n0, int64_t n1) const {
-        const int64_t count = n1 - n0;
-        const Memory<T> sums(Panels<T>::size(count, a.inputs)), inputs(kLinearRows * B),
-            bias(2 * Panels<T>::padded(count));
-        const Panels<T> dweight{sums.get(), count, a.inputs};
+    // dweight of some outputs and inputs; with the first inputs dbias.
+    void backward_part(const Range& outputs, const Range& inputs) const {
+        const Memory<T> sums(Panels<T>::size(outputs.count(), inputs.count())), copy(kLinearRows * B),
+            bias(2 * Panels<T>::padded(outputs.count()));
+        const Panels<T> dweight{sums.get(), outputs.count(), inputs.count()};
         std::memset(sums.get(), 0, dweight.size() * sizeof(T));
-        std::memset(bias.get(), 0, 2 * Panels<T>::padded(count) * sizeof(T));
-        for (int64_t task = 0; task < a.batch * parts(); ++task) {
-            const Rows of = rows_of(task);
+        std::memset(bias.get(), 0, 2 * Panels<T>::padded(outputs.count()) * sizeof(T));
+        const bool has_bias = inputs.first == 0;
+        const Parts parts(a.batch, a.length, kLinearRows);
+        for (int64_t task = 0; task < parts.tasks(); ++task) {
+            const Rows of = parts.of(task);
+            const Left<T> gradient(at(a.y, of, 0), 1, a.y.stride, a.y.block_stride, kLaneBlock * a.y.stride);
             for (int64_t p = 0; p < dweight.count(); ++p) {
-                const int64_t width = dweight.width(p), used = dweight.used(p);
-                for (int64_t k = 0; k < width; k += W) {
-                    const T* u = at(a.u, of, p * B + k);
-                    const int lanes = int(used - k < W ? used - k : W);
-                    for (int64_t m = 0; m < of.rows; ++m)
-                        store(inputs.get() + m * width + k, load_lanes<T>(u + m * a.u.stride, lanes));
-                }
-                const Left<T> gradient(at(a.y, of, 0), 1, a.y.stride, a.y.block_stride, kLaneBlock * a.y.stride);
-                multiply<T>(count, of.rows, gradient.from_row(n0), inputs.get(), width,
-                            Result<T>{dweight.panel(p), width}, true);
+                copy_panel(dweight, p, inputs.first, of, copy.get());
+                multiply<T>(outputs.count(), of.rows, gradient.from_row(outputs.first), copy.get(), dweight.width(p),
+                            Result<T>{dweight.panel(p), dweight.width(p)}, true);
             }
-            for (int64_t n = 0; n < count; n += W) {
-                const T* dy = at(a.y, of, n0 + n);
-                BlockedSum<T> sum;
-                for (int64_t m = 0; m < of.rows; ++m)
-                    sum.add(load_lanes<T>(dy + m * a.y.stride, int(count - n < W ? count - n : W)));
-                LongSum<T> all{load(bias.get() + 2 * n), load(bias.get() + 2 * n + W)};
-                all.add(sum.value());
-                store(bias.get() + 2 * n, all.total);
-                store(bias.get() + 2 * n + W, all.left_out);
-            }
+            if (has_bias) add_to_bias(outputs, of, bias.get());
         }
-        for (int64_t n = 0; n < count; ++n) {
+        for (int64_t n = 0; n < outputs.count(); ++n) {
             for (int64_t p = 0; p < dweight.count(); ++p)
-                std::memcpy(static_cast<T*>(a.dweight) + (n0 + n) * a.inputs + p * B,
+                std::memcpy(static_cast<T*>(a.dweight) + (outputs.first + n) * a.inputs + inputs.first + p * B,
                             dweight.panel(p) + n * dweight.width(p), dweight.used(p) * sizeof(T));
             const T* sum = bias.get() + n / W * 2 * W + n % W;
-            static_cast<T*>(a.dbias)[n0 + n] = sum[0] + sum[W];
+            if (has_bias) static_cast<T*>(a.dbias)[outputs.first + n] = sum[0] + sum[W];
+        }
+    }
+
+    // The inputs of panel p of dweight, whose first column is input `first`, at some positions.
+    void copy_panel(const Panels<T>& dweight, int64_t p, int64_t first, const Rows& of, T* copy) const {
+        const int64_t width = dweight.width(p), used = dweight.used(p);
+        for (int64_t k = 0; k < width; k += W) {
+            const T* u = at(a.u, of, first + p * B + k);
+            const int lanes = int(used - k < W ? used - k : W);
+            for (int64_t m = 0; m < of.rows; ++m)
+                store(copy + m * width + k, load_lanes<T>(u + m * a.u.stride, lanes));
+        }
+    }
+
+    // Sums and what was left out of them, vector by vector.
+    void add_to_bias(const Range& outputs, const Rows& of, T* bias) const {
+        for (int64_t n = 0; n < outputs.count(); n += W) {
+            const T* dy = at(a.y, of, outputs.first + n);
+            const int lanes = int(outputs.count() - n < W ? outputs.count() - n : W);
+            BlockedSum<T> sum;
+            for (int64_t m = 0; m < of.rows; ++m) sum.add(load_lanes<T>(dy + m * a.y.stride, lanes));
+            LongSum<T> all{load(bias + 2 * n), load(bias + 2 * n + W)};
+            all.add(sum.value());
+            store(bias + 2 * n, all.total);
+            store(bias + 2 * n + W, all.left_out);
         }
     }
 };

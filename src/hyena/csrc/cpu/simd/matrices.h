@@ -40,8 +40,8 @@ struct Panels {
     }
 };
 
-// The factor a: element (m, k) is at data[place of m + place of k]. Columns that follow each other in memory, or else
-// rows, may step from one channel block to the next by another distance than inside.
+// The factor a: element (m, k) is at data[place of m + place of k]. Its columns follow each other in memory, or else its
+// rows, and may step from one channel block to the next by another distance than inside.
 template <class T>
 struct Left {
     const T* data;
@@ -60,6 +60,12 @@ struct Left {
     HYENA_INLINE const T* at(int64_t m) const {
         if (!kTransposed) return data + (first + m) * row;
         return data + (first + m) / kLaneBlock * row_block + (first + m) % kLaneBlock * row;
+    }
+    // How many rows from m on, of `rows`, are a step apart.
+    template <bool kTransposed>
+    HYENA_INLINE int64_t together(int64_t m, int64_t rows) const {
+        const int64_t left = rows - m, same_block = kLaneBlock - (first + m) % kLaneBlock;
+        return kTransposed && same_block < left ? same_block : left;
     }
 };
 
@@ -80,42 +86,42 @@ struct Result {
 template <bool kTransposed, class T, int M, int N>
 HYENA_INLINE void multiply_block(int64_t depth, const Left<T>& a, const T* b, const Result<T>& c, bool add,
                                  const T* bias) {
-    constexpr int W = Simd<T>::W;
+    constexpr int W = Simd<T>::W, kUpper = M / 2;
     Vec<T> sum[M][N];
     HYENA_UNROLL
     for (int m = 0; m < M; ++m) {
         HYENA_UNROLL
         for (int n = 0; n < N; ++n) sum[m][n] = bias && !add ? load(bias + n * W) : zero<T>();
     }
-    const T* block = a.template at<kTransposed>(0);
-    int64_t rows[2 * M];  // where they begin, and those of the next block of rows, which are asked for
-    for (int m = 0; m < 2 * M; ++m) rows[m] = a.template at<kTransposed>(m) - block;
-    const auto add_column = [&](const T* column) HYENA_LAMBDA {
-        Vec<T> row[N];
+    const int64_t row = kTransposed ? 1 : a.row, column = kTransposed ? a.column : 1;
+    // Rows are addressed from two pointers by one step, once and twice: an address of its own for each would take more
+    // registers than there are.
+    const auto add_column = [&](const T* upper, const T* lower, const T* from) HYENA_LAMBDA {
+        Vec<T> factor[N];
         HYENA_UNROLL
-        for (int n = 0; n < N; ++n) row[n] = load(b + n * W);
-        b += N * W;
+        for (int n = 0; n < N; ++n) factor[n] = load(from + n * W);
         HYENA_UNROLL
         for (int m = 0; m < M; ++m) {
-            const T x = column[rows[m]];
+            const T x = m < kUpper ? upper[m * row] : lower[(m - kUpper) * row];
             HYENA_UNROLL
-            for (int n = 0; n < N; ++n) sum[m][n] += x * row[n];
+            for (int n = 0; n < N; ++n) sum[m][n] += x * factor[n];
         }
     };
+    const T* block = a.template at<kTransposed>(0);
     for (; depth >= kLaneBlock; depth -= kLaneBlock, block += a.column_block) {
-        const T* column = block;
         if constexpr (kTransposed) {
-            for (int k = 0; k < kLaneBlock; ++k) __builtin_prefetch(block + rows[2 * M - 1] + k * a.column);
+            for (int k = 0; k < kLaneBlock; ++k) __builtin_prefetch(block + a.row_block + k * column);
         } else {
             HYENA_UNROLL
-            for (int m = M; m < 2 * M; ++m) __builtin_prefetch(block + rows[m]);
+            for (int m = M; m < 2 * M; ++m) __builtin_prefetch(block + m * row);
         }
-        for (int64_t k = 0; k < kLaneBlock; k += 4) {
-            HYENA_UNROLL
-            for (int i = 0; i < 4; ++i, column += a.column) add_column(column);
+        const T *upper = block, *lower = block + kUpper * row;
+        for (int k = 0; k < kLaneBlock; k += 2, b += 2 * N * W, upper += 2 * column, lower += 2 * column) {
+            add_column(upper, lower, b);
+            add_column(upper + column, lower + column, b + N * W);
         }
     }
-    for (; depth > 0; --depth, block += a.column) add_column(block);
+    for (; depth > 0; --depth, block += column, b += N * W) add_column(block, block + kUpper * row, b);
     HYENA_UNROLL
     for (int m = 0; m < M; ++m) {
         HYENA_UNROLL
@@ -134,15 +140,24 @@ template <bool kTransposed, class T, int N>
 __attribute__((noinline)) void multiply_rows(int64_t rows, int64_t depth, const Left<T>& a, const T* b,
                                              const Result<T>& c, bool add, const T* bias) {
     int64_t m = 0;
-    const auto while_rows = [&](auto count) HYENA_LAMBDA {
+    const auto next = [&](auto count) HYENA_LAMBDA {
         constexpr int M = decltype(count)::value;
-        for (; m + M <= rows; m += M)
-            multiply_block<kTransposed, T, M, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
+        multiply_block<kTransposed, T, M, N>(depth, a.from_row(m), b, c.from_row(m), add, bias);
+        m += M;
     };
-    while_rows(std_int<kRowsAtOnce>{});
-    while_rows(std_int<4>{});
-    while_rows(std_int<2>{});
-    while_rows(std_int<1>{});
+    while (m < rows) {
+        const int64_t together = a.template together<kTransposed>(m, rows);
+        if (kTransposed && together % 5 == 0)  // so that 16 are 6, 5 and 5
+            next(std_int<5>{});
+        else if (together >= kRowsAtOnce)
+            next(std_int<kRowsAtOnce>{});
+        else if (together >= 4)
+            next(std_int<4>{});
+        else if (together >= 2)
+            next(std_int<2>{});
+        else
+            next(std_int<1>{});
+    }
 }
 
 // `kTransposed` if rows of the factor a follow each other in memory, and not its columns: it then asks for other lines.
