@@ -57,8 +57,8 @@ def check(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_projections_of_any_length(tier: Tier, dtype: torch.dtype, batch: int) -> None:
-    """Around the ends of what a kernel multiplies at once: 6 positions, and 120."""
-    for length in (1, 5, 6, 7, 119, 120, 121, 126, 127, 239, 241, 256, 257, 301):
+    """Around the ends of what a kernel multiplies at once: 6 positions, and 115 to 120."""
+    for length in (1, 5, 6, 7, 115, 116, 119, 120, 121, 126, 127, 239, 241, 256, 257, 301):
         check(to, tier, dtype, (batch, length, 20, 48))
         check(out_of, tier, dtype, (batch, length, 48, 20))
 

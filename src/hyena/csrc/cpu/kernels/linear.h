@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../simd/matrices.h"
+#include "../simd/transpose.h"
 #include "sequences.h"
 #include "work.h"
 
@@ -28,25 +29,25 @@ struct Linear {
     struct Rows {
         int64_t batch, first, rows;
     };
-    // A row in parts of one size, the last one apart, and each of whole blocks of rows of the product.
+    // A row in parts of nearly one size, each but the last with whole blocks of rows of the product.
     struct Parts {
-        int64_t batch, length, each, count;
+        static constexpr int64_t kAtMost = kLinearRows - kRowsAtOnce + 1;
+        int64_t batch, length, count;
 
-        Parts(int64_t batch, int64_t length, int64_t at_most)
-            : batch(batch),
-              length(length),
-              each(pieces(pieces(length, pieces(length, at_most)), kRowsAtOnce) * kRowsAtOnce),
-              count(pieces(length, each)) {}
         int64_t tasks() const { return batch * count; }
+        int64_t begin(int64_t part) const { return length * part / count / kRowsAtOnce * kRowsAtOnce; }
         Rows of(int64_t task) const {
-            const int64_t first = task % count * each, left = length - first;
-            return {task / count, first, left < each ? left : each};
+            const int64_t part = task % count, first = begin(part);
+            return {task / count, first, (part + 1 == count ? length : begin(part + 1)) - first};
         }
     };
-    // Of forward: short ones where threads would have nothing to do. No sum goes over positions.
+    // Of forward, where no sum goes over positions: as many for every thread, where one more would be felt.
     Parts forward_parts() const {
-        const int64_t share = pieces(a.batch * a.length, a.pool.threads);
-        return {a.batch, a.length, share < kLinearRows ? share : kLinearRows};
+        const int64_t threads = a.pool.threads, enough = 8 * threads;
+        Parts parts{a.batch, a.length, pieces(a.length, Parts::kAtMost)};
+        while (parts.tasks() < enough && parts.tasks() % threads != 0 && parts.count * kRowsAtOnce < a.length)
+            ++parts.count;
+        return parts;
     }
     static T* at(const Array& x, const Rows& rows, int64_t channel) {
         return static_cast<T*>(x.data) + rows.batch * x.batch_stride + rows.first * x.stride + x.place(channel);
@@ -59,58 +60,70 @@ struct Linear {
         if (a.bias) std::memcpy(bias.get(), a.bias, a.outputs * sizeof(T));
         run(a.pool, weight.count(), [&](int64_t p) { pack(weight, p); });
         const Parts parts = forward_parts();
-        run(a.pool, parts.tasks(), [&](int64_t task) {
-            for (int64_t p = 0; p < weight.count(); ++p) forward_panel(weight, bias.get() + p * B, p, parts.of(task));
-        });
+        run(a.pool, parts.tasks(), [&](int64_t task) { forward_part(weight, bias.get(), parts.of(task)); });
     }
 
+    // Some inputs of all of a panel's outputs at a time: weights of as many outputs, a row of the weight apart each, would
+    // crowd into a few sets of the cache.
     void pack(const Panels<T>& weight, int64_t p) const {
-        const T* from = static_cast<const T*>(a.weight) + p * B * a.weight_output_stride;
+        constexpr int64_t kInputs = 16;
+        const int64_t width = weight.width(p), used = weight.used(p), next = a.weight_output_stride;
+        const T* from = static_cast<const T*>(a.weight) + p * B * next;
         T* to = weight.panel(p);
-        for (int64_t k = 0; k < a.inputs; ++k, to += weight.width(p))
-            for (int64_t n = 0; n < weight.width(p); ++n)
-                to[n] = n < weight.used(p) ? from[n * a.weight_output_stride + k * a.weight_input_stride] : T(0);
+        for (int64_t k = 0; k < a.inputs; k += kInputs, from += kInputs * a.weight_input_stride, to += kInputs * width) {
+            const int64_t count = a.inputs - k < kInputs ? a.inputs - k : kInputs;
+            if (used < width) std::memset(to, 0, count * width * sizeof(T));
+            if (next == 1)
+                for (int64_t i = 0; i < count; ++i)
+                    std::memcpy(to + i * width, from + i * a.weight_input_stride, used * sizeof(T));
+            else if (a.weight_input_stride == 1)
+                transpose(from, next, used, count, to, width);
+            else
+                for (int64_t n = 0; n < used; ++n)
+                    for (int64_t i = 0; i < count; ++i) to[i * width + n] = from[n * next + i * a.weight_input_stride];
+        }
     }
 
-    void forward_panel(const Panels<T>& weight, const T* bias, int64_t p, const Rows& of) const {
-        const int64_t width = weight.width(p), used = weight.used(p);
-        T* y = at(a.y, of, p * B);
-        alignas(64) T narrow[kLinearRows * B];  // where the last panel is wider than what is left of y
-        Result<T> to = used == width ? Result<T>{y, a.y.stride, a.y.block_stride} : Result<T>{narrow, width};
+    // Inputs come first and outputs second: what is multiplied of u stays in the caches.
+    void forward_part(const Panels<T>& weight, const T* bias, const Rows& of) const {
+        alignas(64) T narrow[kLinearRows * B];  // the last panel, where it is wider than what is left of y
         const bool is_long = a.batch * a.length * a.outputs * int64_t(sizeof(T)) > kResultInCache;
-        const auto u = [&](int64_t k) {
-            return Left<T>(at(a.u, of, k), a.u.stride, 1, kLaneBlock * a.u.stride, a.u.block_stride);
-        };
-        if (a.inputs == 0) multiply<T>(of.rows, 0, u(0), weight.panel(p), width, to, false, bias);
         const int64_t each = pieces(pieces(a.inputs, pieces(a.inputs, kLinearDepth)), kLaneBlock) * kLaneBlock;
-        for (int64_t k = 0; k < a.inputs; k += each) {
+        for (int64_t k = 0; k == 0 || k < a.inputs; k += each) {
             const int64_t depth = a.inputs - k < each ? a.inputs - k : each;
-            to.past_caches = is_long && used == width && k + depth == a.inputs;
-            multiply<T>(of.rows, depth, u(k), weight.panel(p) + k * width, width, to, k > 0, bias);
+            const Left<T> u(at(a.u, of, k), a.u.stride, 1, kLaneBlock * a.u.stride, a.u.block_stride);
+            for (int64_t p = 0; p < weight.count(); ++p) {
+                const int64_t width = weight.width(p), used = weight.used(p);
+                Result<T> to{narrow, width};
+                if (used == width) to = {at(a.y, of, p * B), a.y.stride, a.y.block_stride};
+                to.past_caches = is_long && used == width && k + depth == a.inputs;
+                multiply<T>(of.rows, depth, u, weight.panel(p) + k * width, width, to, k > 0, bias + p * B);
+            }
         }
-        if (used < width)
-            for (int64_t m = 0; m < of.rows; ++m)
-                std::memcpy(y + m * a.y.stride, narrow + m * width, used * sizeof(T));
+        const int64_t last = weight.count() - 1, width = weight.width(last), used = weight.used(last);
+        if (used == width) return;
+        T* y = at(a.y, of, last * B);
+        for (int64_t m = 0; m < of.rows; ++m) std::memcpy(y + m * a.y.stride, narrow + m * width, used * sizeof(T));
     }
 
     struct Range {
         int64_t first, end;
         int64_t count() const { return end - first; }
     };
-    // Whole panels of `columns` columns.
-    static Range share_of(int64_t columns, int64_t worker, int64_t workers) {
-        const int64_t panels = pieces(columns, B), end = panels * (worker + 1) / workers * B;
-        return {panels * worker / workers * B, end < columns ? end : columns};
+    // One of `count` shares of so many columns, in whole panels.
+    static Range share_of(int64_t columns, int64_t share, int64_t count) {
+        const int64_t panels = pieces(columns, B), end = panels * (share + 1) / count * B;
+        return {panels * share / count * B, end < columns ? end : columns};
     }
 
     // Workers share the outputs and, where there are more workers, the inputs. Each goes through all positions: every
     // sum has one writer and one order.
     void backward() const {
         const int64_t outputs = pieces(a.outputs, B), inputs = pieces(a.inputs, B), threads = a.pool.threads;
-        const int64_t rows = outputs < threads ? outputs : threads, left = threads / rows;
-        const int64_t columns = inputs < left ? inputs : left;
-        run(a.pool, rows * columns, [&](int64_t worker) {
-            backward_part(share_of(a.outputs, worker / columns, rows), share_of(a.inputs, worker % columns, columns));
+        const int64_t over = outputs < threads ? outputs : threads, left = threads / over;
+        const int64_t within = inputs < left ? inputs : left;
+        run(a.pool, over * within, [&](int64_t worker) {
+            backward_part(share_of(a.outputs, worker / within, over), share_of(a.inputs, worker % within, within));
         });
     }
 
@@ -119,17 +132,17 @@ struct Linear {
         const Memory<T> sums(Panels<T>::size(outputs.count(), inputs.count())), copy(kLinearRows * B),
             bias(2 * Panels<T>::padded(outputs.count()));
         const Panels<T> dweight{sums.get(), outputs.count(), inputs.count()};
-        std::memset(sums.get(), 0, dweight.size() * sizeof(T));
         std::memset(bias.get(), 0, 2 * Panels<T>::padded(outputs.count()) * sizeof(T));
         const bool has_bias = inputs.first == 0;
-        const Parts parts(a.batch, a.length, kLinearRows);
+        const Parts parts{a.batch, a.length, pieces(a.length, Parts::kAtMost)};
+        if (parts.tasks() == 0) std::memset(sums.get(), 0, dweight.size() * sizeof(T));
         for (int64_t task = 0; task < parts.tasks(); ++task) {
             const Rows of = parts.of(task);
             const Left<T> gradient(at(a.y, of, 0), 1, a.y.stride, a.y.block_stride, kLaneBlock * a.y.stride);
             for (int64_t p = 0; p < dweight.count(); ++p) {
                 copy_panel(dweight, p, inputs.first, of, copy.get());
                 multiply<T>(outputs.count(), of.rows, gradient.from_row(outputs.first), copy.get(), dweight.width(p),
-                            Result<T>{dweight.panel(p), dweight.width(p)}, true);
+                            Result<T>{dweight.panel(p), dweight.width(p)}, task > 0);
             }
             if (has_bias) add_to_bias(outputs, of, bias.get());
         }
