@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py [--device cpu] [--shapes 256x1024 768x8192 …] [--quick]
 
-Prints a table, writes ``results/speed-<device>.json`` and draws ``results/speed-<device>.png`` from it. Every
+Prints a table, writes ``results/speed-<processor>.json`` (``speed-amd-epyc``) and draws a plot of it beside it. Every
 speed is a ratio of medians of calls that took turns in this run. A batch holds 16K tokens, or one longer row.
 
 Columns: ``op/proj`` the operator over its two projections alone, as ``nn.Linear`` has them, in eval mode (filters
@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -290,6 +291,12 @@ def plot(path: Path) -> Path:
     return out
 
 
+def file_name(device: str) -> str:
+    """``Intel(R) Xeon(R) Processor`` as ``intel-xeon``."""
+    words = re.sub(r"\((R|TM)\)|processor|cpu|@.*", " ", device, flags=re.IGNORECASE)
+    return "-".join(re.findall(r"[a-z0-9]+", words.lower()))
+
+
 def main() -> None:
     """Measures, prints, writes and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -316,7 +323,7 @@ def main() -> None:
     record["import s"] = import_seconds(args.repeats)
     if args.device == "cpu" and torch.get_num_threads() >= 2:
         record["threads 1->2"] = {f"D={d} L={n}": threads(d, n, args.repeats) for d, n in shapes if n >= 1024}
-    path = write(f"speed-{args.device}", record)
+    path = write(f"speed-{file_name(record['machine']['device'])}", record)
     print("\n" + table(rows))
     print({k: v for k, v in record.items() if k != "rows"})
     print(f"\nwrote {path} and {plot(path)}")

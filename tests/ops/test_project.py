@@ -368,3 +368,19 @@ def test_batched_gradients(device: str) -> None:
 def test_blocks_take_no_other_argument(extra: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"\(2, 1, 300, 16\) is in channel blocks"):
         ops.project(torch.randn(2, 1, 300, 16), nn.Linear(16, 5), **extra)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_products_that_may_be_bfloat16_are_torchs(precision: str) -> None:
+    """On a CPU; what the layer is called for then, an op is otherwise."""
+    layer, u = nn.Linear(16, 48), rand(1, 300, 16).float()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        z, _ = ops.project_for_mixing(u, layer, 16)
+        found = [ops.project(u, layer), z, ops.linear(u, layer), ops.linear(u[0], layer)]
+        with_torch = torch.equal(ops.project(u, layer), layer(u))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    names = [y.grad_fn.name() for y in found if y.grad_fn is not None]
+    assert any("hyena" in name for name in names) == (precision != "medium"), names
+    assert with_torch or precision != "medium"

@@ -175,17 +175,29 @@ class LinearWithoutBias(nn.Linear):
         return F.linear(input, self.weight)
 
 
+def _may_be_bfloat16(u: Tensor) -> bool:
+    """Whether torch is allowed to multiply ``u`` on a CPU in bfloat16: the ops here never do.
+
+    So ``torch.set_float32_matmul_precision("medium")`` says. A traced graph, which cannot ask, has the ops.
+    """
+    if u.dtype != torch.float32 or u.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+
+
 def _operands(u: Tensor, layer: nn.Module, autocast: bool) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """``u``, weight and bias for an op of this file; None if the layer must be called as a module.
 
     Whatever somebody put in a linear layer's place (an adapter, a quantised layer or weight), whatever hooks there are,
-    and autocast work as they do for any layer.
+    autocast and products in bfloat16 work as they do for any layer.
 
     Args:
         u, layer: as in :func:`project`.
         autocast: whether an op may do what autocast would: ``u`` and weight come in its dtype then.
     """
     if not is_plain(layer, nn.Linear) and not is_plain(layer, LinearWithoutBias):
+        return None
+    if _may_be_bfloat16(u):
         return None
     weight: Tensor = layer.weight
     if autocasts(u.device):
