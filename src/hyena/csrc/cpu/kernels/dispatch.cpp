@@ -35,8 +35,8 @@ const Kernels& kernels() {
     return chosen;
 }
 
-// On x86-64 with vectors of 32 bytes and more no slower than torch's products, which are MKL's, on the processors of both
-// makers (docs/kernels.md, CPU). Elsewhere nobody has measured.
+// On x86-64 with vectors of 32 bytes and more no slower than torch's products, which are MKL's, whoever made the
+// processor (docs/kernels.md, CPU). Elsewhere nobody has measured.
 bool has_fast_linear() {
 #if defined(__x86_64__)
     static const bool fast = std::strcmp(kernels().name, "baseline") != 0;

@@ -63,15 +63,15 @@ struct Linear {
         run(a.pool, parts.tasks(), [&](int64_t task) { forward_part(weight, bias.get(), parts.of(task)); });
     }
 
-    // Some inputs of all of a panel's outputs at a time: weights of as many outputs, a row of the weight apart each, would
-    // crowd into a few sets of the cache.
+    // Some inputs of all of a panel's outputs at a time: rows of the weight may be a power of two apart, and crowd into
+    // a few sets of the cache.
     void pack(const Panels<T>& weight, int64_t p) const {
         constexpr int64_t kInputs = 16;
         const int64_t width = weight.width(p), used = weight.used(p), next = a.weight_output_stride;
-        const T* from = static_cast<const T*>(a.weight) + p * B * next;
         T* to = weight.panel(p);
-        for (int64_t k = 0; k < a.inputs; k += kInputs, from += kInputs * a.weight_input_stride, to += kInputs * width) {
+        for (int64_t k = 0; k < a.inputs; k += kInputs, to += kInputs * width) {
             const int64_t count = a.inputs - k < kInputs ? a.inputs - k : kInputs;
+            const T* from = static_cast<const T*>(a.weight) + p * B * next + k * a.weight_input_stride;
             if (used < width) std::memset(to, 0, count * width * sizeof(T));
             if (next == 1)
                 for (int64_t i = 0; i < count; ++i)

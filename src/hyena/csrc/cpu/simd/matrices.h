@@ -40,8 +40,8 @@ struct Panels {
     }
 };
 
-// The factor a: element (m, k) is at data[place of m + place of k]. Its columns follow each other in memory, or else its
-// rows, and may step from one channel block to the next by another distance than inside.
+// The factor a: element (m, k) is at data[place of m + place of k]. Its columns follow each other in memory, or else
+// its rows, and may step from one channel block to the next by another distance than inside.
 template <class T>
 struct Left {
     const T* data;
