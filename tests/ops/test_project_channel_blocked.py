@@ -66,11 +66,19 @@ def test_projections_of_any_length(tier: Tier, dtype: torch.dtype, batch: int) -
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("channels", [16, 48, 64, 80, 144])
 def test_projections_of_any_width(tier: Tier, dtype: torch.dtype, channels: int) -> None:
-    """Whole panels and incomplete ones; more inputs than are summed at once; no bias."""
+    """Whole panels and incomplete ones; no bias."""
     for other in (1, 3, 16, 33, 80, 130, 300):
         check(to, tier, dtype, (2, 131, other, channels), bias=other != 33)
         check(out_of, tier, dtype, (2, 131, channels, other), bias=other != 33)
     check(out_of, tier, dtype, (1, 125, 4 * channels, 7))
+
+
+def test_projections_of_more_channels_than_are_summed_at_once(tier: Tier) -> None:
+    """768, and twice as many."""
+    for inputs in (769, 1552):
+        check(to, tier, torch.float32, (2, 129, inputs, 80))
+    for inputs in (784, 1552):
+        check(out_of, tier, torch.float32, (2, 129, inputs, 70))
 
 
 def test_projections_past_the_caches(tier: Tier) -> None:
@@ -218,11 +226,12 @@ def test_errors_name_the_numbers(tier: Tier) -> None:
 @pytest.mark.skipif(EXTENSION.instructions is None, reason="torch's matrix products give other bits")
 @of_cpu
 def test_the_same_bits_whatever_the_threads() -> None:
-    u, weight = rand(3, 500, 40).float(), rand(160, 40).float()
+    """Threads that have outputs of their own, and, of the weight's gradient, inputs too."""
+    u, weight = rand(3, 500, 160).float(), rand(96, 160).float()
     g = HYENA.project_channel_blocked(u, weight, None)
     threads, got = torch.get_num_threads(), []
     try:
-        for count in (1, 2, 5):
+        for count in (1, 2, 5, 13):
             torch.set_num_threads(count)
             got.append([HYENA.project_channel_blocked(u, weight, None), *HYENA.project_backward(g, u)])
             got[-1].append(HYENA.project_from_channel_blocked(g, weight.t(), None))
