@@ -182,7 +182,7 @@ def _may_be_bfloat16(u: Tensor) -> bool:
     """
     if u.dtype != torch.float32 or u.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    return torch.backends.mkldnn.matmul.fp32_precision == "bf16"  # type: ignore[attr-defined]
 
 
 def _operands(u: Tensor, layer: nn.Module, autocast: bool) -> tuple[Tensor, Tensor, Tensor | None] | None:
