@@ -41,7 +41,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
     """As on a processor where the library's products are fast; counts the mixing steps that were in channel blocks."""
     if not ops.has_kernel("recurrence", torch.device("cpu")):
         pytest.skip("no compiled kernels")
-    monkeypatch.setattr(projections.EXTENSION, "fast_linear", True)
+    monkeypatch.setattr(projections.EXTENSION, "fast_rows", 256)
     with (
         mock.patch.object(ops, "recurrence", wraps=ops.recurrence) as first,
         mock.patch.object(ops, "direct_recurrence", wraps=ops.direct_recurrence) as second,
@@ -127,7 +127,7 @@ def test_where_blocks_are_not_faster(blocks: Callable[[], int]) -> None:
     HyenaOperator(24, 512).double()(rand(1, LENGTH, 24))
     build()(rand(1, 255, D))
     assert blocks() == 0
-    with mock.patch.object(projections.EXTENSION, "fast_linear", False):
+    with mock.patch.object(projections.EXTENSION, "fast_rows", 0):
         build()(rand(1, LENGTH, D))
     with torch.autocast("cpu", torch.bfloat16):
         assert not faster(u, 32)

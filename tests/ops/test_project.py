@@ -104,6 +104,20 @@ def test_many_rows(tier: Tier, dtype: torch.dtype, channels: int, outputs: int) 
             compare(project, linear, inputs, dy, tier, dtype, {"u": layout, "dy": layout}, ordered=False)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channel_major", "sliced"])
+def test_rows_enough_for_a_kernel_on_any_processor(tier: Tier, layout: str) -> None:
+    u = laid_out(rand(2, 2049, 900).to(tier.device), layout).float().requires_grad_()
+    weight, bias = (rand(*shape, seed=1).float().to(tier.device).requires_grad_() for shape in ((130, 900), (130,)))
+    dy = rand(2, 2049, 130, seed=2).float().to(tier.device)
+    with tier():
+        y = project(u, weight, bias)
+        found = (y, *torch.autograd.grad(y, (u, weight, bias), dy))
+    want = linear(u, weight, bias)
+    exact = (want, *torch.autograd.grad(want, (u, weight, bias), dy.double()))
+    for got, w in zip(found, exact, strict=True):
+        torch.testing.assert_close(got, w.float(), rtol=1e-5, atol=1e-3)
+
+
 def test_weights_of_any_strides(tier: Tier) -> None:
     u, weight = rand(1, 300, 9).float().to(tier.device), rand(9, 20).float().to(tier.device)
     with tier():
@@ -216,7 +230,7 @@ def slow_products(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     module = importlib.import_module("hyena.ops.project")
     if not ops.has_kernel("project", torch.device("cpu")):
         pytest.skip("no compiled kernels")
-    monkeypatch.setattr(module.EXTENSION, "fast_linear", True)
+    monkeypatch.setattr(module.EXTENSION, "fast_rows", 256)
     real, seen = module.project, []
     monkeypatch.setattr(module, "project", lambda x, layer: seen.append(x) or real(x, layer))
     return seen

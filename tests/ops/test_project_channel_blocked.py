@@ -227,14 +227,14 @@ def test_errors_name_the_numbers(tier: Tier) -> None:
 @of_cpu
 def test_the_same_bits_whatever_the_threads() -> None:
     """Threads that have outputs of their own, and, of the weight's gradient, inputs too."""
-    u, weight = rand(3, 500, 160).float(), rand(96, 160).float()
+    u, weight, few = rand(3, 500, 160).float(), rand(96, 160).float(), rand(3, 500, 16, seed=1).float()
     g = HYENA.project_channel_blocked(u, weight, None)
     threads, got = torch.get_num_threads(), []
     try:
         for count in (1, 2, 5, 13):
             torch.set_num_threads(count)
             got.append([HYENA.project_channel_blocked(u, weight, None), *HYENA.project_backward(g, u)])
-            got[-1].append(HYENA.project_from_channel_blocked(g, weight.t(), None))
+            got[-1] += [HYENA.project_from_channel_blocked(g, weight.t(), None), *HYENA.project_backward(few, u)]
     finally:
         torch.set_num_threads(threads)
     for each in got[1:]:

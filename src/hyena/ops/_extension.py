@@ -16,10 +16,6 @@ _LIBRARY = "_kernels.so"
 _MISSING = "_kernels_missing.txt"  # written by the build where it could not make the library
 
 
-# Fewer rows are not worth a matrix product of the library's own (kLeastRows in csrc/cpu/binding/ops_linear.cpp).
-LEAST_ROWS = 256
-
-
 class Extension:
     """The compiled extension.
 
@@ -30,7 +26,8 @@ class Extension:
         has_cuda: whether it was built with CUDA kernels.
         file: where the library is; None where it is not in use.
         library: the library itself, for its functions that are no ops; None where it is not in use.
-        fast_linear: whether the library's matrix products are faster than torch's on this CPU.
+        fast_rows: rows from which on the library's matrix products are faster than torch's on this CPU; 0 if never
+            (csrc/cpu/kernels/dispatch.cpp).
     """
 
     def __init__(self) -> None:
@@ -38,7 +35,7 @@ class Extension:
         self.reason = "not loaded"
         self.file: Path | None = None
         self.library: ctypes.CDLL | None = None
-        self.fast_linear = False
+        self.fast_rows = 0
         self._cuda_takes: Callable[[int, int], int] | None = None
         self._cuda_has_plan: Callable[[int, ctypes.c_int64], int] | None = None
 
@@ -68,16 +65,16 @@ class Extension:
         self.reason = f"compiled kernels, {self.instructions} instructions"
         self._cuda_takes = getattr(library, "hyena_cuda_takes", None)  # only a build with the CUDA kernels has it
         self._cuda_has_plan = getattr(library, "hyena_cuda_has_plan", None)
-        fast_linear = getattr(library, "hyena_fast_linear", None)  # only a build with the CPU kernels
-        self.fast_linear = fast_linear is not None and bool(fast_linear())
+        fast_rows = getattr(library, "hyena_fast_linear_rows", None)  # only a build with the CPU kernels
+        self.fast_rows = 0 if fast_rows is None else int(fast_rows())
 
     def _go_without(self, why: str) -> None:
         warnings.warn(f"hyena runs without compiled kernels, several times slower: {why}", RuntimeWarning, stacklevel=2)
         self.reason = why
 
     def multiplies(self, u: torch.Tensor) -> bool:
-        """Whether the library's matrix products are for tensors like ``u``, if they have :data:`LEAST_ROWS` rows."""
-        return self.fast_linear and u.device.type == "cpu" and u.dtype in (torch.float32, torch.float64)
+        """Whether the library's matrix products are for tensors like ``u``, if they have ``fast_rows`` rows."""
+        return self.fast_rows > 0 and u.device.type == "cpu" and u.dtype in (torch.float32, torch.float64)
 
     def takes(self, device: torch.device, dtype: torch.dtype, points: int = 1) -> bool:
         """Whether the kernels for this kind of device take tensors there of this dtype, or hand them to the fallback.

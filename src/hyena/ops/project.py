@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from hyena.ops._checks import check_any_order, check_like, check_linear, check_mask, check_rows
 from hyena.ops._derivatives import backward_through
-from hyena.ops._extension import EXTENSION, LEAST_ROWS
+from hyena.ops._extension import EXTENSION
 from hyena.ops._layout import (
     CHANNEL_BLOCK,
     channels_of,
@@ -50,7 +50,7 @@ def _backward(inputs: Sequence, grads: Sequence[Tensor | None], needs: Sequence[
     assert g is not None
     rows = g.reshape(-1, g.size(2))  # not flatten, which batched gradients have no rule for
     du = torch.ops.hyena.project(g, weight.t(), None) if needs[0] else None
-    if needs[1] and EXTENSION.multiplies(g) and rows.size(0) >= LEAST_ROWS:
+    if needs[1] and EXTENSION.multiplies(g) and rows.size(0) >= EXTENSION.fast_rows:
         dw, db = torch.ops.hyena.project_backward(g, u)
         return du, dw, db if needs[2] else None
     dw = rows.t() @ u.reshape(-1, u.size(2)) if needs[1] else None
@@ -289,9 +289,9 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
         x: ``(…, D)``.
         layer: ``nn.Linear``, or what has taken its place.
     """
-    if not EXTENSION.fast_linear or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if not EXTENSION.fast_rows or x.device.type != "cpu" or torch.compiler.is_compiling():
         return layer(x)
-    if x.dim() < 2 or x.numel() < LEAST_ROWS * x.size(-1):
+    if x.dim() < 2 or x.numel() < EXTENSION.fast_rows * x.size(-1):
         return layer(x)
     if x.dim() == 3:
         return project(x, layer)

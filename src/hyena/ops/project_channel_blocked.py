@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hyena.ops._checks import check_blocks, check_linear, check_rows, check_whole_blocks
-from hyena.ops._extension import EXTENSION, LEAST_ROWS
+from hyena.ops._extension import EXTENSION
 from hyena.ops._layout import CHANNEL_BLOCK, dense_rows, from_blocks, is_blocked, to_blocks
 from hyena.ops._library import define, has_kernel
 from hyena.ops._modules import autocasts
 
-# Rows of fewer positions gain nothing (docs/kernels.md, CPU).
-_SHORTEST = 64
+# Rows of fewer positions, and fewer positions in all, gain nothing (docs/kernels.md, CPU).
+_SHORTEST, _FEWEST = 64, 256
 
 
 def _to(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -85,4 +85,8 @@ def is_channel_blocked_faster(u: Tensor, channels: int) -> bool:
     # An exported program has the one way that is fast on other machines too.
     if torch.compiler.is_exporting() or u.dim() != 3 or autocasts(u.device):
         return False
-    return torch.compiler.is_compiling() or (u.size(1) >= _SHORTEST and u.size(0) * u.size(1) >= LEAST_ROWS)
+    if torch.compiler.is_compiling():
+        return True
+    # Where torch's products are good, what the mixing step gains must outweigh putting a large weight in order.
+    fewest = min(EXTENSION.fast_rows, max(_FEWEST, 2 * u.size(2)))
+    return u.size(1) >= _SHORTEST and u.size(0) * u.size(1) >= fewest

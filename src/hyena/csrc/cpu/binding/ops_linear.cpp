@@ -8,14 +8,12 @@
 namespace hyena {
 namespace {
 
-// Fewer rows are not worth putting the weight in order.
-constexpr int64_t kLeastRows = 256;
-
 // Whether the kernel is for these: an input, and the result or its gradient.
 bool takes_linear(const Tensor& u, const Tensor& other) {
     const ScalarType type = u.scalar_type();
-    return has_fast_linear() && (type == ScalarType::Float || type == ScalarType::Double) &&
-           other.scalar_type() == type && u.size(0) * length_of(u) >= kLeastRows;
+    const int64_t least = fast_linear_rows();
+    return least > 0 && (type == ScalarType::Float || type == ScalarType::Double) && other.scalar_type() == type &&
+           u.size(0) * length_of(u) >= least;
 }
 
 LinearArgs linear_args(const Tensor& u, const Tensor& y) {
@@ -74,7 +72,7 @@ Tensor project(const Tensor& u_in, const Tensor& weight, const Optional& bias) {
     return z;
 }
 
-// The rest are always by the kernel: who calls them asks hyena_fast_linear first.
+// The rest are always by the kernel: who calls them asks hyena_fast_linear_rows first.
 
 Tensor project_channel_blocked(const Tensor& u_in, const Tensor& weight_in, const Optional& bias) {
     check_project_channel_blocked(u_in, weight_in, bias);
@@ -110,5 +108,7 @@ std::tuple<Tensor, Tensor> project_backward(const Tensor& dy_in, const Tensor& u
 
 }  // namespace hyena
 
-// Whether hyena::project and hyena::project_backward have a kernel that is faster than torch's.
-extern "C" __attribute__((visibility("default"))) int hyena_fast_linear() { return hyena::has_fast_linear(); }
+// Rows from which on hyena::project and hyena::project_backward have a kernel that is faster than torch's; 0 if never.
+extern "C" __attribute__((visibility("default"))) int hyena_fast_linear_rows() {
+    return int(hyena::fast_linear_rows());
+}

@@ -239,8 +239,8 @@ struct Kernels {
 // The table for the best instruction set of this machine; HYENA_CPU=avx512|avx2|baseline asks for a lesser one.
 const Kernels& kernels();
 
-// Whether kernels().linear is faster than what torch has on this machine.
-bool has_fast_linear();
+// Rows from which on kernels().linear is faster than what torch has on this machine; 0 if never.
+int64_t fast_linear_rows();
 
 // One table for each instruction set that was compiled.
 const Kernels& kernels_baseline();
