@@ -62,7 +62,9 @@ def error(capsys: pytest.CaptureFixture, given: list[Any]) -> str:
 def test_report(capsys: pytest.CaptureFixture) -> None:
     assert main(["report"]) == 0
     said = capsys.readouterr().out
-    assert all(line in said for line in hyena.backend_report().splitlines()[3:])
+    report = hyena.backend_report().splitlines()[3:]
+    assert all(line in said for line in report)
+    assert all(len(line.split()) == 3 for line in report), report
     for name in ("hyena", "python", "system", "processor", "cores", "memory", "threads", "instructions", "devices"):
         assert re.search(rf"^{name} +\S", said, re.MULTILINE), name
     assert f"torch {torch.__version__}" in said

@@ -16,16 +16,17 @@ def backend_report() -> str:
     Returns:
         A table to print with a line for each op that has its tier on the CPU and on CUDA.
     """
+    width = max(len(name) for name in OP_NAMES) + 2
     lines = [
         f"hyena on torch {torch.__version__}, {torch.get_num_threads()} CPU threads, "
         f"CUDA {'available' if torch.cuda.is_available() else 'not available'}",
         f"extension: {EXTENSION.reason}",
         f"CUDA kernels: {_cuda_kernels()}",
-        f"{'op':28}{'CPU':12}{'CUDA':12}",
+        f"{'op':{width}}{'CPU':12}{'CUDA':12}",
     ]
     for name in OP_NAMES:
         tiers = [_tier(name, torch.device(kind)) for kind in ("cpu", "cuda")]
-        lines.append(f"{name:28}{tiers[0]:12}{tiers[1]:12}")
+        lines.append(f"{name:{width}}{tiers[0]:12}{tiers[1]:12}")
     return "\n".join(lines)
 
 

@@ -43,8 +43,9 @@ struct Point {
     HYENA_INLINE operator int64_t() const { return t; }
 };
 
-// Buffers larger than this (bytes), several times a core's own cache, are asked for ahead too.
-constexpr int64_t kNearBuffer = int64_t(6) << 20;
+// Buffers larger than this (bytes) do not stay in a core's own cache beside what else is read: they are asked for ahead
+// too.
+constexpr int64_t kNearBuffer = int64_t(3) << 18;
 
 // Rows of the plan's P1 x P2 matrix hold points [i * P2, (i + 1) * P2) of the spectrum and of the buffer.
 template <class T>
@@ -70,11 +71,9 @@ struct Passes {
         return {row * p2() + column, (row * row_stride() + column) * S};
     }
 
-    // Asks for the same point of the next block of columns.
-    HYENA_INLINE void next_block(const T* point) const {
-        __builtin_prefetch(point + plan.columns_at_once * S, 0, 2);
-        __builtin_prefetch(point + plan.columns_at_once * S + W, 0, 2);
-    }
+    // Asks for the same point of the next block of columns, or of the next row.
+    HYENA_INLINE void next_block(const T* point) const { ask_for<S>(point + plan.columns_at_once * S); }
+    HYENA_INLINE void next_row(const T* point) const { ask_for<S>(point + row_stride() * S); }
     bool far() const { return buffer() * S * int64_t(sizeof(T)) > kNearBuffer; }
 
     static HYENA_INLINE Cx<T> twisted(Vec<T> x, T c, T s) { return {x * c, x * s}; }
@@ -187,6 +186,7 @@ struct Passes {
     template <class Product>
     HYENA_INLINE void rows_through(T* buffer, int64_t r0, int64_t r1, Product&& product) const {
         const int64_t n2 = p2();
+        const bool ask = far();
         for (int64_t i = r0; i < r1; ++i) {
             T* x = buffer + i * row_stride() * S;
             forward_stages(plan.row, x);
@@ -198,7 +198,10 @@ struct Passes {
                     for (int k = 0; k < R; ++k) a[k] = load_cx(x + (int64_t)(at + k) * S);
                     butterfly<R, false>(a);
                     HYENA_UNROLL
-                    for (int k = 0; k < R; ++k) a[k] = product(i * n2 + at + k, a[k]);
+                    for (int k = 0; k < R; ++k) {
+                        if (ask) next_row(x + (int64_t)(at + k) * S);
+                        a[k] = product(i * n2 + at + k, a[k]);
+                    }
                     butterfly<R, true>(a);
                     HYENA_UNROLL
                     for (int k = 0; k < R; ++k) store_cx(x + (int64_t)(at + k) * S, a[k]);

@@ -20,9 +20,16 @@ struct Products {
         s.re += skip;
         return s;
     }
+    // For the next row of the spectrum.
+    HYENA_INLINE void ask(int64_t k) const {
+        if (passes.p1() > 1) spectrum.ask_for(k + passes.p2());
+    }
     // The forward convolution of rows [r0, r1), in place.
     __attribute__((noinline)) void convolve(T* buffer, int64_t r0, int64_t r1) const {
-        passes.rows_through(buffer, r0, r1, [&](int64_t k, Cx<T> x) HYENA_LAMBDA { return times(x, filter(k)); });
+        passes.rows_through(buffer, r0, r1, [&](int64_t k, Cx<T> x) HYENA_LAMBDA {
+            ask(k);
+            return times(x, filter(k));
+        });
     }
 
     // The same, but the input's spectrum stays in `input` and the result goes to `output`.
@@ -30,6 +37,7 @@ struct Products {
         for (int64_t r = r0; r < r1; ++r) {
             const T* x = to_spectrum(input, r);
             passes.rows_out(output, r, r + 1, [&](int64_t k) HYENA_LAMBDA {
+                ask(k);
                 return times(load_cx(x + (k - r * passes.p2()) * S), filter(k));
             });
         }
@@ -44,6 +52,7 @@ struct Products {
             T* x = want_output ? to_spectrum(input, r) : input + r * passes.row_stride() * S;
             passes.rows_through(gradient, r, r + 1, [&](int64_t k, Cx<T> g) HYENA_LAMBDA {
                 T* at = x + (k - r * passes.p2()) * S;
+                ask(k);
                 const Cx<T> s = filter(k), v = load_cx(at), ds = times_conj(g, v);
                 dspectrum.add(k, ds);
                 if (want_output) store_cx(at, times(v, s));

@@ -5,6 +5,7 @@
 // load of z to the store of y.
 #pragma once
 
+#include "columns.h"
 #include "products.h"
 #include "short_parts.h"
 
@@ -20,6 +21,7 @@ struct Recurrence {
     const RecurrenceArgs& a;
     const HeldPlan<T> plan;
     const Passes<T> passes;
+    const Columns<T> columns;
     const Blocks<T> blocks;
     const int64_t sections;  // of the longest row
     const ShortParts<T, IO> z;
@@ -30,6 +32,7 @@ struct Recurrence {
         : a(args),
           plan(args.spectra.points),
           passes{*plan},
+          columns{passes},
           blocks{args.channels, args.spectra.channels},
           sections(most_sections(args.seq, args.spectra.points)),
           z{args.seq, args.z, args.dz, args.short_filter, args.channels, args.order + 1},
@@ -49,10 +52,6 @@ struct Recurrence {
     Tail<T> tail_of(int64_t i, const Memory<T>& memory) const {
         return {sections > 1 ? memory.get() + i * passes.plan.size * W : nullptr};
     }
-
-    // A vector for each position, in the places of a buffer's points, or of those of several sections' buffers, one
-    // after the other.
-    Runs<T> at_points(T* buffer) const { return {buffer, S, passes.p2(), (passes.row_stride() - passes.p2()) * S}; }
 
     Products<T> products_of(int64_t i, int64_t block, Group group) const {
         return {passes, SpectrumOf<T>(a.spectra, i, blocks, block, group),
@@ -109,7 +108,7 @@ struct Recurrence {
                          Group group, const ForwardMemory& memory, const Team& team, bool past_caches) const {
         T* buffer = memory.buffer.get();
         const bool has_columns = passes.p1() > 1;
-        const Runs<T> flow = at_points(buffer);
+        const Runs<T> flow = columns.at_points(buffer);
         const auto first = parts[0], value = parts[a.order];
         const int64_t left = row.length - t0, length = left < passes.plan.size ? left : passes.plan.size;
         Ahead out;
@@ -124,30 +123,31 @@ struct Recurrence {
             Ahead in;
             if (g >= 0) in.add(gate.z, t0, length);
             if (i == 0) in.add(value.z, t0, length);
-            const auto input = [&](int64_t t) HYENA_LAMBDA {
-                const Vec<T> v = i == 0 ? value.template at<kUsual>(t0 + t) : load(flow(t));
+            const auto input = [&](int64_t t, const T* at) HYENA_LAMBDA {
+                const Vec<T> v = i == 0 ? value.template at<kUsual>(t0 + t) : load(at);
                 return g >= 0 ? gate.template at<kUsual>(t0 + t) * v : v;
             };
             if (has_columns) {
                 team.over(length, [&](int64_t begin, int64_t end, int) {
-                    for (int64_t t = begin; t < end; ++t) {
+                    flow.over(begin, end, [&](int64_t t, T* at) HYENA_LAMBDA {
                         in(t + kReadAhead);
-                        store(flow(t), input(t));
-                    }
+                        ask_for<W>(at + kReadAhead * S);
+                        store(at, input(t, at));
+                    });
                 });
-                columns_in(buffer, length, memory.local.get(), team);
+                columns.in(buffer, length, memory.local.get(), team);
             } else {
                 team.over(passes.p2(), [&](int64_t begin, int64_t end, int) {
                     passes.row_in(
                         buffer, begin, end,
-                        [&](Point p) HYENA_LAMBDA { return p.t < length ? input(p.t) : zero<T>(); }, in);
+                        [&](Point p) HYENA_LAMBDA { return p.t < length ? input(p.t, buffer + p.at) : zero<T>(); }, in);
                 });
             }
             const Products<T> products = products_of(i, block, group);
             team.over(passes.p1(), [&](int64_t r0, int64_t r1, int) { products.convolve(buffer, r0, r1); });
             const Tail<T> tail = tail_of(i, memory.tail);
             if (has_columns || i + 1 < a.spectra.filters) {
-                columns_out(buffer, tail, memory.local.get(), team);
+                columns.out(buffer, tail, memory.local.get(), team);
                 continue;
             }
             team.over(passes.p2(), [&](int64_t begin, int64_t end, int) {
@@ -162,26 +162,12 @@ struct Recurrence {
         }
         if (has_columns)
             team.over(length, [&](int64_t begin, int64_t end, int) {
-                for (int64_t t = begin; t < end; ++t) {
+                flow.over(begin, end, [&](int64_t t, const T* at) HYENA_LAMBDA {
                     out(t + kReadAhead);
-                    put(t, load(flow(t)));
-                }
+                    ask_for<W>(at + kReadAhead * S);
+                    put(t, load(at));
+                });
             });
-    }
-
-    // Columns of the first `length` vectors in the places of a buffer's points, and results back to there. `local` is
-    // scratch for each of the team.
-    __attribute__((noinline)) void columns_in(T* buffer, int64_t length, T* local, const Team& team) const {
-        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
-            passes.columns_in(buffer, c0, c1, local + part * passes.scratch() * S,
-                              [&](Point p) HYENA_LAMBDA { return p.t < length ? load(buffer + p.at) : zero<T>(); });
-        });
-    }
-    __attribute__((noinline)) void columns_out(T* buffer, const Tail<T>& tail, T* local, const Team& team) const {
-        team.over(passes.p2(), [&](int64_t c0, int64_t c1, int part) {
-            passes.columns_out(buffer, c0, c1, local + part * passes.scratch() * S,
-                               [&](Point p, Cx<T> v) HYENA_LAMBDA { store(buffer + p.at, tail.joined(p.t, v)); });
-        });
     }
 };
 

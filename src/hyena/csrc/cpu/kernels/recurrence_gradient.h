@@ -10,7 +10,7 @@ namespace {
 
 // Where a transform's buffer is no longer than this (bytes), two of them and what RecurrenceKept has beside them are in
 // the caches, and it is the fastest.
-constexpr int64_t kKeptInCache = int64_t(3) << 20;
+constexpr int64_t kKeptInCache = int64_t(3) << 17;
 
 template <class T, class IO>
 struct RecurrenceGradient {

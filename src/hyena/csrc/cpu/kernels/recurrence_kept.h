@@ -152,7 +152,7 @@ struct RecurrenceKept {
             place = m.filters > 0 ? spectra + (m.filters - 1) * each : buffer;
         else if (const int64_t i = of.step_of(part); i > 0)
             place = spectra + i * each + W;
-        return of.at_points(place);
+        return of.columns.at_points(place);
     }
 
     // Goes through a row once, in order, and keeps what the short convolution gives for all but the first gate. (A
@@ -170,6 +170,7 @@ struct RecurrenceKept {
                     T* to = m.seen.get() + p * W;
                     for (int64_t t = t0; t < t1; ++t) {
                         ahead(t + kReadAhead);
+                        ask_for<W>(to + (t + kReadAhead) * step);
                         store(to + t * step, x[t]);
                     }
                 }
@@ -188,13 +189,15 @@ struct RecurrenceKept {
         ahead.add(first.z);
         ahead.add(dy);
         team.over(row.length, [&](int64_t begin, int64_t end, int) {
-            for (int64_t t = begin; t < end; ++t) {
+            flow.over(begin, end, [&](int64_t t, T* at) HYENA_LAMBDA {
                 ahead(t + kReadAhead);
+                ask_for<W>(at + kReadAhead * S);
+                ask_for<W>(m.seen.get() + (t + kReadAhead) * step);
                 // y is zero where nothing is kept, whatever its gradient is there.
                 const Vec<T> g = first.keep[t] ? dy[t] : zero<T>();
                 store(m.seen.get() + t * step, g);
-                store(flow(t), first[t] * g);
-            }
+                store(at, first[t] * g);
+            });
         });
     }
 

@@ -1,5 +1,5 @@
-// The gradient of a mixing step of one filter whose rows are longer than the caches: hyena::recurrence of order 2, or
-// of order 1 with a value filter. Two transforms' buffers are all that is kept of a row: gates and value are made of z
+// The gradient of a mixing step of one filter in rows of some thousand positions and more: hyena::recurrence of order 2,
+// or of order 1 with a value filter. Two transforms' buffers are all that is kept of a row: gates and value are made of z
 // again where they are needed, tile by tile at the end. recurrence_kept.h, which takes all others, keeps them.
 #pragma once
 
@@ -63,11 +63,11 @@ struct RecurrenceRow {
         is_usual ? look_at<true>(row, parts, group, m, team) : look_at<false>(row, parts, group, m, team);
         add_skips(m.skips.get(), team.parts, static_cast<T*>(a.dd) + group.first, group.lanes);
         T *input = m.input.get(), *gradient = m.gradient.get(), *local = m.local.get();
-        of.columns_in(input, row.length, local, team);
-        of.columns_in(gradient, row.length, local, team);
+        of.columns.in(input, row.length, local, team);
+        of.columns.in(gradient, row.length, local, team);
         backward_rows(of.products_of(0, block, group), input, gradient, true, dspectrum, team);
-        of.columns_out(input, Tail<T>{}, local, team);
-        of.columns_out(gradient, Tail<T>{}, local, team);
+        of.columns.out(input, Tail<T>{}, local, team);
+        of.columns.out(gradient, Tail<T>{}, local, team);
         is_usual ? finish<true>(row, parts, group, m, team) : finish<false>(row, parts, group, m, team);
     }
 
@@ -76,7 +76,7 @@ struct RecurrenceRow {
     void look_at(const Row& row, const Parts& parts, Group group, const WorkMemory& m, const Team& team) const {
         const auto first = parts[0], x = parts[gate < 0 ? 0 : gate], value = parts[a.order];
         const Channels<T, IO> dy(a.dy, row, group);
-        const Runs<T> input = of.at_points(m.input.get()), gradient = of.at_points(m.gradient.get());
+        const Runs<T> input = of.columns.at_points(m.input.get()), gradient = of.columns.at_points(m.gradient.get());
         Ahead ahead;
         ahead.length = row.length;
         ahead.add(first.z);
@@ -85,16 +85,19 @@ struct RecurrenceRow {
         if (gate >= 0) ahead.add(x.z);
         team.over(row.length, [&](int64_t begin, int64_t end, int part) {
             BlockedSum<T> skip;
-            for (int64_t t = begin; t < end; ++t) {
+            input.over(begin, end, [&](int64_t t, T* at) HYENA_LAMBDA {
+                T* of_gradient = gradient.data + (at - input.data);
                 ahead(t + kReadAhead);
+                ask_for<W>(at + kReadAhead * S);
+                ask_for<W>(of_gradient + kReadAhead * S);
                 Vec<T> v = value.template at<kUsual>(t);
                 if (gate >= 0) v *= x.template at<kUsual>(t);
                 // y is zero where nothing is kept, whatever its gradient is there.
                 const Vec<T> g = first.keep[t] ? first.template at<kUsual>(t) * dy[t] : zero<T>();
-                store(input(t), v);
-                store(gradient(t), g);
+                store(at, v);
+                store(of_gradient, g);
                 skip.add(g * v);
-            }
+            });
             store(m.skips.get() + part * W, skip.value());
         });
     }
@@ -104,23 +107,32 @@ struct RecurrenceRow {
     void finish(const Row& row, const Parts& parts, Group group, const WorkMemory& m, const Team& team) const {
         const auto first = parts[0], x = parts[gate < 0 ? 0 : gate], value = parts[a.order];
         const Channels<T, IO> dy(a.dy, row, group);
-        const Runs<T> output = of.at_points(m.input.get()), gradient = of.at_points(m.gradient.get());
+        const Runs<T> output = of.columns.at_points(m.input.get()), gradient = of.columns.at_points(m.gradient.get());
         const int64_t step = parts_of_z * W;
         of.z.start(m.sums.get(), team.parts);
+        Ahead ahead;
+        ahead.length = row.length;
+        ahead.add(value.z);
+        ahead.add(dy);
+        if (gate >= 0) ahead.add(x.z);
         each_tile(row.length, kGradientTile, team, [&](int64_t t0, int64_t count, int part) {
             T* grads = m.tiles.get() + part * m.tile;
             const int64_t left = row.length - t0, all = count + reach < left ? count + reach : left;
-            for (int64_t t = t0; t < t0 + all; ++t) {
+            gradient.over(t0, t0 + all, [&](int64_t t, const T* at) HYENA_LAMBDA {
+                const T* of_output = output.data + (at - gradient.data);
+                ahead(t + kReadAhead);
+                ask_for<W>(at + kReadAhead * S);
+                ask_for<W>(of_output + kReadAhead * S);
                 T* to = grads + (t - t0) * step;
                 if (!first.keep[t]) {
                     for (int64_t p = 0; p < parts_of_z; ++p) store(to + p * W, zero<T>());
-                    continue;
+                    return;
                 }
-                const Vec<T> g = load(gradient(t));
-                store(to, load(output(t)) * dy[t]);
+                const Vec<T> g = load(at);
+                store(to, load(of_output) * dy[t]);
                 if (gate >= 0) store(to + gate * W, g * value.template at<kUsual>(t));
                 store(to + a.order * W, gate >= 0 ? g * x.template at<kUsual>(t) : g);
-            }
+            });
             of.z.backward_span(
                 row, group, m.taps.get(),
                 [&](int64_t p) { return Runs<T>{grads + p * W - t0 * step, step, int64_t(1) << 62, 0}; },

@@ -118,7 +118,7 @@ struct RecurrenceSections {
     void look_at(int64_t t0, const Row& row, const typename Recurrence<T, IO>::Parts& parts,
                  const WorkMemory& m) const {
         const auto x = parts[gate < 0 ? 0 : gate], value = parts[a.order];
-        const Runs<T> product = of.at_points(m.input.get());
+        const Runs<T> product = of.columns.at_points(m.input.get());
         Ahead ahead;
         ahead.length = row.length;
         ahead.add(value.z);

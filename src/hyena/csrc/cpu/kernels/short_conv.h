@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../simd/ahead.h"
+#include "../simd/runs.h"
 #include "sequences.h"
 #include "work.h"
 
@@ -73,16 +74,6 @@ HYENA_INLINE void add_to_sum(T* sums, int64_t k, Vec<T> v) {
     store(sums + 2 * k * W, sum.total);
     store(sums + (2 * k + 1) * W, sum.left_out);
 }
-
-// W lanes a position, in runs of positions `step` numbers apart, with `gap` more numbers between runs.
-template <class T>
-struct Runs {
-    T* data;
-    int64_t step, run, gap;
-    HYENA_INLINE T* operator()(int64_t t) const { return data + t * step + t / run * gap; }
-    // The first position behind the run that t is in.
-    int64_t end(int64_t t) const { return (t / run + 1) * run; }
-};
 
 // The usual three taps, with everything in registers, for positions with two more behind them.
 template <class T, class IO>

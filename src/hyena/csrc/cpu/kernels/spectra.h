@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../fft/fft.h"
+#include "../simd/ahead.h"
 #include "sequences.h"
 
 namespace hyena {
@@ -47,6 +48,10 @@ struct SpectrumOf {
           past_caches(long_array),
           lanes(group.lanes) {
         for (int i = 0; i < W; ++i) filter[i] = i < lanes ? int((group.first + i) / blocks.ratio() - block * W) : 0;
+    }
+    // Asks for a point that will be read.
+    HYENA_INLINE void ask_for(int64_t k) const {
+        if (direct) hyena::ask_for<2 * W>(data + 2 * width * k);
     }
     // Of a sum over `rows`: whether the next one is the first. What a second will add to stays in the caches.
     void start(bool first, int64_t rows) {

@@ -12,6 +12,12 @@ namespace {
 // hardware prefetchers do not follow.
 constexpr int64_t kReadAhead = 48;
 
+// Asks for N numbers that will be read, or written.
+template <int N, class T>
+HYENA_INLINE void ask_for(const T* numbers) {
+    for (int i = 0; i < N; i += int(64 / sizeof(T))) __builtin_prefetch(numbers + i, 0, 2);
+}
+
 // Memory that will be needed soon, to read or to write: up to four arrays with one step a position. The passes of a
 // transform ask for a column's positions, which lie far apart, one block of columns ahead, between the butterflies.
 struct Ahead {
