@@ -1,6 +1,6 @@
-// The gradient of a mixing step of one filter in rows of some thousand positions and more: hyena::recurrence of order 2,
-// or of order 1 with a value filter. Two transforms' buffers are all that is kept of a row: gates and value are made of z
-// again where they are needed, tile by tile at the end. recurrence_kept.h, which takes all others, keeps them.
+// The gradient of a mixing step of one filter in rows of some thousand positions and more: hyena::recurrence of order
+// 2, or of order 1 with a value filter. Two transforms' buffers are all that is kept of a row: gates and value are made
+// of z again where they are needed, tile by tile at the end. recurrence_kept.h, which takes all others, keeps them.
 #pragma once
 
 #include "recurrence.h"
