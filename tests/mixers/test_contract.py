@@ -16,7 +16,6 @@ from torch import Tensor, nn
 import hyena.mixers
 from helpers.cases import offsets
 from helpers.mixers import CASES, L_MAX, D
-from helpers.traced import traced_once
 from hyena.mixers import Mixer, State
 from hyena.optim import param_groups
 
@@ -197,7 +196,6 @@ def test_autocast(make) -> None:
     assert apart(y, want) < 0.05 * want.abs().max().item()
 
 
-@traced_once
 def test_compiles_and_exports_in_one_graph(make) -> None:
     mixer, u, keep = make(dtype=torch.float64).eval(), rows(2, 19), torch.rand(2, 19) < 0.7
     torch._dynamo.reset()

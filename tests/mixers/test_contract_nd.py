@@ -14,7 +14,6 @@ from torch import Tensor
 
 import hyena.mixers
 from helpers.mixers import GRID_CASES, SIZES, D
-from helpers.traced import traced_once
 from hyena.mixers import MixerND
 from hyena.optim import param_groups
 
@@ -213,7 +212,6 @@ def test_autocast(make, space) -> None:
     assert apart(y, want) < 0.05 * want.abs().max().item()
 
 
-@traced_once
 def test_compiles_and_exports_in_one_graph(make, space) -> None:
     mixer, u, keep = make(dtype=torch.float64).eval(), grid(2, *space), torch.rand(2, *space) < 0.7
     torch._dynamo.reset()
