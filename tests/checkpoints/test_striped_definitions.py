@@ -101,10 +101,6 @@ def test_padded_and_packed_rows_are_what_they_are_alone(make: Any) -> None:
     assert_close(got[1, 23:], want, "in chunks")
 
 
-def exact_taps(p: complex, length: int) -> torch.Tensor:
-    return torch.tensor([(p**t).real if t else 1.0 for t in range(length)], dtype=torch.float64)
-
-
 @torch.no_grad()
 def test_poles_anywhere() -> None:
     config = first_generation(max_seqlen=150)

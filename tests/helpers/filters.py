@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from helpers.own import own
 from hyena import filters
 from hyena.filters import (
     DLR,
@@ -75,6 +76,8 @@ CASES: dict[str, Callable[..., Filter]] = {
     "dlr": partial(DLR, modes=3),
     "ema": partial(EMA, modes=3),
     "ema, truncated": partial(EMA, modes=3, truncation=9),
+    "own power law": own.PowerLaw,
+    "own exponential": own.Exponential,
 }
 
 # Filters that cannot be used for longer rows than they were made for.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from helpers.own import own
 from hyena.filters import (
     S4,
     S4D,
@@ -81,6 +82,9 @@ CASES: dict[str, Callable[..., Mixer]] = {
     "BlockRecurrent-lstm": partial(BlockRecurrent, D, L_MAX, block=16, num_states=2, gate="lstm"),
     "S5": partial(S5, D, L_MAX, state=12, blocks=2),
     "S5-two-sided": partial(S5, D, L_MAX, discretization="bilinear", causal=False),
+    "GatedConv": partial(own.GatedConv, D, L_MAX),
+    "GatedConv-exponential": partial(own.GatedConv, D, L_MAX, filter=own.Exponential),
+    "GatedConv-two-sided": partial(own.GatedConv, D, L_MAX, filter=own.PowerLaw, causal=False),
 }
 
 # Mixers over grids, which have a contract of their own: by name, axes and how each is made.

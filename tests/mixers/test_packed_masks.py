@@ -9,7 +9,7 @@ import torch
 
 from helpers.cases import offsets
 from helpers.mixers import CASES, D
-from hyena.mixers import Mixer, _rows
+from hyena.mixers import Mixer, rows
 
 SIZES = [20, 1, 0, 13, 7]
 
@@ -24,7 +24,7 @@ def test_a_mask_acts_inside_packed_rows(make, at_once: bool, monkeypatch: pytest
     """As in each row alone; ``at_once`` is how a compiled graph and a GPU pad the rows, all to the longest."""
     mixer = make(dtype=torch.float64).eval()
     if at_once:
-        monkeypatch.setattr(_rows, "in_groups", lambda u: False)
+        monkeypatch.setattr(rows, "in_groups", lambda u: False)
     u = torch.randn(1, sum(SIZES), D, dtype=torch.float64)
     keep = torch.rand(1, sum(SIZES)) < 0.7
     keep[0, 0] = keep[0, 20] = True

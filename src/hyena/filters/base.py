@@ -105,6 +105,7 @@ class Filter(FilterBase):
             returned; None if there is no such lag.
         depends_on_length: the taps for a length are not the first of those for a longer one (normalised over the
             length, say). One spectrum then serves one length, and the filter cannot be stepped.
+        continues: whether the same weights give the taps beyond ``l_max``, so that :meth:`extend` may raise it.
         stretch_keeps_sums: whether :meth:`extend` by ``"stretch"`` divides taps by as much as there are more of them,
             as the steps of a state space do; otherwise every tap keeps its size.
         keep_float32: see above.
@@ -120,6 +121,7 @@ class Filter(FilterBase):
 
     support: int | None = None
     depends_on_length: bool = False
+    continues: bool = False
     stretch_keeps_sums: bool = False
 
     def __init__(self, channels: int, l_max: int, num_filters: int = 1, *, causal: bool = True) -> None:
@@ -165,10 +167,11 @@ class Filter(FilterBase):
             ValueError: a filter that cannot do that, with the reason.
         """
         check_extension(l_max, mode)
-        if l_max > self.l_max or mode != "continue":
+        if mode != "continue" or (l_max > self.l_max and not self.continues):
             raise ValueError(
                 f"a {type(self).__name__} made for l_max={self.l_max} does not say how it is used at l_max={l_max} "
                 f"(mode={mode!r}): its class would have to define extend(l_max, mode)"
+                + (", or set continues = True if its taps go on" if mode == "continue" else "")
             )
         self.l_max = l_max
 

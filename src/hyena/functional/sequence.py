@@ -168,6 +168,7 @@ def fft_conv(x: Tensor, h: Tensor, d: Tensor | None = None, *, causal: bool = Tr
             is a multiple of ``G``; channel ``c`` uses filter ``c // (C // G)``. Lags beyond the input do nothing.
             ``(B, K, G)``: a filter of its own for each row of the batch.
         d: ``(C,)`` weight of the input itself.
+        causal: ``h`` has lags from 0 on; otherwise it is two-sided.
         circular: the row is a circle, its first position follows its last one; longer filters go round it repeatedly.
 
     Returns:
@@ -268,6 +269,7 @@ def toeplitz(h: Tensor, length: int, *, causal: bool = True) -> Tensor:
     Args:
         h: ``(…, K, C)`` taps of lags ``0 … K-1``, or ``(…, 2K-1, C)`` of lags ``-(K-1) … K-1`` with ``causal=False``.
         length: L.
+        causal: ``h`` has lags from 0 on; otherwise it is two-sided.
 
     Returns:
         ``(…, C, L, L)``. It has ``L ** 2`` entries a channel: for looking and for tests.
@@ -301,6 +303,7 @@ def hyena_matrix(
         h: ``(F, K, G)``, two-sided ``(F, 2K-1, G)``, in order of use; ``C`` is a multiple of ``G``; ``G = M`` with
             heads.
         d: ``(F, G)`` or ``(F, C)``.
+        causal: ``h`` has lags from 0 on; otherwise it is two-sided.
         num_heads: M.
 
     Returns:

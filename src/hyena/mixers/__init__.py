@@ -15,6 +15,7 @@ from hyena.mixers.linear_attention import LinearAttention, LinearAttentionState
 from hyena.mixers.mega import Mega, MegaState
 from hyena.mixers.monarch import MonarchMixer, MonarchMixerState
 from hyena.mixers.patches import HyenaPatches
+from hyena.mixers.rows import RowMixer
 from hyena.mixers.s5 import S5, S5State
 from hyena.mixers.state import State, StateSize
 
@@ -46,6 +47,7 @@ __all__ = [
     "MixerND",
     "MonarchMixer",
     "MonarchMixerState",
+    "RowMixer",
     "S5State",
     "State",
     "StateSize",

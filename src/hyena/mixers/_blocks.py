@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hyena.mixers._rows import take
+from hyena.mixers.rows import take
 
 
 def cut(x: Tensor, size: int) -> Tensor:

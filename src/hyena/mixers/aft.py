@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from hyena import ops
 from hyena.mixers._arguments import check_counts, heads_of
 from hyena.mixers._average import ABSENT, Pick, Sums, before, factors, flip, merge, nothing, single, up_to
-from hyena.mixers._rows import RowMixer
+from hyena.mixers.rows import RowMixer
 from hyena.mixers.state import State
 
 # Entries of a table of position weights that are formed at a time; larger ones are formed again for the gradient.
@@ -177,7 +177,7 @@ class AFT(_AFT):
         state.values.scatter_(1, place, v)
         state.count += new
 
-    def _new_state(self, batch: int, length: int) -> AFTState:
+    def new_state(self, batch: int, length: int) -> AFTState:
         at = self._state_dtype()
         keys, values = (torch.zeros(batch, length, self.d_model, **at) for _ in range(2))
         return AFTState(0, length, keys, values, torch.zeros(batch, dtype=torch.long, device=at["device"]))
@@ -315,7 +315,7 @@ class AFTConv(_AFT):
         state.keys.copy_(keys[:, n:])
         state.values.copy_(values[:, n:])
 
-    def _new_state(self, batch: int, length: int) -> AFTConvState:
+    def new_state(self, batch: int, length: int) -> AFTConvState:
         at = self._state_dtype()
         keys = torch.full((batch, self.window, self.d_model), ABSENT, **at)
         sums = torch.cat(nothing(torch.zeros(batch, 1, self.d_model, **at)), dim=1)

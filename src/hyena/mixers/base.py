@@ -21,7 +21,8 @@ class Mixer(InitializedByTransformers, nn.Module, ABC):
     """Base of layers that mix along the sequence, ``(B, L, D) -> (B, L, D)``; what models know of them.
 
     A subclass sets the attributes and writes :meth:`forward`; to decode it also writes :meth:`init_state` and takes a
-    ``state`` in ``forward``. Everything else follows. ``docs/add-your-own.md`` has an example.
+    ``state`` in ``forward``. Its :meth:`forward` calls :meth:`check_rows` or :meth:`check_next`. :class:`RowMixer` does
+    that, pads, packs and counts for subclasses that mix the rows of a batch; ``docs/add-your-own.md`` has an example.
 
     Attributes:
         d_model: D.
@@ -52,7 +53,7 @@ class Mixer(InitializedByTransformers, nn.Module, ABC):
         """Mixes along the sequence.
 
         Args:
-            u: ``(B, L, D)``; with a ``state`` the next positions of its rows.
+            u: ``(B, L, D)``; packed rows also ``(T, D)``; with a ``state`` the next positions of its rows.
             mask: ``(B, L)`` bool, True = keep. Positions that are not kept take part in nothing.
             cu_seqlens: ``(rows + 1,)`` offsets of rows packed into one, as in flash-attention's varlen functions; then
                 ``B = 1``, and no row sees another.
@@ -60,7 +61,7 @@ class Mixer(InitializedByTransformers, nn.Module, ABC):
             state: from :meth:`init_state`, what came before; changed in place, without gradients.
 
         Returns:
-            ``(B, L, D)``.
+            In the shape of ``u``.
         """
 
     def init_state(self, batch: int, max_length: int | None = None) -> State:

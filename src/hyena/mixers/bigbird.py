@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from hyena import ops
 from hyena.mixers._arguments import check_counts, check_flags, heads_of
 from hyena.mixers._blocks import cut
-from hyena.mixers._rows import RowMixer, take
+from hyena.mixers.rows import RowMixer, take
 from hyena.mixers.state import State
 
 
@@ -246,7 +246,7 @@ class BigBird(RowMixer):
         k, v = keys.to(q.dtype).chunk(2, dim=2)
         return self._softmax(q, k, v, (seen[..., at // self.block] & (at <= place[..., None]))[:, None])
 
-    def _new_state(self, batch: int, length: int) -> BigBirdState:
+    def new_state(self, batch: int, length: int) -> BigBirdState:
         weight = self.in_proj.weight
         keys = torch.zeros(batch, length, 2 * self.d_model, dtype=weight.dtype, device=weight.device)
         return BigBirdState(0, length, keys, torch.zeros(batch, dtype=torch.long, device=weight.device))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hyena import ops
 from hyena.mixers._arguments import check_counts, heads_of
 from hyena.mixers._blocks import cut, hold, join, pick
-from hyena.mixers._rows import RowMixer
+from hyena.mixers.rows import RowMixer
 from hyena.mixers.state import State
 
 GATES = ("fixed", "lstm")
@@ -239,7 +239,7 @@ class BlockRecurrent(RowMixer):
         z, i, f = new.chunk(3, dim=2)
         return vectors * torch.sigmoid(f + 1) + torch.tanh(z) * torch.sigmoid(i - 1)
 
-    def _new_state(self, batch: int, length: int) -> BlockRecurrentState:
+    def new_state(self, batch: int, length: int) -> BlockRecurrentState:
         weight, dtype = self.vectors, ops.compute_dtype(self.vectors)
         before, held = (
             torch.zeros(batch, self.block, 2 * self.d_model, dtype=dtype, device=weight.device) for _ in range(2)

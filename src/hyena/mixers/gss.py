@@ -18,7 +18,7 @@ from hyena.conv.long import FilterFactory, LongConv, Past
 from hyena.conv.online import Online
 from hyena.filters import DSS
 from hyena.mixers._arguments import check_counts
-from hyena.mixers._rows import RowMixer
+from hyena.mixers.rows import RowMixer
 from hyena.mixers.state import State
 
 
@@ -102,7 +102,7 @@ class GSS(RowMixer):
             y = self.conv(v.to(memory.real.dtype), past=Past(state.online, memory, state.position)).to(v.dtype)
         return gate * ops.linear(y, self.gate)
 
-    def _new_state(self, batch: int, length: int) -> GSSState:
+    def new_state(self, batch: int, length: int) -> GSSState:
         online = self.conv.online([self.conv_channels], length)
         return GSSState(0, length, online.allocate(batch), online)
 

@@ -15,7 +15,7 @@ from hyena.conv.long import FilterFactory, LongConv, Past
 from hyena.conv.online import Online
 from hyena.filters import S4D, ShiftSSM
 from hyena.mixers._arguments import check_counts
-from hyena.mixers._rows import RowMixer
+from hyena.mixers.rows import RowMixer
 from hyena.mixers.state import State
 
 
@@ -117,7 +117,7 @@ class H3(RowMixer):
         copy.num_heads = len(units)
         return copy
 
-    def _new_state(self, batch: int, length: int) -> H3State:
+    def new_state(self, batch: int, length: int) -> H3State:
         channels = self.num_heads * self.head_dim
         shift = self.shift.online([channels], length)
         online = self.conv.online([channels * self.head_dim], length)

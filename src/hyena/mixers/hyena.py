@@ -17,9 +17,9 @@ from hyena.conv.long import FilterFactory, LongConv
 from hyena.conv.short import ShortConv
 from hyena.filters import HyenaFilter
 from hyena.mixers._arguments import check, find_activation
-from hyena.mixers._rows import unpacked
 from hyena.mixers.hyena_state import HyenaState
 from hyena.mixers.hyena_steps import HyenaSteps
+from hyena.mixers.rows import unpacked
 
 
 class HyenaOperator(HyenaSteps):

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from hyena import ops
 from hyena.filters.base import is_number
 from hyena.mixers._arguments import check_counts, check_flags, heads_of
-from hyena.mixers._rows import RowMixer
 from hyena.mixers._scan import fill_up
+from hyena.mixers.rows import RowMixer
 from hyena.mixers.state import State
 
 
@@ -167,7 +167,7 @@ class LinearAttention(RowMixer):
         y = (q @ k.transpose(3, 4)).tril() @ v + q @ past
         return y.flatten(2, 3)[:, :, :length], sums[:, :, -1]
 
-    def _new_state(self, batch: int, length: int) -> LinearAttentionState:
+    def new_state(self, batch: int, length: int) -> LinearAttentionState:
         weight = self.in_proj.weight
         each, dtype = self.head_dim, ops.compute_dtype(weight)
         with ops.without_autocast(weight.device):

@@ -20,7 +20,7 @@ from hyena.conv.online import Online
 from hyena.filters import EMA
 from hyena.mixers._arguments import check_counts
 from hyena.mixers._blocks import cut, hold, join, pick
-from hyena.mixers._rows import RowMixer, take, together
+from hyena.mixers.rows import RowMixer, take, together
 from hyena.mixers.state import State
 
 
@@ -183,7 +183,7 @@ class Mega(RowMixer):
             scores = scores.masked_fill(~(there[..., None, :] | (lag == 0)), -torch.inf)
         return scores.softmax(-1) @ v
 
-    def _new_state(self, batch: int, length: int) -> MegaState:
+    def new_state(self, batch: int, length: int) -> MegaState:
         online, weight = self.conv.online([self.d_model], length), self.scale
         shape = (batch, self.chunk, self.key_channels + self.value_channels)
         held = torch.zeros(shape, dtype=ops.compute_dtype(weight), device=weight.device)

@@ -16,7 +16,7 @@ from hyena.conv.online import Online
 from hyena.conv.short import ShortConv
 from hyena.filters import PairedFilter
 from hyena.mixers._arguments import check_counts, check_flags
-from hyena.mixers._rows import RowMixer
+from hyena.mixers.rows import RowMixer
 from hyena.mixers.state import State
 
 
@@ -38,13 +38,13 @@ class MonarchMixerState(State):
 
 
 class MonarchMixer(RowMixer):
-    """The sequence mixer of Monarch Mixer, M2 (Fu et al. 2023, arXiv 2310.12109, section 4): ``y = W_o (x2 (h * (x1 v))
-    + g * u)``.
+    """The sequence mixer of Monarch Mixer, M2: ``y = W_o (x2 (h * (x1 v)) + g * u)``.
 
-    ``x1, x2, v`` are a projection of ``u`` after a short causal convolution, as Hyena's of order 2; beside it a second
-    long filter ``g`` convolves the input itself. Both filters have a weight of their input. M2's models are two-sided,
-    with an FFN for each direction (:class:`hyena.filters.PairedFilter`). Their other half, an MLP of block-diagonal
-    matrices, is :class:`hyena.models.BlockDiagonalGLU`.
+    Source: Fu et al. 2023, arXiv 2310.12109, section 4. ``x1, x2, v`` are a projection of ``u`` after a short causal
+    convolution, as Hyena's of order 2; beside it a second long filter ``g`` convolves the input itself. Both filters
+    have a weight of their input. M2's models are two-sided, with an FFN for each direction
+    (:class:`hyena.filters.PairedFilter`). Their other half, an MLP of block-diagonal matrices, is
+    :class:`hyena.models.BlockDiagonalGLU`.
 
     Args:
         d_model: D.
@@ -102,7 +102,7 @@ class MonarchMixer(RowMixer):
         past = Past(state.residual_online, state.memory[1], state.position)
         return y + self.residual(u.to(y.dtype), past=past)
 
-    def _new_state(self, batch: int, length: int) -> MonarchMixerState:
+    def new_state(self, batch: int, length: int) -> MonarchMixerState:
         convs = [conv for conv in (self.conv, self.residual) if conv is not None]
         online = [conv.online([self.d_model], length) for conv in convs]
         memory = [memory for each in online for memory in each.allocate(batch)]

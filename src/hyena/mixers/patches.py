@@ -18,8 +18,8 @@ from hyena.conv.long_nd import FilterFactoryND, LongConvND
 from hyena.conv.short_nd import ShortConvND
 from hyena.filters import HyenaFilterND
 from hyena.mixers._arguments import check
-from hyena.mixers._rows import take, unpacked
 from hyena.mixers.base import Mixer
+from hyena.mixers.rows import take, unpacked
 
 
 class HyenaPatches(Mixer):

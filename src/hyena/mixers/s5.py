@@ -22,8 +22,8 @@ from hyena.filters._initial import fill
 from hyena.filters.base import keeping_float32
 from hyena.filters.diagonal import check_range
 from hyena.mixers._arguments import check_counts
-from hyena.mixers._rows import RowMixer
 from hyena.mixers._scan import scan
+from hyena.mixers.rows import RowMixer
 from hyena.mixers.state import State
 
 DISCRETIZATIONS = ("zoh", "bilinear")
@@ -198,7 +198,7 @@ class S5(RowMixer):
             g = F.gelu(y).to(u.dtype)
         return g * torch.sigmoid(ops.linear(g, self.gate))
 
-    def _new_state(self, batch: int, length: int) -> S5State:
+    def new_state(self, batch: int, length: int) -> S5State:
         weight = self.system.log_decay
         shape = (batch, weight.size(0), 2)
         return S5State(0, length, torch.zeros(shape, dtype=ops.compute_dtype(weight), device=weight.device))

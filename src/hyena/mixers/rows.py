@@ -24,7 +24,7 @@ class RowMixer(Mixer):
 
     Inputs are checked, padding is zeroed, packed rows are taken apart into padded batches (on the CPU one for each
     power of two of the length, so that padding at most doubles the work), a state is checked and counted on. Mixed
-    values are dropped out and go through ``out_proj``, which the subclass makes. States are made by :meth:`_new_state`,
+    values are dropped out and go through ``out_proj``, which the subclass makes. States are made by :meth:`new_state`,
     where nothing stands against steps.
 
     Args:
@@ -160,7 +160,7 @@ class RowMixer(Mixer):
         why = self._why_no_steps()
         if why is not None:
             raise ValueError(f"{why}, so this {type(self).__name__} cannot be stepped")
-        return self._new_state(batch, self.room(batch, max_length))
+        return self.new_state(batch, self.room(batch, max_length))
 
     def _why_no_steps(self) -> str | None:
         """Why outputs are not known until the whole input is; None where they are."""
@@ -170,7 +170,7 @@ class RowMixer(Mixer):
         return next((why for why in reasons if why is not None), None)
 
     @abstractmethod
-    def _new_state(self, batch: int, length: int) -> State:
+    def new_state(self, batch: int, length: int) -> State:
         """The state of so many rows before the first of up to ``length`` positions."""
 
 

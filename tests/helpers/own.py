@@ -1,0 +1,29 @@
+"""The filters and the mixer that ``docs/add-your-own.md`` shows, as a module, so that they pickle."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from helpers.pages import blocks
+
+PAGE = Path(__file__).parents[2] / "docs" / "add-your-own.md"
+_DEFINITIONS = (ast.Import, ast.ImportFrom, ast.ClassDef)
+
+
+def _classes() -> Any:
+    """What the page imports and the classes it defines; the code that tries them is left out."""
+    module = ModuleType("add_your_own")
+    sys.modules[module.__name__] = module
+    for block in blocks(PAGE):
+        if block.language == "python":
+            tree = ast.parse(block.code)
+            tree.body = [statement for statement in tree.body if isinstance(statement, _DEFINITIONS)]
+            exec(compile(tree, block.name, "exec"), module.__dict__)
+    return module
+
+
+own = _classes()
