@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -156,6 +157,26 @@ def test_train_on_dna_and_score_with_it(tmp_path: Path, capsys: pytest.CaptureFi
     said = error(capsys, ["score", "--model", tmp_path / "run", short, "--output", tmp_path / "t.tsv"])
     assert "'N' at position 5" in said
     assert "is not one of the 5 that the model has seen" in said
+
+
+def test_damaged_gzip_is_one_line(tmp_path: Path) -> None:
+    """Cut anywhere, or any byte wrong: an error that names the file, or (the header's date, say) the whole text."""
+    text = "".join(chr(97 + i * i % 26) for i in range(400))
+    whole, file = gzip.compress(text.encode()), tmp_path / "x.txt.gz"
+    damaged = [whole[:n] for n in range(1, len(whole))]
+    damaged += [whole[:n] + bytes([whole[n] ^ 255]) + whole[n + 1 :] for n in range(len(whole))]
+    refused = 0
+    for content in damaged:
+        file.write_bytes(content)
+        try:
+            found = read_corpus(file, 8)
+        except ValueError as e:
+            assert "x.txt.gz" in str(e)
+            refused += 1
+        else:
+            got = torch.cat([found.train, found.validation]).tolist()
+            assert "".join(found.vocabulary[i] for i in got) == text
+    assert refused > len(damaged) - 12
 
 
 def test_what_cannot_be_trained(text: Path, tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture) -> None:
