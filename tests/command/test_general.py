@@ -170,9 +170,8 @@ def test_damaged_gzip_is_one_line(tmp_path: Path) -> None:
         file.write_bytes(content)
         try:
             found = read_corpus(file, 8)
-        except ValueError as e:
-            assert "x.txt.gz" in str(e)
-            refused += 1
+        except ValueError as error:
+            refused += "x.txt.gz" in str(error)
         else:
             got = torch.cat([found.train, found.validation]).tolist()
             assert "".join(found.vocabulary[i] for i in got) == text

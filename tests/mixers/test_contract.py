@@ -7,11 +7,13 @@ import inspect
 import io
 import pickle
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hyena.mixers
 from helpers.cases import offsets
@@ -88,6 +90,25 @@ def test_gradients_by_differences(make) -> None:
     assert torch.autograd.gradcheck(call, (u, *(v.requires_grad_() for v in values)), fast_mode=True)
 
 
+def test_second_derivatives(make) -> None:
+    mixer, u = make(dtype=torch.float64), rows(1, 5).requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has none on a CPU
+        assert torch.autograd.gradgradcheck(mixer, u, fast_mode=True)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 7])
+def test_any_width_sees_its_input(make: partial[Mixer], width: int) -> None:
+    try:
+        mixer = make.func(width, L_MAX, **make.keywords, dtype=torch.float64)
+    except ValueError as reason:
+        pytest.skip(f"cannot be so narrow: {reason}")
+    u = rows(1, 6)[..., :width].requires_grad_()
+    y = mixer(u)
+    y.square().sum().backward()
+    assert u.grad is not None
+    assert (u.grad != 0).any(2).all(), "of every position"
+
+
 @pytest.mark.parametrize("length", [1, 2, 3, 13, 32, 47, L_MAX])
 def test_any_length(mixer: Mixer, length: int) -> None:
     y = mixer(rows(2, length))
@@ -110,6 +131,8 @@ def test_wrong_inputs_name_the_numbers(mixer: Mixer) -> None:
     for shape in ((1, 4, D + 1), (4, D), (1, 1, 4, D)):
         with pytest.raises(ValueError, match=r"expected .*\(B, L, .*got"):
             mixer(torch.zeros(shape, dtype=torch.float64))
+    with pytest.raises(ValueError, match=rf"floating point.*int64 of shape \(2, 9, {D}\)"):
+        mixer(rows(2, 9).long())
     with pytest.raises(ValueError, match=r"mask .*\(2, 9\).*\(2, 8\)"):
         mixer(rows(2, 9), torch.ones(2, 8, dtype=torch.bool))
     with pytest.raises(TypeError):

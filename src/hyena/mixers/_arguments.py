@@ -77,13 +77,13 @@ def check(
             raise ValueError(f"the width {width} is not a multiple of filter_groups={filter_groups}")
 
 
-def check_counts(**counts: int) -> None:
-    """Raises for arguments that are no integers (``TypeError``) or below 1 (``ValueError``)."""
+def check_counts(least: int = 1, /, **counts: int) -> None:
+    """Raises for arguments that are no integers (``TypeError``) or below ``least`` (``ValueError``)."""
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
             raise TypeError(f"{name} must be an integer, got {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def check_flags(**flags: bool) -> None:

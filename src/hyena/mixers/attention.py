@@ -50,6 +50,9 @@ class Attention(Mixer):
     inputs, and a model adds positions. Packed rows are kept apart by an ``L x L`` mask. With a state, chunks of any
     length meet what came before in blocks of keys: beyond the state, memory grows with the chunk alone.
 
+    PyTorch's fused attention has no second derivatives on a CPU: take them under
+    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, here and of all mixers that attend.
+
     Args:
         d_model: D.
         l_max: longest row; None for any length, and then states need a ``max_length``.

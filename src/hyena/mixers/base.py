@@ -186,6 +186,7 @@ class Mixer(InitializedByTransformers, nn.Module, ABC):
             ValueError: shapes that do not fit, no positions, ``max_seqlen`` without ``cu_seqlens``, or rows longer than
                 ``l_max``.
         """
+        _check_floating(u)
         if u.dim() != 3 or u.size(2) != self.d_model:
             raise ValueError(f"expected an input of shape (B, L, {self.d_model}), got {tuple(u.shape)}")
         if u.size(1) == 0:
@@ -224,6 +225,7 @@ class Mixer(InitializedByTransformers, nn.Module, ABC):
                 "packed rows cannot be continued: a state has one row for each row of the batch, so it takes no "
                 f"cu_seqlens and no max_seqlen (got {max_seqlen})"
             )
+        _check_floating(u)
         if u.dim() != 3 or u.size(0) != state.batch or u.size(1) < 1 or u.size(2) != self.d_model:
             raise ValueError(
                 f"expected new positions of shape ({state.batch}, n, {self.d_model}), n at least 1, got "
@@ -236,3 +238,8 @@ class Mixer(InitializedByTransformers, nn.Module, ABC):
             )
         if state.position + u.size(1) > state.max_length:  # so that a step that fits forms no message
             state.check_room(u.size(1), f"this {type(self).__name__}'s l_max={self.l_max}")
+
+
+def _check_floating(u: Tensor) -> None:
+    if not u.is_floating_point():
+        raise ValueError(f"expected a floating point input, got {u.dtype} of shape {tuple(u.shape)}")

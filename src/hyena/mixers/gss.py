@@ -48,7 +48,7 @@ class GSS(RowMixer):
     Args:
         d_model: D.
         l_max: longest row.
-        conv_channels: H; ``D // 4``, and at least 1, if missing.
+        conv_channels: H, at least 2; ``D // 4``, and not less than that, if missing.
         gate_channels: I; ``4 D`` if missing.
         filter: of the convolution; see :class:`hyena.conv.LongConv`. The paper's, if missing.
         causal: no output sees a later input; otherwise the filter is two-sided.
@@ -78,9 +78,10 @@ class GSS(RowMixer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(d_model, l_max, causal=causal, dropout=dropout, bias=bias)
-        inner = max(d_model // 4, 1) if conv_channels is None else conv_channels
+        inner = max(d_model // 4, 2) if conv_channels is None else conv_channels
         wide = 4 * d_model if gate_channels is None else gate_channels
-        check_counts(l_max=l_max, conv_channels=inner, gate_channels=wide)
+        check_counts(l_max=l_max, gate_channels=wide)
+        check_counts(2, conv_channels=inner)  # the norm of one channel does not depend on the input
         at: dict[str, Any] = {"device": device, "dtype": dtype}
         self.conv_channels, self.gate_channels = inner, wide
         self.in_proj = nn.Linear(d_model, wide + inner, bias=bias, **at)
