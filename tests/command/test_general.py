@@ -325,6 +325,31 @@ def test_what_cannot_be_written(trained: Path, tmp_path: Path, capsys: pytest.Ca
     assert "CausalLM" in error(capsys, given)
 
 
+def test_options_that_do_nothing_are_refused(trained: Path, capsys: pytest.CaptureFixture) -> None:
+    given = ["generate", "--model", trained, "--prompt", "the", "--length", "2"]
+    assert "--alphabet xyz is of the records of FASTA files" in error(capsys, [*given, "--alphabet", "xyz"])
+    assert "--iupac-to-n is of the records of FASTA files" in error(capsys, [*given, "--iupac-to-n"])
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "nonsense"])
+def test_devices_that_are_not_there(
+    device: str, text: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for given in (
+        ["generate", "--model", trained, "--prompt", "the", "--length", "2"],
+        ["train", text, "--out", tmp_path / "o", *SMALL],
+        ["bench", "--out", tmp_path / "b", "--lengths", "16"],
+    ):
+        assert f"--device {device}: " in error(capsys, [*given, "--device", device])
+
+
+def test_a_checkpoint_without_settings(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    saved = torch.load(trained / "checkpoint.pt", weights_only=True)
+    torch.save({**saved, "config": {}}, tmp_path / "checkpoint.pt")
+    said = error(capsys, ["generate", "--model", tmp_path, "--prompt", "the", "--length", "2"])
+    assert "needs l_max, vocab_size, got mlp" in said
+
+
 def test_character_tokenizer() -> None:
     tokenizer = CharacterTokenizer("\nabé")
     assert tokenizer.encode("éa\n").tolist() == [3, 1, 0]

@@ -379,6 +379,12 @@ def test_rows_that_do_not_fit():
         model(ids, attention_mask=torch.ones(3, 1, L, L))
     with pytest.raises(ValueError, match="an integer mask holds 1"):
         model(ids, attention_mask=torch.full_like(ids, 2))
+    for wrong in (0.5, torch.finfo(torch.float32).min, float("nan")):
+        added = torch.zeros(ids.shape)
+        added[0, 0] = wrong
+        with pytest.raises(ValueError, match=r"a floating point mask holds 1 where .* added to scores"):
+            model(ids, attention_mask=added)
+    assert torch.equal(model(ids, attention_mask=torch.ones(ids.shape)).logits, model(ids).logits)
     with pytest.raises(ValueError, match=r"expected input_ids \(B, L\)"):
         model(ids[0])
     with pytest.raises(ValueError, match="use_cache=True: a two-sided model"):

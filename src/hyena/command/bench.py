@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hyena.command.devices import device_of
 from hyena.command.folder import replacing
 from hyena.command.report import report
 from hyena.genomics.progress import Progress
@@ -62,7 +63,7 @@ def run(given: argparse.Namespace) -> None:
             raise ValueError(f"--threads must be at least 1, got {given.threads}")
         torch.set_num_threads(given.threads)
     plot = _plotter(given.no_plot)
-    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(given.device)
     dtype = getattr(torch, given.dtype)
     out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)

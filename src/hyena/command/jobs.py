@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import hyena
 from hyena.command.characters import find_checkpoint, load_characters, write_text
+from hyena.command.devices import device_of
 from hyena.command.inputs import Inputs
-from hyena.command.models import check_exists, device_of, dtype_of, fingerprint, open_model
+from hyena.command.models import check_exists, dtype_of, fingerprint, open_model
 from hyena.command.pretrained import is_pretrained, load_pretrained
 from hyena.genomics import Record
 from hyena.genomics.batches import groups
@@ -58,6 +59,9 @@ def run(given: argparse.Namespace) -> None:
         OSError: files that cannot be read or written.
         ModuleNotFoundError: Parquet without pyarrow.
     """
+    if getattr(given, "prompt", ()) and (given.alphabet or given.iupac_to_n):
+        option = "--iupac-to-n" if given.alphabet is None else f"--alphabet {given.alphabet}"
+        raise ValueError(f"{option} is of the records of FASTA files, not of a --prompt: leave it away")
     found = _language_model(given)
     inputs = _inputs(given)
     survey = inputs.survey()

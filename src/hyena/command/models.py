@@ -12,6 +12,7 @@ import torch
 from hyena.checkpoints import load_hyenadna, load_striped_hyena
 from hyena.checkpoints.files import read_config
 from hyena.checkpoints.striped import PUBLISHED
+from hyena.command.devices import device_of
 
 _LARGE = 1 << 20  # files above this are known by their size alone
 
@@ -49,11 +50,6 @@ def open_model(path: str, config: str | None = None, *, head: str, device: str |
         f"{source} is the config of no model that is known here: expected HyenaDNA's (the original code's or the -hf "
         f"models'), StripedHyena's, Evo's or Evo 2's; got the keys {', '.join(sorted(values)[:20])}"
     )
-
-
-def device_of(name: str | None) -> torch.device:
-    """The device of --device: a GPU if there is one."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:

@@ -20,6 +20,7 @@ from torch import nn
 import hyena
 from hyena.command.characters import CHECKPOINT
 from hyena.command.corpus import Corpus, random_batch, read_corpus, windows
+from hyena.command.devices import device_of
 from hyena.command.folder import claimed, replacing
 from hyena.genomics.progress import Progress
 from hyena.models import CausalLM, CausalLMConfig
@@ -187,7 +188,7 @@ def run(given: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(given, name)}")
     if not given.no_plot:
         from hyena.command.plots import plot_losses  # says at once what is missing
-    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(given.device)
     corpus = read_corpus(Path(given.file), settings.context)
     training = Run(settings, corpus, device)
     with claimed(Path(given.out)) as out:

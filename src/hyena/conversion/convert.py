@@ -72,7 +72,7 @@ def convert(
         start: "attention" for values, output projections and filters as above; "filters" for the filters alone;
             "random" as :func:`hyena.replace_attention` leaves them. None for "attention" where that is possible, which
             the report says.
-        start_batches: of the training batches, those whose attention maps are averaged.
+        start_batches: of the training batches, those whose attention maps are averaged; all, where there are fewer.
         evaluate: how many of the first batches are held out for the report; or an iterable of such batches.
         lr, logit_lr: learning rates of AdamW in the two stages, ``lr`` in both if missing; see
             :func:`hyena.param_groups`. They rise over a twentieth of the steps and fall to a tenth along a cosine.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hyena.genomics.tokenizers import DNATokenizer, LetterError, Tokenizer
+from hyena.mixers.masks import keep_from_tokenizer
 
 STRANDS = ("forward", "reverse", "both")
 # The letters of IUPAC for one base or several, and what pairs with them.
@@ -47,7 +48,7 @@ def reverse_complement_tokens(tokens: Tensor, tokenizer: Tokenizer | None = None
     known = (tokens >= 0) & (tokens < paired.numel())
     letter = known & (paired[tokens.clamp(0, paired.numel() - 1)] >= 0)
     if mask is not None:
-        letter = letter & mask.bool()
+        letter = letter & keep_from_tokenizer(mask, tokens.shape)
     rank = letter.cumsum(1) - 1
     place = torch.argsort((~letter).to(torch.uint8), dim=1, stable=True)  # the letters' positions first, in order
     source = place.gather(1, (letter.sum(1, keepdim=True) - 1 - rank).clamp(0, tokens.size(1) - 1))

@@ -39,13 +39,16 @@ class ModelConfig:
         """Returns the config that :meth:`to_dict` was called on.
 
         Raises:
-            ValueError: keys that are not fields, listed; a field by two of its names, with values that differ.
+            ValueError: keys that are not fields, or fields without a value, listed; a field by two of its names, with
+                values that differ.
         """
         fields = {f.name for f in dataclasses.fields(cls)}
         names = {key: now for key, now in cls.renamed.items() if key not in fields and now in fields}
         values = with_names(values, names, f"a {cls.__name__}")
         if unknown := sorted(set(values) - fields):
             raise ValueError(f"unknown fields in a {cls.__name__}: {unknown}; it has {', '.join(sorted(fields))}")
+        if missing := sorted(f.name for f in dataclasses.fields(cls) if _is_needed(f) and f.name not in values):
+            raise ValueError(f"a {cls.__name__} needs {', '.join(missing)}, got {', '.join(sorted(values)) or 'none'}")
         return cls(**values)
 
     def _check_sizes(self, *names: str) -> None:
@@ -130,3 +133,7 @@ def _check_plain(name: str, value: Any) -> None:
             f"{name} is {value!r}, which cannot be saved: a saved config names classes that hyena.mixers and "
             "hyena.filters export, and has plain values; build this model from a config in code"
         )
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    return field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

@@ -245,7 +245,7 @@ class HyenaBackbone(HyenaPreTrainedModel):
                 f"attention_mask must be {(batch, total)}, 0 or False where a position of a row (those in the cache "
                 f"included) is padding, got {shape}"
             )
-        return keep_from_tokenizer(mask.bool() if mask.is_floating_point() else mask, torch.Size((batch, total)))
+        return keep_from_tokenizer(mask, torch.Size((batch, total)), floats=True)
 
 
 class HyenaModel(HyenaBackbone):

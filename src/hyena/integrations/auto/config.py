@@ -11,10 +11,16 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import PretrainedConfig
 
+from hyena.filters.base import is_integer
 from hyena.models import CausalLMConfig
 from hyena.models.config import is_number
 from hyena.models.initial import small_init_std
 
+# What ``PretrainedConfig`` has for models of other kinds; saved configs have it with values that say no.
+_OTHER_MODELS = (
+    "add_cross_attention", "chunk_size_feed_forward", "cross_attention_hidden_size", "is_decoder", "is_encoder_decoder",
+    "pruned_heads", "tie_encoder_decoder", "torchscript",
+)  # fmt: skip
 _SIZES = ("vocab_size", "l_max", "d_model", "num_layers", "d_inner", "dropout", "mlp")
 
 
@@ -163,7 +169,9 @@ def check_one_name(kind: type[PretrainedConfig], given: dict[str, Any]) -> None:
 
 
 def check_known(kind: type[PretrainedConfig], kwargs: dict[str, Any]) -> None:
-    """Raises TypeError for keywords that ``PretrainedConfig`` does not have."""
+    """Raises TypeError for keywords that ``PretrainedConfig`` does not have, or that it has for other models."""
+    if foreign := [f"{name}={kwargs[name]!r}" for name in _OTHER_MODELS if kwargs.get(name)]:
+        raise TypeError(f"a {kind.__name__} has no use for {', '.join(foreign)}")
     if unknown := sorted(set(kwargs) - base_names()):
         own = [*kind.__init__.__code__.co_varnames[1 : kind.__init__.__code__.co_argcount], *kind.attribute_map]
         like = sorted({each for name in unknown for each in difflib.get_close_matches(name, own)})
@@ -177,10 +185,20 @@ def check_heads(config: Any) -> None:
         raise ValueError(f"pooling must be 'last' or 'mean', got {config.pooling!r}")
     if not is_number(config.classifier_dropout) or not 0 <= config.classifier_dropout < 1:
         raise ValueError(f"classifier_dropout must be a number in [0, 1), got {config.classifier_dropout!r}")
-    for name in ("pad_token_id", "bos_token_id"):
-        token = getattr(config, name)
-        if token is not None and not 0 <= token < config.vocab_size:
-            raise ValueError(f"{name}={token} is not below vocab_size={config.vocab_size}")
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        check_token(name, getattr(config, name), config.vocab_size)
+
+
+def check_token(name: str, given: Any, vocab_size: int) -> None:
+    """Raises ValueError for a special token that is none of the vocabulary; any of several may end a text."""
+    several = name == "eos_token_id" and isinstance(given, (list, tuple))
+    tokens = given if several else () if given is None else (given,)
+    good = (is_integer(token) and 0 <= token < vocab_size for token in tokens)
+    if not all(good) or (several and not given):
+        kinds = "None, a token or a list of tokens" if name == "eos_token_id" else "None or a token"
+        raise ValueError(
+            f"{name} must be {kinds}, from 0 to {vocab_size - 1} with vocab_size={vocab_size}, got {given!r}"
+        )
 
 
 def keep_foreign(
