@@ -303,6 +303,7 @@ def test_what_cannot_be_written(trained: Path, tmp_path: Path, capsys: pytest.Ca
     given = ["generate", "--model", trained, "--length", "4"]
     assert "record 'prompt1': 'Q' at position 1" in error(capsys, [*given, "--prompt", "Q"])
     assert "--samples must be at least 1" in error(capsys, [*given, "--samples", "0"])
+    assert f"seed must fit 64 bits, got {10**30}" in error(capsys, [*given, "--seed", 10**30])
     assert "top_k" in error(capsys, [*given, "--top-k", "0"])
     assert "max_new_tokens must be" in error(capsys, [*given[:3], "--length", "0"])
     assert "--window 4 is for text" in error(capsys, [*given, "--window", "4", "--output", tmp_path / "x.tsv"])

@@ -129,6 +129,8 @@ def stream(
     endings = _endings(stop) + ([] if eos is None else [[operator.index(eos)]])
     if unknown := sorted({token for ending in endings for token in ending if not 0 <= token < vocab_size}):
         raise ValueError(f"eos and stop hold tokens from 0 to {vocab_size - 1}, got {', '.join(map(str, unknown))}")
+    if seed is not None and not -(1 << 63) <= seed < 1 << 64:
+        raise ValueError(f"seed must fit 64 bits, got {seed}")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must not be negative, got {max_new_tokens}")
     if chunk is not None and chunk < 1:
