@@ -20,7 +20,8 @@ KINDS = {
     "filter": ("family.py", {kind.__name__ for kind in exported()}, ("taps", "train", "step"), ("peak MB", "state")),
     "mixer": (
         "family_mixers.py",
-        {type(make()).__name__ for make in CASES.values()} - {"HyenaPatches"},  # nd.py measures grids
+        # nd.py measures grids, and nobody exports what docs/add-your-own.md shows.
+        {type(make()).__name__ for make in CASES.values()} - {"HyenaPatches", "GatedConv"},
         ("forward", "train", "step"),
         ("kept MB", "state KB"),
     ),
