@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.command import error
 from helpers.dna import build
 from hyena.checkpoints import load_hyenadna, save_hyenadna
 from hyena.command import main
@@ -244,11 +245,6 @@ def test_killed_for_real(tmp_path: Path, model_folder: Path) -> None:
     assert lengths == sorted(lengths)  # what was finished is kept
     assert started(out).wait() == 0
     assert out.read_bytes() == whole.read_bytes()
-
-
-def error(capsys: pytest.CaptureFixture, given: list[Any]) -> str:
-    assert main([str(each) for each in given]) == 1
-    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
