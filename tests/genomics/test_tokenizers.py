@@ -136,6 +136,22 @@ def test_reverse_complement_of_tokens(sequences: list[str], kind: str) -> None:
     assert torch.equal(reverse_complement_tokens(tokens, tokenizer, mask), want)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64], ids=str)
+def test_padding_that_is_a_letter_stays(dtype: torch.dtype) -> None:
+    """Where the token of padding is a letter's, the mask alone tells them apart."""
+    tokenizer = DNATokenizer()
+    text, other = tokenizer(["AACGT", "ACGTT"]).tokens
+    pad = text[:1].expand(3)
+    tokens = torch.stack([torch.cat([pad, text]), torch.cat([text, pad])])
+    keep = torch.tensor([[0] * 3 + [1] * 5, [1] * 5 + [0] * 3])
+    want = torch.stack([torch.cat([pad, other]), torch.cat([other, pad])])
+    assert torch.equal(reverse_complement_tokens(tokens, tokenizer, keep.to(dtype)), want)
+    with pytest.raises(ValueError, match=r"an integer mask holds 1 .* got 2"):
+        reverse_complement_tokens(tokens, tokenizer, keep + 1)
+    with pytest.raises(ValueError, match=r"mask must be bool or integer, .*float32 of shape \(2, 8\)"):
+        reverse_complement_tokens(tokens, tokenizer, keep.float())
+
+
 def test_augmentation() -> None:
     tokens, _ = DNATokenizer()(["AACGT"] * 400)
     flipped = reverse_complement_tokens(tokens)

@@ -43,6 +43,9 @@ def reverse_complement_tokens(tokens: Tensor, tokenizer: Tokenizer | None = None
         tokens: ``(B, L)`` integers.
         tokenizer: whose letters they are, HyenaDNA's if missing.
         mask: ``(B, L)``, False or 0 where a row has padding, for tokenizers whose padding is a letter's token.
+
+    Raises:
+        ValueError: a mask of another shape, floating point, or with numbers other than 0 and 1.
     """
     paired = _paired(tokenizer or DNATokenizer()).to(tokens.device)
     known = (tokens >= 0) & (tokens < paired.numel())
