@@ -20,7 +20,7 @@ from hyena.mixers.state import State
 
 
 class RowMixer(Mixer):
-    """A mixer that writes :meth:`mix` for the rows of a batch; this class makes rows of everything else.
+    """A mixer that writes ``mix`` for the rows of a batch; this class makes rows of everything else.
 
     Inputs are checked, padding is zeroed, packed rows are taken apart into padded batches (on the CPU one for each
     power of two of the length, so that padding at most doubles the work), a state is checked and counted on. Mixed
