@@ -53,6 +53,13 @@ def test_every_public_name_is_listed_once() -> None:
     assert len(names) > 150
 
 
+def test_first_lines_stand_alone() -> None:
+    """In a room's table no class is around them, so what they refer to has its whole name."""
+    alone = re.compile(r":(?:meth|attr):`~?\w+`")
+    first = {name: (public_names.find(name).__doc__ or "").partition("\n\n")[0] for name in listed()}
+    assert {name: line for name, line in first.items() if alone.search(line)} == {}
+
+
 def test_rooms_are_those_of_the_package() -> None:
     """Every folder that says what it exports, and no folder's name has to be written down for it."""
     folders = {
